@@ -1,0 +1,1 @@
+"""Contracts: the records that cross a process border, one definition each, without torch and without I/O."""

@@ -1,0 +1,27 @@
+"""The envelope in which every message travels."""
+
+from datetime import datetime
+
+import msgspec
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """One message on the bus.
+
+    Attributes:
+        type: Name of the body's contract, or ``dict`` for plain data.
+        version: Version of that contract.
+        id: Names the message for ever; handlers de-duplicate by it.
+        run_id: The run that it belongs to, or None.
+        sent_at: When it was published, in UTC.
+        traceparent: W3C trace context, or None.
+        body: The encoded body.
+    """
+
+    type: str
+    version: int
+    id: str
+    run_id: str | None
+    sent_at: datetime
+    traceparent: str | None
+    body: bytes

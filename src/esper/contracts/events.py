@@ -1,0 +1,36 @@
+"""Small announcements on the bus."""
+
+import msgspec
+
+
+class BlueprintSubmitted(msgspec.Struct, frozen=True, kw_only=True):
+    """A blueprint waits for the forge."""
+
+    blueprint_id: str
+    priority: int = 5
+
+
+class CompilationEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A blueprint moved on in the forge.
+
+    Attributes:
+        status: ``started``, ``compiled``, ``rejected``, ``failed`` or ``quarantined``.
+        kernel_id: The kernel, once there is one.
+        reason: Why it was rejected or failed.
+        elapsed_ms: Time since the work was claimed.
+    """
+
+    blueprint_id: str
+    status: str
+    kernel_id: str | None = None
+    reason: str = ""
+    elapsed_ms: float = 0.0
+
+
+class EpochEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A trainer finished an epoch."""
+
+    run_id: str
+    epoch: int
+    step: int
+    metrics: dict[str, float] = {}

@@ -1,0 +1,178 @@
+"""Blueprints and kernels as they travel between forge, store and trainer."""
+
+import json
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+JsonObject: TypeAlias = dict[str, JsonValue]
+
+
+class BlueprintStatus(StrEnum):
+    """How far a blueprint has come."""
+
+    UNVALIDATED = "unvalidated"
+    COMPILING = "compiling"
+    VALIDATED = "validated"
+    DEPLOYED = "deployed"
+    REJECTED = "rejected"
+    QUARANTINED = "quarantined"
+
+
+class KernelStatus(StrEnum):
+    """Whether a kernel may be grafted; only ``VALIDATED`` may."""
+
+    PENDING_VALIDATION = "pending_validation"
+    VALIDATED = "validated"
+    REJECTED = "rejected"
+    RETIRED = "retired"
+
+
+def _parsed_once(value: object) -> object:
+    """Accept the JSON text of an object where the object itself is expected."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+ArchitectureIR = Annotated[JsonObject, BeforeValidator(_parsed_once)]
+
+
+class Written(BaseModel):
+    """A record that we write: unknown fields are an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BuildSpec(Written):
+    """How a blueprint is to be built.
+
+    Attributes:
+        weight_seed: Seed of the initial weights.
+        dtype: Type of the stored weights; a host of another type casts them when they are loaded.
+        level: Optimization level, ``O0`` to ``O3``.
+    """
+
+    weight_seed: int = Field(default=0, ge=0, lt=2**63)
+    dtype: str = Field(default="float32", pattern="^(float32|float64|bfloat16|float16)$")
+    level: str = Field(default="O0", pattern="^O[0-3]$")
+
+
+class BlueprintSubmissionRequest(Written):
+    """Ask for a blueprint to be stored, compiled and validated."""
+
+    name: str = Field(min_length=1, max_length=128)
+    architecture_ir: ArchitectureIR
+    submitted_by: str = "system"
+    tags: list[str] = Field(default_factory=list, max_length=64)
+    priority: int = Field(default=5, ge=1, le=10)
+    build: BuildSpec = BuildSpec()
+
+
+class BlueprintSubmissionResponse(BaseModel):
+    """What became of a submission."""
+
+    blueprint_id: str
+    status: str
+    message: str
+    estimated_compilation_time_s: float | None = None
+    queue_position: int | None = None
+
+
+class KernelExecutionRequest(Written):
+    """Ask for one run of a kernel on generated input."""
+
+    kernel_id: str
+    input_tensor_shape: list[int] = Field(min_length=1, max_length=8)
+    execution_context: JsonObject = Field(default_factory=dict)
+
+
+class BlueprintContract(BaseModel):
+    """A blueprint as the store describes it."""
+
+    blueprint_id: str
+    name: str
+    architecture_ir: ArchitectureIR
+    status: BlueprintStatus = BlueprintStatus.UNVALIDATED
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    tags: list[str] = Field(default_factory=list)
+    metadata: JsonObject = Field(default_factory=dict)
+    version: int = 1
+    parent_id: str | None = None
+
+
+class CompiledKernelContract(BaseModel):
+    """A kernel as the store describes it; nothing counts as validated before its report is stored."""
+
+    kernel_id: str
+    blueprint_id: str
+    kernel_binary_ref: str
+    status: KernelStatus = KernelStatus.PENDING_VALIDATION
+    compilation_time: float = 0.0
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    target_device: str = "cpu"
+    optimization_level: str = "O2"
+    estimated_flops: int | None = None
+    memory_footprint_mb: float | None = None
+    validation_metrics: dict[str, float] = Field(default_factory=dict)
+    safety_checks_passed: bool = False
+
+
+class CompiledKernelArtifact(BaseModel):
+    """What the forge made of a blueprint.
+
+    Attributes:
+        artifact_id: Content address of ``kernel_binary``.
+        kernel_binary: Canonical IR and weights in one safetensors blob.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    artifact_id: str
+    blueprint_id: str
+    kernel_binary: bytes
+    compilation_time_ms: float
+    target_device: str
+    optimization_level: str
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+
+class CompileJob(BaseModel):
+    """One leased piece of work for the forge."""
+
+    job_id: str
+    blueprint_id: str
+    name: str
+    architecture_ir: JsonObject
+    build: BuildSpec
+    priority: int
+    attempt: int
+
+
+class GateResult(Written):
+    """One gate of a validation: whether it let the kernel pass, and what was measured."""
+
+    passed: bool
+    metrics: dict[str, float] = Field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+
+
+class ValidationResult(Written):
+    """What the validator found, on the stored bytes."""
+
+    kernel_id: str
+    correctness: GateResult
+    performance: GateResult
+    safety: GateResult
+    stability: GateResult
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate let the kernel pass."""
+        return all(gate.passed for gate in (self.correctness, self.performance, self.safety, self.stability))
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Every reason for which a gate stayed shut."""
+        gates = (self.correctness, self.performance, self.safety, self.stability)
+        return tuple(reason for gate in gates for reason in gate.reasons)

@@ -1,0 +1,44 @@
+"""Every stream of the bus, declared once."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+from pydantic import BaseModel
+
+from esper.contracts.adaptation import AdaptationDecision, Outcome
+from esper.contracts.events import BlueprintSubmitted, CompilationEvent, EpochEvent
+from esper.contracts.health import HealthBatch
+
+Message: TypeAlias = msgspec.Struct | BaseModel | dict[str, object]
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One stream.
+
+    Attributes:
+        stream: Its name.
+        model: Contract of its messages.
+        version: Version of that contract.
+        writers: Parts that publish to it.
+        readers: Parts that consume it.
+        max_length: Messages kept before the oldest are trimmed.
+    """
+
+    stream: str
+    model: type[msgspec.Struct] | type[BaseModel]
+    version: int
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    max_length: int = 10_000
+
+
+HEALTH = Topic("telemetry.seed.health", HealthBatch, 1, ("tolaria",), ("tamiyo", "nissa"))
+DECISIONS = Topic("control.adaptation.decision", AdaptationDecision, 1, ("tamiyo",), ("tolaria", "nissa"))
+SUBMITTED = Topic("blueprints.submitted", BlueprintSubmitted, 1, ("urza",), ("tezzeret",))
+EPOCHS = Topic("system.events.epoch", EpochEvent, 1, ("tolaria",), ("nissa",))
+OUTCOMES = Topic("innovation.field_reports", Outcome, 1, ("tolaria",), ("urza", "tamiyo", "nissa"))
+COMPILATIONS = Topic("compilation.events", CompilationEvent, 1, ("tezzeret",), ("nissa",))
+
+TOPICS: dict[str, Topic] = {t.stream: t for t in (HEALTH, DECISIONS, SUBMITTED, EPOCHS, OUTCOMES, COMPILATIONS)}

@@ -1,0 +1,207 @@
+"""The architecture in one file: parts meet only through these protocols.
+
+Each protocol states the law that every implementation keeps; `esper.testing` has the suite that checks it.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from esper.contracts.adaptation import AdaptationDecision, Outcome, SystemStatePacket
+from esper.contracts.ids import MessageId
+from esper.contracts.kernel import (
+    BlueprintSubmissionRequest,
+    BlueprintSubmissionResponse,
+    BuildSpec,
+    CompiledKernelArtifact,
+    CompiledKernelContract,
+    CompileJob,
+    ValidationResult,
+)
+from esper.contracts.topics import Message
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message in a handler's hands.
+
+    Attributes:
+        id: The envelope's id; equal over redeliveries.
+        stream: Where it came from.
+        body: The decoded message.
+        run_id: The run that it belongs to, or None.
+        redelivered: Whether it was handed out before.
+    """
+
+    id: MessageId
+    stream: str
+    body: Message
+    run_id: str | None
+    redelivered: bool
+
+
+DeliveryHandler: TypeAlias = Callable[[Delivery], Awaitable[None]]
+
+
+class Clock(Protocol):
+    """Time, injected so that tests can own it."""
+
+    def now_s(self) -> float:
+        """Return seconds since the epoch, UTC."""
+        ...
+
+    def monotonic_s(self) -> float:
+        """Return seconds of a clock that never goes back."""
+        ...
+
+
+class MessageBus(Protocol):
+    """Messages between parts.
+
+    Laws: a stream keeps its order; a message published to a stream reaches every group of it at least once, and counts as
+    acknowledged when its handler has returned; one that is not acknowledged is handed out again with the same id; after the
+    last allowed try it moves to the stream ``{stream}.dead`` with its reason. ``publish`` never changes its argument and
+    returns when the message is held as safely as this bus can hold it.
+    """
+
+    async def publish(self, stream: str, message: Message, *, run_id: str | None = None) -> MessageId:
+        """Append a message to a stream.
+
+        Raises:
+            BusUnavailable: If the bus does not answer.
+            ContractError: If the message does not keep the topic's contract.
+        """
+        ...
+
+    async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
+        """Hand messages of a stream to ``handler``, as a member of ``group``, until the bus is closed.
+
+        Args:
+            stream: Name of the stream.
+            group: Its members share the work; other groups see every message too.
+            handler: Returns when its effect is durable.
+            start_from: Where a new group begins: ``">"`` with new messages, ``"0"`` with the oldest one held.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End every subscription after the message in hand, and release what is held."""
+        ...
+
+
+class BlobStore(Protocol):
+    """Bytes by content address.
+
+    Laws: what ``put`` returned can be read; what is read has the digest that was asked for; nothing is overwritten.
+    """
+
+    async def put(self, data: bytes) -> str:
+        """Store bytes and return their content address, ``sha256:<hex>``."""
+        ...
+
+    async def get(self, digest: str) -> bytes:
+        """Return the bytes.
+
+        Raises:
+            NotFound: If there are none.
+            StoreUnavailable: If they do not have that digest any more, or cannot be read.
+        """
+        ...
+
+
+class Library(Protocol):
+    """Blueprints and kernels, as a trainer or controller sees them.
+
+    Laws: a kernel that is found is validated; its bytes have the digest that is its id; submitting an equal blueprint and
+    build twice makes one job.
+    """
+
+    async def submit(self, request: BlueprintSubmissionRequest) -> BlueprintSubmissionResponse:
+        """Store a blueprint and queue it for the forge."""
+        ...
+
+    async def find(self, blueprint_id: str, build: BuildSpec) -> CompiledKernelContract | None:
+        """Return the validated kernel of a blueprint, or None while there is none.
+
+        Raises:
+            KernelRejected: If the forge refused it; the reasons are in the error.
+        """
+        ...
+
+    async def read(self, kernel_id: str) -> bytes:
+        """Return the bytes of a validated kernel, digest verified.
+
+        Raises:
+            NotFound: If there is no such kernel.
+            KernelRejected: If it is not validated.
+        """
+        ...
+
+    async def report(self, outcome: Outcome) -> None:
+        """Record what a graft brought; the same decision is recorded once."""
+        ...
+
+
+class CompileQueue(Protocol):
+    """Work for the forge.
+
+    Laws: a job is held by one worker at a time, for as long as its lease lasts; a lease that ran out returns the job; a
+    completed job's kernel and report become visible together or not at all; a job that killed two workers is quarantined.
+    """
+
+    async def claim(self, worker: str, *, lease_s: float) -> CompileJob | None:
+        """Take the most urgent job, or None where there is none."""
+        ...
+
+    async def renew(self, job_id: str, worker: str, *, lease_s: float) -> None:
+        """Keep a job that takes long.
+
+        Raises:
+            Conflict: If the lease ran out and somebody else holds the job.
+        """
+        ...
+
+    async def complete(
+        self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
+    ) -> CompiledKernelContract:
+        """Store the kernel with its report, and end the job."""
+        ...
+
+    async def fail(self, job_id: str, worker: str, reason: str, *, retry: bool) -> None:
+        """Give a job up, for another try or for good; the reason is stored."""
+        ...
+
+
+class Advisor(Protocol):
+    """Decides about growth.
+
+    Laws: the decision is a function of the packet, the advisor's own versioned state and its injected seed; it does no I/O
+    while it decides; it never asks for what the packet masks.
+    """
+
+    async def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
+        """Choose what to do at this boundary.
+
+        Raises:
+            Unavailable: If the advisor cannot be asked; that is not a "no".
+        """
+        ...
+
+    async def learn(self, outcome: Outcome) -> None:
+        """Take in what a decision brought; the same decision counts once."""
+        ...
+
+
+class StateStore(Protocol):
+    """Small named state, kept over restarts.
+
+    Laws: ``put`` is atomic; ``get`` returns what was put last, or None.
+    """
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Store a value."""
+        ...
+
+    async def get(self, key: str) -> bytes | None:
+        """Return the value, or None."""
+        ...
