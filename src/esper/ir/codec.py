@@ -1,0 +1,158 @@
+"""From JSON that somebody sent to typed fields, with the path of whatever is wrong."""
+
+import json
+from dataclasses import dataclass
+from typing import NoReturn
+
+from esper.errors import InvalidBlueprint
+from esper.ir import ops
+from esper.ir.caps import Caps
+from esper.ir.types import Attr, Attrs, Layout, Node
+
+_DOCUMENT = frozenset({"name", "version", "layout", "channels", "nodes", "output"})
+_NODE = frozenset({"id", "op", "inputs", "attrs"})
+_LONGEST_KEY = 80
+_MAX_INPUTS = 16
+UNNAMED = "unnamed"
+
+
+@dataclass(frozen=True)
+class Document:
+    """The fields of a blueprint, of the right types but not yet checked against each other."""
+
+    name: str
+    version: int
+    layout: Layout
+    channels: int
+    nodes: tuple[Node, ...]
+    output: str
+
+
+class _Repeated(dict[str, object]):
+    """A JSON object in which a key appeared twice."""
+
+    key: str
+
+
+def parsed(source: object, caps: Caps) -> Document:
+    """Read a blueprint's JSON.
+
+    Args:
+        source: Text, bytes or the parsed object.
+        caps: Limits on bytes and nodes, heeded before anything is built.
+
+    Returns:
+        Its fields.
+
+    Raises:
+        InvalidBlueprint: If it is not JSON, too long, or has a missing, unknown, repeated or mistyped field.
+    """
+    value = _loaded(source, caps) if isinstance(source, str | bytes) else source
+    fields = _object(value, "$", _DOCUMENT, required=_DOCUMENT - {"name", "version"})
+    return Document(
+        name=_text(fields.get("name", UNNAMED), "$.name"),
+        version=_integer(fields.get("version", 1), "$.version"),
+        layout=_layout(fields["layout"]),
+        channels=_integer(fields["channels"], "$.channels"),
+        nodes=_nodes(fields["nodes"], caps),
+        output=_text(fields["output"], "$.output"),
+    )
+
+
+def _loaded(source: str | bytes, caps: Caps) -> object:
+    size = len(source)
+    if size > caps.json_bytes:
+        raise InvalidBlueprint("too long", path="$", why=f"{size} bytes of JSON; the cap is {caps.json_bytes}")
+    try:
+        text = source.decode() if isinstance(source, bytes) else source
+        loaded: object = json.loads(text, object_pairs_hook=_unrepeated)
+    except (ValueError, RecursionError) as wrong:
+        raise InvalidBlueprint("not JSON", path="$", why=str(wrong)) from wrong
+    return loaded
+
+
+def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Build an object, and remember a key that appeared twice until its path is known."""
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    seen: set[str] = set()
+    repeated = _Repeated(fields)
+    repeated.key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    return repeated
+
+
+def _nodes(value: object, caps: Caps) -> tuple[Node, ...]:
+    if not isinstance(value, list):
+        _mistyped(value, "$.nodes", "a list")
+    if len(value) > caps.nodes:
+        raise InvalidBlueprint("too many nodes", path="$.nodes", why=f"{len(value)} nodes; the cap is {caps.nodes}")
+    return tuple(_node(entry, f"$.nodes[{index}]") for index, entry in enumerate(value))
+
+
+def _node(value: object, path: str) -> Node:
+    fields = _object(value, path, _NODE, required=_NODE - {"attrs"})
+    inputs = fields["inputs"]
+    if not isinstance(inputs, list):
+        _mistyped(inputs, f"{path}.inputs", "a list of ids")
+    if len(inputs) > _MAX_INPUTS:
+        raise InvalidBlueprint("too many inputs", path=f"{path}.inputs", why=f"no operation takes {len(inputs)}")
+    return Node(
+        id=_text(fields["id"], f"{path}.id"),
+        op=_text(fields["op"], f"{path}.op"),
+        inputs=tuple(_text(entry, f"{path}.inputs[{index}]") for index, entry in enumerate(inputs)),
+        attrs=_attrs(fields.get("attrs", {}), f"{path}.attrs"),
+    )
+
+
+def _attrs(value: object, path: str) -> Attrs:
+    fields = _object(value, path, None)
+    attrs: dict[str, Attr] = {}
+    for name, held in fields.items():
+        if not isinstance(held, bool | int | float | str):
+            _mistyped(held, f"{path}.{name[:_LONGEST_KEY]}", "a number, a word, true or false")
+        attrs[name] = held
+    return Attrs(attrs)
+
+
+def _object(
+    value: object, path: str, known: frozenset[str] | None, *, required: frozenset[str] = frozenset()
+) -> dict[str, object]:
+    if not isinstance(value, dict):
+        _mistyped(value, path, "an object")
+    if isinstance(value, _Repeated):
+        where = f"{path}.{value.key[:_LONGEST_KEY]}"
+        raise InvalidBlueprint("repeated field", path=where, why="which one counts is unclear")
+    for name in value:
+        if not isinstance(name, str):
+            _mistyped(name, path, "an object with text for keys")
+        if known is not None and name not in known:
+            shown = name[:_LONGEST_KEY]
+            raise InvalidBlueprint(f"unknown field {shown!r}", path=f"{path}.{shown}", todo=ops.near(shown, known))
+    for name in sorted(required - value.keys()):
+        raise InvalidBlueprint(f"the field {name!r} is missing", path=path, todo="Add it.")
+    return value
+
+
+def _layout(value: object) -> Layout:
+    text = _text(value, "$.layout")
+    if text not in list(Layout):
+        raise InvalidBlueprint(f"unknown layout {text[:80]!r}", path="$.layout", todo=ops.near(text[:80], list(Layout)))
+    return Layout(text)
+
+
+def _text(value: object, path: str) -> str:
+    if not isinstance(value, str):
+        _mistyped(value, path, "text")
+    return value
+
+
+def _integer(value: object, path: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        _mistyped(value, path, "an integer")
+    return value
+
+
+def _mistyped(value: object, path: str, wanted: str) -> NoReturn:
+    found = "null" if value is None else type(value).__name__
+    raise InvalidBlueprint(f"{wanted} is needed", path=path, why=f"it is {found}")

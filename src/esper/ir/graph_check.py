@@ -1,0 +1,139 @@
+"""The rules that make a list of nodes a blueprint: names, order, attributes, shapes, caps."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from esper.errors import InvalidBlueprint, NotFound
+from esper.ir import ops
+from esper.ir.attributes import RuleBroken
+from esper.ir.birth import Use
+from esper.ir.caps import Caps
+from esper.ir.names import ID_RULE, RESERVED_IDS, is_node_id
+from esper.ir.spec import OpSpec
+from esper.ir.types import INPUT, Attr, Attrs, Layout, Node
+
+
+def completed_node(
+    node: Node, index: int, widths: Mapping[str, int], layout: Layout, caps: Caps
+) -> tuple[Node, Use, int]:
+    """Check one node against the nodes before it.
+
+    Args:
+        node: The node; attributes may be left out where they have defaults.
+        index: Its position, for the JSON path.
+        widths: Channels of every value before it, by id.
+        layout: Layout of the blueprint.
+        caps: Limits.
+
+    Returns:
+        The node with all its attributes, its place, and the channels of its output.
+
+    Raises:
+        InvalidBlueprint: If it breaks a rule; the error has the JSON path.
+    """
+    path = f"$.nodes[{index}]"
+    _check_id(node, path, widths)
+    spec = _spec(node, path)
+    attrs = _attrs(node, spec, path)
+    inputs = _input_widths(node, spec, path, widths)
+    if layout not in spec.layouts:
+        raise InvalidBlueprint(
+            f"operation {spec.name!r} does not work on {layout}",
+            path=f"{path}.op",
+            why=f"it works on {', '.join(sorted(spec.layouts))}",
+        )
+    use = Use(layout, inputs, attrs)
+    return replace(node, attrs=attrs), use, _output_width(use, spec, path, caps)
+
+
+def _check_id(node: Node, path: str, widths: Mapping[str, int]) -> None:
+    if not isinstance(node.id, str) or not is_node_id(node.id):
+        reserved = isinstance(node.id, str) and node.id in RESERVED_IDS
+        why = "the name is taken by the module that holds the nodes" if reserved else f"an id is {ID_RULE}"
+        raise InvalidBlueprint(f"bad node id {str(node.id)[:80]!r}", path=f"{path}.id", why=why)
+    if node.id in widths:
+        raise InvalidBlueprint(f"node id {node.id!r} appears twice", path=f"{path}.id", todo="Give each node its own.")
+
+
+def _spec(node: Node, path: str) -> OpSpec:
+    try:
+        return ops.get(node.op)
+    except NotFound as unknown:
+        raise InvalidBlueprint(
+            f"unknown operation {str(node.op)[:80]!r}", path=f"{path}.op", why=unknown.why, todo=unknown.todo
+        ) from unknown
+
+
+def _attrs(node: Node, spec: OpSpec, path: str) -> Attrs:
+    for name in node.attrs:
+        if name not in spec.attrs:
+            raise InvalidBlueprint(
+                f"operation {spec.name!r} has no attribute {str(name)[:80]!r}",
+                path=f"{path}.attrs.{str(name)[:80]}",
+                todo=ops.near(str(name)[:80], spec.attrs),
+            )
+    complete: dict[str, Attr] = {}
+    for name, rule in spec.attrs.items():
+        value = node.attrs.get(name, rule.default)
+        if value is None:
+            raise InvalidBlueprint(f"operation {spec.name!r} needs the attribute {name!r}", path=f"{path}.attrs")
+        try:
+            complete[name] = rule.parse(value)
+        except RuleBroken as wrong:
+            raise InvalidBlueprint(f"bad {name!r}", path=f"{path}.attrs.{name}", why=wrong.why) from wrong
+    return Attrs(complete)
+
+
+def _input_widths(node: Node, spec: OpSpec, path: str, widths: Mapping[str, int]) -> tuple[int, ...]:
+    if len(node.inputs) != spec.arity:
+        raise InvalidBlueprint(
+            f"operation {spec.name!r} takes {spec.arity} inputs, not {len(node.inputs)}", path=f"{path}.inputs"
+        )
+    for position, source in enumerate(node.inputs):
+        if source not in widths:
+            raise InvalidBlueprint(
+                f"input {str(source)[:80]!r} is not known here",
+                path=f"{path}.inputs[{position}]",
+                why="a node may use 'input' and the nodes before it, so that there is no cycle",
+                todo=ops.near(str(source)[:80], widths),
+            )
+    return tuple(widths[source] for source in node.inputs)
+
+
+def _output_width(use: Use, spec: OpSpec, path: str, caps: Caps) -> int:
+    try:
+        width = spec.width(use)
+    except RuleBroken as broken:
+        where = f"{path}.attrs.{broken.attr}" if broken.attr else f"{path}.inputs"
+        raise InvalidBlueprint(f"operation {spec.name!r} does not fit", path=where, why=broken.why) from broken
+    if width > caps.channels:
+        raise InvalidBlueprint("too wide", path=path, why=f"{width} channels; the cap is {caps.channels}")
+    return width
+
+
+def check_reach(nodes: tuple[Node, ...], output: str) -> None:
+    """Refuse nodes that the output does not need.
+
+    Raises:
+        InvalidBlueprint: If there is one.
+    """
+    needed = {output}
+    for node in reversed(nodes):
+        if node.id in needed:
+            needed.update(node.inputs)
+    for index, node in enumerate(nodes):
+        if node.id not in needed:
+            raise InvalidBlueprint(
+                f"node {node.id!r} leads nowhere",
+                path=f"$.nodes[{index}]",
+                why="the output does not depend on it",
+                todo="Use it or remove it.",
+            )
+
+
+def depth_of(nodes: tuple[Node, ...]) -> int:
+    """Return the number of operations on the longest path."""
+    depths = {INPUT: 0}
+    for node in nodes:
+        depths[node.id] = 1 + max((depths[source] for source in node.inputs), default=0)
+    return max(depths.values())

@@ -1,0 +1,232 @@
+"""Blueprints by name, and the decorator that puts them there."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from esper.errors import ConfigError, InvalidBlueprint, NotFound, VersionTaken
+from esper.ir import ops
+from esper.ir.blueprint import BlueprintIR
+from esper.ir.builder import Design, build
+from esper.ir.cost import check_extent
+from esper.ir.lint import check_birth
+from esper.ir.names import NAME_RULE, is_blueprint_name
+from esper.ir.types import Layout, Site
+
+
+class Kind(StrEnum):
+    """What a design can do that a plain layer cannot."""
+
+    PLAIN = "plain"
+    MIXING = "mixing"
+    GATED = "gated"
+    GATED_MIXING = "gated_mixing"
+
+    @property
+    def is_mixing(self) -> bool:
+        """Whether it mixes positions."""
+        return self in (Kind.MIXING, Kind.GATED_MIXING)
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether it multiplies a value with a learned gate."""
+        return self in (Kind.GATED, Kind.GATED_MIXING)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One blueprint of a registry.
+
+    Attributes:
+        name: Its name.
+        design: The function that draws it for a site.
+        layouts: Layouts for which it is meant.
+        kind: What it can do.
+    """
+
+    name: str
+    design: Design
+    layouts: frozenset[Layout]
+    kind: Kind
+
+    @property
+    def source(self) -> str:
+        """Where the design was written, so that running a notebook cell again replaces it."""
+        return f"{self.design.__module__}.{getattr(self.design, '__qualname__', self.design)}"
+
+
+class BlueprintRegistry:
+    """Blueprints by name, in the order in which they were registered."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+
+    def register(
+        self, name: str, design: Design, *, layouts: Iterable[Layout] | None = None, kind: Kind = Kind.PLAIN
+    ) -> Entry:
+        """Add a blueprint.
+
+        Args:
+            name: Its name.
+            design: Function from a graph and a site to the value that is F(x).
+            layouts: Layouts for which it is meant; None means all on which it can be built.
+            kind: What it can do; controllers prefer gated and mixing designs.
+
+        Returns:
+            The entry.
+
+        Raises:
+            ConfigError: If it is a torch module, or not a function, or the name is not usable.
+            VersionTaken: If another design has the name.
+        """
+        _check_design(name, design)
+        entry = Entry(name, design, frozenset(Layout if layouts is None else layouts), kind)
+        before = self._entries.get(name)
+        if before is not None and before.source != entry.source:
+            raise VersionTaken(
+                f"blueprint {name!r} is registered already",
+                why=f"{before.source} has that name",
+                todo="Give this one another name.",
+            )
+        self._entries[name] = entry
+        return entry
+
+    def names(self) -> list[str]:
+        """Return all names, the earliest first."""
+        return list(self._entries)
+
+    def get(self, name: str) -> Entry:
+        """Return an entry.
+
+        Raises:
+            NotFound: If there is none; the advice has near matches.
+        """
+        if name not in self._entries:
+            raise NotFound(f"no blueprint {name!r}", todo=ops.near(name, self._entries))
+        return self._entries[name]
+
+    def build(self, name: str, site: Site) -> BlueprintIR:
+        """Draw a blueprint for a site, and check that it can be grafted there.
+
+        Args:
+            name: Its name.
+            site: The place.
+
+        Returns:
+            A blueprint that is neutral and alive at birth.
+
+        Raises:
+            NotFound: If there is none of that name.
+            InvalidBlueprint: If it does not fit the site, or breaks law 2.
+        """
+        entry = self.get(name)
+        if site.layout not in entry.layouts:
+            raise InvalidBlueprint(
+                f"blueprint {name!r} is not meant for {site.layout}",
+                path="$.layout",
+                why=f"it is meant for {', '.join(sorted(entry.layouts))}",
+            )
+        ir = build(entry.design, site, name)
+        check_birth(ir)
+        check_site(ir, site)
+        return ir
+
+    def refusal(self, name: str, site: Site) -> InvalidBlueprint | None:
+        """Return why a blueprint cannot be grafted at a site, or None if it can.
+
+        Raises:
+            NotFound: If there is none of that name.
+        """
+        try:
+            self.build(name, site)
+        except InvalidBlueprint as refused:
+            return refused
+        return None
+
+    def eligible(self, site: Site) -> list[str]:
+        """Return the names of the blueprints that can be grafted at a site."""
+        return [name for name in self._entries if self.refusal(name, site) is None]
+
+
+def check_site(ir: BlueprintIR, site: Site) -> None:
+    """Refuse a blueprint that does not fit a site.
+
+    Raises:
+        InvalidBlueprint: If layout, width or extent do not fit, or if it looks ahead where the site is causal.
+    """
+    if (ir.layout, ir.channels) != (site.layout, site.channels):
+        raise InvalidBlueprint(
+            "blueprint and site differ",
+            path="$.layout" if ir.layout != site.layout else "$.channels",
+            why=f"it is drawn for {ir.channels} channels in {ir.layout}; the site has {site.channels} in {site.layout}",
+        )
+    if site.extent:
+        check_extent(ir, site.extent)
+    for index, node in enumerate(ir.nodes):
+        if site.layout is Layout.TOKENS and site.causal and node.attrs.get("causal") is False:
+            raise InvalidBlueprint(
+                f"{node.op} {node.id!r} looks ahead",
+                path=f"$.nodes[{index}].attrs.causal",
+                why="the site is causal: a token must not see later ones",
+                todo="Set causal to true, or declare the site with causal=False.",
+            )
+
+
+def _check_design(name: str, design: object) -> None:
+    if not is_blueprint_name(name):
+        raise ConfigError(f"bad blueprint name {name!r}", why=f"a name is {NAME_RULE}")
+    if _is_torch_module(design):
+        raise ConfigError(
+            f"blueprint {name!r} is a torch module",
+            why="a blueprint is data that is validated, compiled and stored; a module is code, which is not",
+            todo="Decorate a function f(g, site) that draws it: g.linear(...), g.conv(...), g.gelu(...).",
+        )
+    if isinstance(design, type) or not callable(design):
+        raise ConfigError(
+            f"blueprint {name!r} is not a function", todo="Decorate a function f(g, site) that returns a value of g."
+        )
+
+
+def _is_torch_module(thing: object) -> bool:
+    """Recognise a module, class or instance, without importing torch."""
+    kind = thing if isinstance(thing, type) else type(thing)
+    return any(base.__name__ == "Module" and base.__module__.startswith("torch.nn.") for base in kind.__mro__)
+
+
+REGISTRY = BlueprintRegistry()
+"""The default registry: the catalogue and what ``@esper.blueprint`` added."""
+
+
+def blueprint(
+    name: str, *, layouts: Iterable[Layout] | None = None, kind: Kind = Kind.PLAIN
+) -> Callable[[Design], Design]:
+    """Register a function as a blueprint.
+
+    ```python
+    @esper.blueprint("my_block")
+    def my_block(g, site):
+        h = g.gelu(g.pointwise(g.input, out=4 * site.channels))
+        return g.pointwise(h, out=site.channels, init="zero")
+    ```
+
+    Args:
+        name: Its name.
+        layouts: Layouts for which it is meant; None means all on which it can be built.
+        kind: What it can do; controllers prefer gated and mixing designs.
+
+    Returns:
+        A decorator that gives the function back unchanged.
+
+    Raises:
+        ConfigError: If it is handed a torch module, or something else that is not a function.
+        VersionTaken: If another design has the name.
+    """
+    if not isinstance(name, str):
+        _check_design("unnamed", name)
+        raise ConfigError("blueprint has no name", todo="Write @esper.blueprint('my_block').")
+
+    def registered(design: Design) -> Design:
+        REGISTRY.register(name, design, layouts=layouts, kind=kind)
+        return design
+
+    return registered
