@@ -1,0 +1,1 @@
+"""Runtime: clocks, the background loop and the bridge to training, supervised child processes."""

@@ -1,0 +1,1 @@
+"""Tolaria: the trainer; makes a model grow inside anyone's training loop, and undoes it to the bit."""

@@ -1,0 +1,156 @@
+"""Asking the controller: the packet goes out at one boundary, the answer is looked for at the next."""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from esper.contracts.adaptation import Action, AdaptationDecision, Outcome, SystemStatePacket
+from esper.contracts.topics import DECISIONS
+from esper.errors import ConfigError, EsperError
+from esper.ports import Advisor, MessageBus
+from esper.runtime.background import Bridge
+from esper.services.tolaria.config import GrowthConfig, Late
+
+
+class Decides(Protocol):
+    """What a user's own controller needs: ``decide(packet)``, plain or async."""
+
+    def decide(self, packet: SystemStatePacket) -> AdaptationDecision | Awaitable[AdaptationDecision]:
+        """Choose what to do at this boundary."""
+        ...
+
+
+class OwnAdvisor:
+    """A user's object with ``decide(packet)``, as an Advisor."""
+
+    def __init__(self, controller: Decides) -> None:
+        self._controller = controller
+
+    async def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
+        """Ask the user's object."""
+        answer = self._controller.decide(packet)
+        decision = await answer if inspect.isawaitable(answer) else answer
+        if not isinstance(decision, AdaptationDecision):
+            raise ConfigError(
+                f"the controller returned {type(decision).__name__}",
+                why="decide(packet) must return an esper.contracts.adaptation.AdaptationDecision",
+                code="ESP-2130",
+            )
+        return decision
+
+    async def learn(self, outcome: Outcome) -> None:
+        """Tell the user's object, where it listens."""
+        listen: Callable[[Outcome], object] | None = getattr(self._controller, "learn", None)
+        if listen is not None and inspect.isawaitable(answer := listen(outcome)):
+            await answer
+
+
+@dataclass
+class Scheduled:
+    """A decision that waits for its boundary."""
+
+    decision: AdaptationDecision
+    boundary: int
+
+
+class Consultation:
+    """One question at a time, never waited for unless the user asked for it.
+
+    Args:
+        advisor: The controller.
+        bus: Where decisions are announced.
+        bridge: Way to the background loop.
+        config: Settings of the run.
+    """
+
+    def __init__(self, advisor: Advisor, bus: MessageBus, bridge: Bridge, config: GrowthConfig) -> None:
+        self.scheduled: Scheduled | None = None
+        self.unasked_count = 0
+        self.unasked: EsperError | None = None
+        self._advisor, self._bus, self._bridge, self._config = advisor, bus, bridge, config
+        self._answer: Future[AdaptationDecision] | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether a question or a scheduled decision is under way."""
+        return self._answer is not None or self.scheduled is not None
+
+    def ask(self, packet: SystemStatePacket) -> None:
+        """Send a packet off."""
+        self._answer = self._bridge.submit(self._advised(packet))
+
+    def collect(self, boundary: int, topology_version: int) -> None:
+        """Take the answer in, where it has come; a decision for another topology is void."""
+        if self._answer is None:
+            return
+        if self._config.late is Late.WAIT:
+            self.settle()
+        elif self._answer.done():
+            self._take(boundary)
+        if self.scheduled is not None and self.scheduled.decision.topology_version not in (None, topology_version):
+            self.scheduled = None
+
+    def settle(self) -> None:
+        """Wait for the answer, because a run is saved or the user chose ``late="wait"``."""
+        if self._answer is not None:
+            if not self._answer.done():
+                self._bridge.wait(_finished(self._answer), limit_s=self._config.wait_limit_s)
+            self._take(0)
+
+    def void(self) -> None:
+        """Drop what was asked or decided before the model changed under it."""
+        if self._answer is not None:
+            self._answer.cancel()
+        self._answer, self.scheduled = None, None
+
+    def due(self, boundary: int) -> AdaptationDecision | None:
+        """Return the decision whose boundary has come; it stays scheduled until ``done``."""
+        if self.scheduled is None or boundary < self.scheduled.boundary:
+            return None
+        return self.scheduled.decision
+
+    def lateness(self, boundary: int) -> int:
+        """Return by how many boundaries the scheduled decision is late."""
+        return 0 if self.scheduled is None else boundary - self.scheduled.boundary
+
+    def done(self) -> None:
+        """Take the scheduled decision as carried out."""
+        self.scheduled = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scheduled decision; ``settle`` comes first."""
+        if self.scheduled is None:
+            return {}
+        return {"decision": self.scheduled.decision.model_dump(mode="json"), "boundary": self.scheduled.boundary}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self.void()
+        if state:
+            self.scheduled = Scheduled(AdaptationDecision(**state["decision"]), state["boundary"])
+
+    async def _advised(self, packet: SystemStatePacket) -> AdaptationDecision:
+        decision = await self._advisor.decide(packet)
+        await self._bus.publish(DECISIONS.stream, decision, run_id=packet.run_id)
+        return decision
+
+    def _take(self, boundary: int) -> None:
+        answer, self._answer = self._answer, None
+        if answer is None or answer.cancelled():
+            return
+        try:
+            decision = answer.result()
+        except EsperError as error:
+            self.unasked = error
+            self.unasked_count += 1
+            return
+        if decision.action is Action.LOAD_KERNEL:
+            self.scheduled = Scheduled(decision, decision.boundary if decision.boundary is not None else boundary)
+
+
+def _finished(answer: Future[AdaptationDecision]) -> Future[None]:
+    finished: Future[None] = Future()
+    answer.add_done_callback(lambda _: finished.set_result(None))
+    return finished

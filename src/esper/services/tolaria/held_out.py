@@ -1,0 +1,125 @@
+"""The user's held-out losses, measured without leaving a trace in the model or the generators."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper.errors import ConfigError
+from esper.services.tolaria.rng import preserved_rng
+
+Validate = Callable[[nn.Module], Tensor]
+"""Returns a 1-D tensor of losses, one per held-out example or batch; never of the test split."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Held-out losses at one moment.
+
+    Attributes:
+        losses: One per held-out example, float64 on the CPU.
+        flops: Floating-point operations that measuring took.
+        seen: What the captured module returned on its first call, or None.
+    """
+
+    losses: Tensor
+    flops: int
+    seen: Tensor | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean loss."""
+        return float(self.losses.mean())
+
+
+class HeldOut:
+    """Runs the user's ``validate`` in eval mode, without gradient, and puts everything back.
+
+    Args:
+        validate: The user's function.
+        model: The model it is given.
+    """
+
+    def __init__(self, validate: Validate, model: nn.Module) -> None:
+        self._validate = validate
+        self._model = model
+        self._flops: dict[int, int] = {}
+        self.spent_flops = 0
+
+    def measure(self, *, topology_version: int, capture: nn.Module | None = None) -> Measurement:
+        """Measure the losses now.
+
+        Args:
+            topology_version: FLOPs are counted once per version and reused.
+            capture: A module whose first output is wanted too.
+
+        Raises:
+            ConfigError: If ``validate`` does not return a 1-D tensor of losses.
+        """
+        seen: list[Tensor] = []
+        with preserved_rng(), _eval_mode(self._model), torch.no_grad(), _captured(capture, seen):
+            losses, flops = self._counted(topology_version)
+        self.spent_flops += flops
+        return Measurement(_checked(losses).detach().double().cpu(), flops, seen[0] if seen else None)
+
+    def _counted(self, topology_version: int) -> tuple[object, int]:
+        known = self._flops.get(topology_version)
+        if known is not None or _compiled(self._model):
+            return self._validate(self._model), known or 0
+        with FlopCounterMode(display=False) as counter:
+            losses = self._validate(self._model)
+        self._flops[topology_version] = counter.get_total_flops()
+        return losses, counter.get_total_flops()
+
+
+def _checked(losses: object) -> Tensor:
+    if isinstance(losses, Tensor) and losses.ndim == 1 and losses.numel() > 0 and losses.is_floating_point():
+        return losses
+    found = f"{type(losses).__name__}"
+    if isinstance(losses, Tensor):
+        found = f"a tensor of shape {tuple(losses.shape)} and type {losses.dtype}"
+    raise ConfigError(
+        f"validate returned {found}",
+        why="it must return a 1-D floating tensor of losses, one per held-out example (or batch), so that a gain has an error",
+        todo='use reduction="none" in the loss, and hold out at least one example',
+        code="ESP-2120",
+    )
+
+
+def _compiled(model: nn.Module) -> bool:
+    return any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+@contextmanager
+def _captured(module: nn.Module | None, seen: list[Tensor]) -> Iterator[None]:
+    if module is None:
+        yield
+        return
+
+    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        if not seen and isinstance(output, Tensor):
+            seen.append(output.detach().clone())
+
+    hook = module.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,132 @@
+"""What a run sees of itself between two boundaries."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esper.contracts.adaptation import LossPoint
+from esper.contracts.health import HealthSignal
+from esper.kasmina import BottleneckProbe, HealthMeter, placement_of
+from esper.services.tolaria.averaging import AveragedWeights
+from esper.services.tolaria.config import GrowthConfig
+from esper.services.tolaria.held_out import HeldOut, Measurement, Validate
+
+
+@dataclass
+class TrainingLoss:
+    """Sum of the training losses since the last boundary, kept on their device and never synchronised in between."""
+
+    total: Tensor | None = None
+    count: int = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Take one loss in, detached."""
+        value = loss.detach()
+        self.total = value.clone() if self.total is None else self.total + value
+        self.count += 1
+
+    def take(self) -> float | None:
+        """Return the mean and begin anew; None where nothing was added."""
+        mean = None if self.total is None else float(self.total) / self.count
+        self.total, self.count = None, 0
+        return mean
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One boundary's view.
+
+    Attributes:
+        point: The losses.
+        held_out: Held-out losses of the averaged weights, and what a captured slot returned.
+        scores: Bottleneck score of each slot that was probed.
+        health: One signal per slot.
+    """
+
+    point: LossPoint
+    held_out: Measurement
+    scores: dict[str, float] = field(default_factory=dict)
+    health: tuple[HealthSignal, ...] = ()
+
+
+class Observer:
+    """Watches a training from the outside: losses, averaged weights, health, bottlenecks.
+
+    Args:
+        model: The wrapped model.
+        optimizer: Its optimizer; health is read in its pre-step.
+        validate: The user's held-out losses.
+        config: Settings of the run.
+        run_id: Names the run in health signals.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, validate: Validate, config: GrowthConfig, *, run_id: str
+    ) -> None:
+        self.loss = TrainingLoss()
+        self.average = AveragedWeights(model)
+        self.held_out = HeldOut(validate, model)
+        self.statistics_flops = 0
+        self._model, self._config, self._run_id = model, config, run_id
+        self._stride = max(1, config.every // config.averages_per_window)
+        self._health = HealthMeter(model, optimizer, every=config.every)
+        self._probe: BottleneckProbe | None = None
+
+    def step(self, step: int, loss: Tensor | None, *, probe_next: bool) -> None:
+        """Take one optimizer step in.
+
+        Args:
+            step: Its number, from 1.
+            loss: Its training loss, or None.
+            probe_next: Whether the bottleneck is measured on the step after this one.
+        """
+        if loss is not None:
+            self.loss.add(loss)
+        if step % self._stride == 0:
+            self.average.update()
+        if probe_next:
+            self.arm()
+
+    def arm(self) -> None:
+        """Measure the bottleneck of every slot on the next training step."""
+        placement = placement_of(self._model)
+        if placement.ready and self._probe is None:
+            self._probe = BottleneckProbe(self._model, tuple(placement.slots))
+            self._probe.arm()
+
+    def observe(self, step: int, *, topology_version: int, capture: nn.Module | None) -> Observation:
+        """Measure everything at a boundary and begin the next window."""
+        scores = self._read_probe()
+        with self.average.applied():
+            measured = self.held_out.measure(topology_version=topology_version, capture=capture)
+        self.average.reset()
+        point = LossPoint(step=step, train=self.loss.take(), validation=measured.mean)
+        return Observation(point, measured, scores, tuple(self._health.read(run_id=self._run_id, step=step)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to see the same."""
+        total = None if self.loss.total is None else self.loss.total.clone()
+        return {"total": total, "count": self.loss.count, "average": self.average.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self.loss = TrainingLoss(state["total"], state["count"])
+        self.average.load_state_dict(state["average"])
+
+    def close(self) -> None:
+        """Remove every hook."""
+        self._health.close()
+        if self._probe is not None:
+            self._probe.disarm()
+
+    def _read_probe(self) -> dict[str, float]:
+        if self._probe is None:
+            return {}
+        self._probe.disarm()
+        scores = self._probe.read()
+        self.statistics_flops += self._probe.flops
+        self._probe = None
+        return scores
+

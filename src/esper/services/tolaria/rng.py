@@ -1,0 +1,73 @@
+"""The global random generators: taken, put back, left alone."""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """State of every global generator that a training loop may draw from.
+
+    Attributes:
+        python: Of ``random``.
+        numpy: Of ``numpy.random``, or None where numpy was not imported.
+        cpu: Of torch on the CPU.
+        cuda: Of torch on each CUDA device; empty where CUDA is not in use.
+    """
+
+    python: tuple[Any, ...]
+    numpy: tuple[Any, ...] | None
+    cpu: Tensor
+    cuda: tuple[Tensor, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, numbers, strings and tensors only."""
+        version, words, gauss = self.python
+        numpy = None if self.numpy is None else [self.numpy[0], self.numpy[1].tolist(), *self.numpy[2:]]
+        return {"python": [version, list(words), gauss], "numpy": numpy, "cpu": self.cpu, "cuda": list(self.cuda)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "RandomState":
+        """Read what ``to_dict`` returned."""
+        version, words, gauss = data["python"]
+        numpy = None if data["numpy"] is None else tuple(data["numpy"])
+        return cls((version, tuple(words), gauss), numpy, data["cpu"], tuple(data["cuda"]))
+
+
+def capture_rng() -> RandomState:
+    """Return the state of the global generators without changing them."""
+    numpy = sys.modules.get("numpy")
+    return RandomState(
+        python=random.getstate(),
+        numpy=None if numpy is None else numpy.random.get_state(),
+        cpu=torch.get_rng_state(),
+        cuda=tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else (),
+    )
+
+
+def restore_rng(state: RandomState) -> None:
+    """Put the global generators back to ``state``."""
+    random.setstate(state.python)
+    numpy = sys.modules.get("numpy")
+    if state.numpy is not None and numpy is not None:
+        numpy.random.set_state(state.numpy)
+    torch.set_rng_state(state.cpu)
+    if state.cuda:
+        torch.cuda.set_rng_state_all(list(state.cuda))
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Leave the global generators as they were found (law 8)."""
+    state = capture_rng()
+    try:
+        yield
+    finally:
+        restore_rng(state)

@@ -1,0 +1,153 @@
+"""A whole training state, taken and put back to the bit (law 4)."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esper.kasmina import GraftEntry, restore_topology, topology
+from esper.services.tolaria.optimizer import (
+    GroupState,
+    OptimizerState,
+    capture_optimizer,
+    name_parameters,
+    restore_optimizer,
+)
+from esper.services.tolaria.rng import RandomState, capture_rng, restore_rng
+from esper.services.tolaria.schedules import Schedule, capture_schedule, follow_groups, restore_schedule
+
+
+class Stateful(Protocol):
+    """Anything with a state to take and put back: a GradScaler, an EMA, a stateful loader."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Take a state back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The training that is captured: its model and all that moves with it."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule | None = None
+    others: Sequence[Stateful] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state as of one boundary.
+
+    Attributes:
+        entries: The grafts.
+        tensors: Parameters and buffers by name.
+        optimizer: Groups and moments by name.
+        schedule: State of the schedule, or None.
+        others: States of what the user put into ``state=``.
+        rng: The global generators.
+    """
+
+    entries: tuple[GraftEntry, ...]
+    tensors: dict[str, Tensor]
+    optimizer: OptimizerState
+    schedule: dict[str, Any] | None
+    others: tuple[dict[str, Any], ...]
+    rng: RandomState
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, numbers, strings and tensors only, so that nothing needs unpickling."""
+        return {
+            "entries": [asdict(entry) for entry in self.entries],
+            "tensors": dict(self.tensors),
+            "groups": [{"options": group.options, "names": list(group.names)} for group in self.optimizer.groups],
+            "moments": self.optimizer.moments,
+            "schedule": self.schedule,
+            "others": list(self.others),
+            "rng": self.rng.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Snapshot":
+        """Read what ``to_dict`` returned."""
+        groups = tuple(GroupState(group["options"], tuple(group["names"])) for group in data["groups"])
+        return cls(
+            entries=tuple(GraftEntry(**entry) for entry in data["entries"]),
+            tensors=data["tensors"],
+            optimizer=OptimizerState(groups, data["moments"]),
+            schedule=data["schedule"],
+            others=tuple(data["others"]),
+            rng=RandomState.from_dict(data["rng"]),
+        )
+
+
+def capture(subject: Subject) -> Snapshot:
+    """Return a copy of the whole training state; the training is left as it was."""
+    return Snapshot(
+        entries=topology(subject.model),
+        tensors={name: _copy(tensor) for name, tensor in _tensors(subject.model).items()},
+        optimizer=capture_optimizer(subject.optimizer, name_parameters(subject.model, subject.optimizer)),
+        schedule=capture_schedule(subject.schedule),
+        others=tuple(copy.deepcopy(other.state_dict()) for other in subject.others),
+        rng=capture_rng(),
+    )
+
+
+def restore(subject: Subject, snapshot: Snapshot, *, keep_schedule: bool = False) -> None:
+    """Put the whole training state back.
+
+    Args:
+        subject: The training; its surviving parameters stay the same objects.
+        snapshot: What ``capture`` returned, here or in another process.
+        keep_schedule: Whether the schedule's position and the learning rates that it set stay as they are now, as after
+            a cull, whose steps count as spent.
+    """
+    restore_topology(subject.model, snapshot.entries)
+    _load(subject.model, snapshot.tensors)
+    named = name_parameters(subject.model, subject.optimizer)
+    restore_optimizer(subject.optimizer, snapshot.optimizer, named, keep_options=keep_schedule)
+    if keep_schedule:
+        follow_groups(subject.schedule, subject.optimizer)
+    else:
+        restore_schedule(subject.schedule, snapshot.schedule, subject.optimizer)
+    for other, state in zip(subject.others, snapshot.others, strict=True):
+        other.load_state_dict(copy.deepcopy(state))
+    restore_rng(snapshot.rng)
+    subject.optimizer.zero_grad(set_to_none=True)
+
+
+def digest(subject: Subject) -> str:
+    """Return one SHA-256 over every parameter, buffer and optimizer moment, by name: equal states, equal digests."""
+    named = name_parameters(subject.model, subject.optimizer)
+    moments = capture_optimizer(subject.optimizer, named).moments
+    tensors = {f"model.{name}": tensor for name, tensor in _tensors(subject.model).items()}
+    for name, state in moments.items():
+        tensors.update({f"moment.{name}.{key}": v for key, v in state.items() if isinstance(v, Tensor)})
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.preserve_format)
+
+
+@torch.no_grad()
+def _load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in _tensors(model).items():
+        tensor.copy_(tensors[name])

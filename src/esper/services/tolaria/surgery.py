@@ -1,0 +1,126 @@
+"""Changes to a training: a graft joins, is culled, or is rolled back, whole or not at all."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from esper.errors import EsperError, GraftFailed
+from esper.kasmina import Newborn, detach, join, placement_of
+from esper.services.tolaria.optimizer import add_newborn, host_group_of, remove_parameters
+from esper.services.tolaria.schedules import follow_groups
+from esper.services.tolaria.snapshot import Snapshot, Subject, capture, restore
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a kernel goes: slot and seed."""
+
+    slot: str
+    seed_idx: int
+
+
+class Surgeon:
+    """Operates on a training, one transaction at a time.
+
+    Args:
+        subject: The training.
+        snapshots_held: States before a join that are kept; the oldest goes first.
+        tolerance: Largest change of the slot's output that a newborn may make.
+    """
+
+    def __init__(self, subject: Subject, *, snapshots_held: int, tolerance: float) -> None:
+        self.subject = subject
+        self.held: OrderedDict[str, Snapshot] = OrderedDict()
+        self._limit = snapshots_held
+        self._tolerance = tolerance
+
+    def graft(
+        self, cut: Cut, data: bytes, *, kernel_id: str, key: str, seen: Tensor | None, snapshot: Snapshot | None = None
+    ) -> Newborn:
+        """Join a kernel, or leave the training exactly as it was.
+
+        Args:
+            cut: Where.
+            data: The kernel's bytes.
+            kernel_id: Their digest, verified before anything is parsed.
+            key: Under which the state before the join is held.
+            seen: An output of the slot's module, on which the newborn is probed; None where none was captured.
+            snapshot: The state before the join where the caller took it already.
+
+        Raises:
+            GraftFailed: If it cannot be joined, is not neutral or not finite on the probe; the host was restored.
+        """
+        before = snapshot or capture(self.subject)
+        try:
+            newborn = self._joined(cut, data, kernel_id, seen)
+        except (EsperError, RuntimeError) as error:
+            restore(self.subject, before)
+            raise GraftFailed(f"grafting at {cut.slot}", why=str(error), todo="the host was restored") from error
+        self._hold(key, before)
+        return newborn
+
+    def cull(self, cut: Cut, *, key: str | None) -> bool:
+        """Take a graft out.
+
+        Args:
+            cut: Which.
+            key: Of the state before its join, to put that back; None to train on without the seed.
+
+        Returns:
+            Whether the state before the join was restored.
+        """
+        snapshot = self.held.pop(key, None) if key is not None else None
+        if snapshot is not None:
+            restore(self.subject, snapshot, keep_schedule=True)
+            return True
+        module = placement_of(self.subject.model).slots[cut.slot].module
+        own = {id(p) for p in module.parameters()}
+        detach(self.subject.model, cut.slot, cut.seed_idx)
+        left = {id(p) for p in module.parameters()}
+        gone = own - left
+        leaving = [p for g in self.subject.optimizer.param_groups for p in g["params"] if id(p) in gone]
+        remove_parameters(self.subject.optimizer, leaving)
+        follow_groups(self.subject.schedule, self.subject.optimizer)
+        return False
+
+    def roll_back(self, key: str) -> bool:
+        """Put back the state before a join, to the bit; False where it is not held any more."""
+        snapshot = self.held.get(key)
+        if snapshot is None:
+            return False
+        restore(self.subject, snapshot)
+        later = list(self.held)[list(self.held).index(key) :]
+        for name in later:
+            del self.held[name]
+        return True
+
+    def _joined(self, cut: Cut, data: bytes, kernel_id: str, seen: Tensor | None) -> Newborn:
+        place = placement_of(self.subject.model).slots[cut.slot]
+        like = host_group_of(self.subject.optimizer, place.module.parameters())
+        newborn = join(self.subject.model, cut.slot, cut.seed_idx, data, kernel_id=kernel_id)
+        _check_birth(newborn.kernel, seen, self._tolerance)
+        add_newborn(self.subject.optimizer, newborn.parameters.values(), like=like)
+        follow_groups(self.subject.schedule, self.subject.optimizer)
+        return newborn
+
+    def _hold(self, key: str, snapshot: Snapshot) -> None:
+        self.held[key] = snapshot
+        while len(self.held) > self._limit:
+            self.held.popitem(last=False)
+
+
+@torch.no_grad()
+def _check_birth(kernel: nn.Module, seen: Tensor | None, tolerance: float) -> None:
+    """Refuse a newborn that changes what the model computes, or whose path overflows, on an output really seen."""
+    if seen is None:
+        return
+    training = kernel.training
+    added = kernel.eval()(seen)
+    kernel.train(training)
+    if not bool(torch.isfinite(added).all()):
+        raise GraftFailed("the newborn's path is not finite on the probe", todo="normalise before the slot")
+    largest = float(added.abs().max())
+    if largest > tolerance:
+        raise GraftFailed("the newborn is not neutral", why=f"it changes the output by {largest:.3g}")

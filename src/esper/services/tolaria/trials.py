@@ -1,0 +1,300 @@
+"""Grafts from their joining to their verdict: join, judge, keep, cull, roll back; each whole or not at all."""
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from esper.contracts.adaptation import AdaptationDecision, Outcome, Verdict
+from esper.contracts.ids import new_id
+from esper.errors import GraftFailed, NotFound
+from esper.ir import cost
+from esper.kasmina import Newborn, Placement, Seed, SeedState, placement_of
+from esper.services.tolaria.acceptance import Judgement, judge, placebo
+from esper.services.tolaria.config import GrowthConfig, OnCull
+from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
+from esper.services.tolaria.kernels import ReadyKernel
+from esper.services.tolaria.record import Position, Trial
+from esper.services.tolaria.snapshot import Snapshot, Subject
+from esper.services.tolaria.surgery import Cut, Surgeon
+
+
+@dataclass(frozen=True)
+class Book:
+    """Where the run stood before a join; kept beside the snapshot of the training."""
+
+    position: Position
+    seeds: tuple[Seed, ...]
+
+
+class Trials:
+    """Operates on the training and keeps the book of what came of it.
+
+    Args:
+        subject: The training.
+        config: Settings of the run.
+        events: Where everything is written down.
+        run_id: Names the run in outcomes.
+    """
+
+    def __init__(self, subject: Subject, config: GrowthConfig, events: EventLog, *, run_id: str) -> None:
+        self.position = Position()
+        self.topology_version = 0
+        self.outcomes: list[Outcome] = []
+        self.host_params = sum(parameter.numel() for parameter in subject.model.parameters())
+        self._config, self._events, self._run_id = config, events, run_id
+        self._placement: Placement = placement_of(subject.model)
+        self._surgeon = Surgeon(subject, snapshots_held=config.snapshots_held, tolerance=config.neutral_tolerance)
+        self._books: dict[str, Book] = {}
+        self._embargoes: dict[tuple[str, int], int] = {}
+
+    def seed(self, slot: str, seed_idx: int) -> Seed:
+        """Return a seed, dormant where it is new."""
+        return self._placement.seeds.setdefault((slot, seed_idx), Seed(slot=slot, seed_idx=seed_idx))
+
+    def join(
+        self, decision: AdaptationDecision, ready: ReadyKernel, *, before: float, seen: Tensor | None
+    ) -> GrowthEvent:
+        """Graft a kernel and open its trial.
+
+        Args:
+            decision: Names slot, seed and blueprint; its seed is germinated.
+            ready: The kernel.
+            before: Mean held-out loss of the averaged weights now.
+            seen: An output of the slot, for the probe.
+
+        Returns:
+            The event: grafted, or cancelled with the reason where the graft failed and the host was restored.
+        """
+        slot, step = str(decision.target_layer), self.position.step
+        seed = self.seed(slot, decision.seed_idx)
+        book = self._book()
+        seed.move(SeedState.LOADED, step=step)
+        try:
+            newborn = self._surgeon.graft(
+                Cut(slot, seed.seed_idx), ready.data, kernel_id=ready.kernel_id, key=decision.decision_id, seen=seen
+            )
+        except GraftFailed as error:
+            return self.cancel(decision, why=error.why)
+        self._books[decision.decision_id] = book
+        self._books = {key: self._books[key] for key in self._surgeon.held}
+        seed.move(SeedState.BLENDING, step=step)
+        return self._opened(decision, ready, newborn, before)
+
+    def cancel(self, decision: AdaptationDecision, *, why: str) -> GrowthEvent:
+        """Withdraw a decision whose seed is germinated or loaded."""
+        slot = str(decision.target_layer)
+        seed = self.seed(slot, decision.seed_idx)
+        seed.move(SeedState.CANCELLED, step=self.position.step)
+        self._rest(seed)
+        return self._events.append(
+            GrowthEvent(
+                step=self.position.step, kind=EventKind.CANCELLED, why=why, slot=slot, seed_idx=decision.seed_idx,
+                blueprint=decision.blueprint or "", kernel_id=decision.kernel_id or "",
+                decision_id=decision.decision_id, kept=False,
+            )
+        )  # fmt: skip
+
+    def advance(self, *, last: bool) -> list[GrowthEvent]:
+        """Move every seed along at a boundary, and give the verdicts that are due.
+
+        Args:
+            last: Whether the planned run ends here, so that every open trial is judged.
+        """
+        self._wake()
+        now = self.position.history[-1].validation
+        events = [] if math.isfinite(now) else self._undo_overflow()
+        for trial in self.position.open_trials:
+            if trial.key in self.position.trials:
+                events += self._advance(trial, now, last=last)
+        return events
+
+    def roll_back(self, event: GrowthEvent, *, why: str) -> GrowthEvent:
+        """Put the training back to before a join, and lock its slot.
+
+        Raises:
+            NotFound: If the state before that join is not held any more.
+        """
+        key = event.decision_id
+        book = self._books.get(key)
+        if book is None or not self._surgeon.roll_back(key):
+            raise NotFound(
+                f"the state before {event.blueprint} joined at {event.slot}",
+                why=f"the last {self._config.snapshots_held} states are held",
+                todo="roll back sooner, or resume from a checkpoint",
+                code="ESP-5020",
+            )
+        undone = [trial for trial in self.position.trials.values() if trial.key in self._books_from(key)]
+        seed = self.seed(event.slot, event.seed_idx)
+        seed.move(SeedState.ROLLED_BACK, step=self.position.step)
+        seed.move(SeedState.LOCKED, step=self.position.step)
+        self._reopen(book, keep=seed)
+        for trial in undone:
+            self._report(trial, Verdict.ROLLED_BACK, None)
+        return self._events.append(
+            replace(_of(event, EventKind.ROLLED_BACK, self.position.step), why=why, kept=False)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the book and the states that are held."""
+        return {
+            "position": self.position.to_dict(),
+            "topology_version": self.topology_version,
+            "seeds": [seed.to_dict() for seed in self._placement.seeds.values()],
+            "embargoes": [[slot, index, until] for (slot, index), until in self._embargoes.items()],
+            "held": {
+                key: {
+                    "training": snapshot.to_dict(),
+                    "position": self._books[key].position.to_dict(),
+                    "seeds": [seed.to_dict() for seed in self._books[key].seeds],
+                }
+                for key, snapshot in self._surgeon.held.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``; the training itself has been restored."""
+        self.position = Position.from_dict(state["position"])
+        self.topology_version = state["topology_version"]
+        self._set_seeds(Seed.from_dict(seed) for seed in state["seeds"])
+        self._embargoes = {(slot, index): until for slot, index, until in state["embargoes"]}
+        self._surgeon.held.clear()
+        self._books = {}
+        for key, held in state["held"].items():
+            self._surgeon.held[key] = Snapshot.from_dict(held["training"])
+            seeds = tuple(Seed.from_dict(seed) for seed in held["seeds"])
+            self._books[key] = Book(Position.from_dict(held["position"]), seeds)
+
+    # -- joining -----------------------------------------------------------------------------------------------------
+
+    def _opened(
+        self, decision: AdaptationDecision, ready: ReadyKernel, newborn: Newborn, before: float
+    ) -> GrowthEvent:
+        slot = newborn.slot
+        params = sum(parameter.numel() for parameter in newborn.parameters.values())
+        event = self._events.append(
+            GrowthEvent(
+                step=self.position.step, kind=EventKind.GRAFTED, why=decision.reason, slot=slot,
+                seed_idx=newborn.seed_idx, blueprint=newborn.blueprint, kernel_id=ready.kernel_id,
+                decision_id=decision.decision_id, added_params=params, added_ratio=params / self.host_params,
+                evidence=decision.evidence,
+            )
+        )  # fmt: skip
+        flops = cost(newborn.kernel.ir, self._placement.slots[slot].extent).flops
+        boundary = self.position.boundary
+        self.position.trials[event.decision_id] = Trial(
+            event, params, flops, ready.latency_ms, boundary, boundary + self._patience(), before
+        )
+        self.position.grafts.append(self.position.step)
+        self._topology_changed()
+        return event
+
+    def _patience(self) -> int:
+        """Boundaries from a join to its verdict."""
+        config = self._config
+        if config.steps is None:
+            return config.open_evaluation_boundaries
+        left = max(0, config.steps - self.position.step) / config.every
+        return max(config.fewest_evaluation_boundaries, math.ceil(config.evaluation_share * left))
+
+    # -- verdicts ----------------------------------------------------------------------------------------------------
+
+    def _advance(self, trial: Trial, now: float, *, last: bool) -> list[GrowthEvent]:
+        seed, step = self.seed(*trial.place), self.position.step
+        age = self.position.boundary - trial.boundary
+        if seed.state is SeedState.BLENDING and age >= self._config.settle_boundaries:
+            seed.move(SeedState.HOLDING, step=step)
+        if seed.state is not SeedState.HOLDING or not (last or self.position.boundary >= trial.due):
+            return []
+        seed.move(SeedState.EVALUATING, step=step)
+        control = placebo(self.position.losses, self.position.changes, length=max(1, age))
+        found = judge(trial.before, now, control)
+        return [self._culled(trial, seed, found) if found.harmful else self._kept(trial, seed, found)]
+
+    def _kept(self, trial: Trial, seed: Seed, found: Judgement) -> GrowthEvent:
+        seed.move(SeedState.FOSSILIZED, step=self.position.step)
+        trial.judged = True
+        self._report(trial, Verdict.KEPT, found)
+        return self._verdict(trial, EventKind.KEPT, found, found.why)
+
+    def _culled(self, trial: Trial, seed: Seed, found: Judgement) -> GrowthEvent:
+        newest = trial.key == next(reversed(self._surgeon.held), None)
+        wanted = self._config.on_cull is OnCull.RESTORE
+        step = self.position.step
+        seed.move(SeedState.CULLED, step=step)
+        restored = self._surgeon.cull(Cut(*trial.place), key=trial.key if wanted and newest else None)
+        self._surgeon.held.pop(trial.key, None)
+        self._books.pop(trial.key, None)
+        del self.position.trials[trial.key]
+        self._rest(seed)
+        self._topology_changed()
+        self._report(trial, Verdict.CULLED, found)
+        after = "the state before the join was restored" if restored else "training goes on without it"
+        return self._verdict(trial, EventKind.CULLED, found, f"{found.why}; {after}")
+
+    def _undo_overflow(self) -> list[GrowthEvent]:
+        """Roll back the newest open graft when the held-out loss is not finite."""
+        trials = [trial for trial in self.position.open_trials if trial.key in self._books]
+        return [self.roll_back(trials[-1].event, why="the held-out loss is not finite")] if trials else []
+
+    def _verdict(self, trial: Trial, kind: EventKind, found: Judgement, why: str) -> GrowthEvent:
+        event = _of(trial.event, kind, self.position.step)
+        kept = kind is EventKind.KEPT
+        return self._events.append(replace(event, why=why, gain=found.gain, gain_error=found.error, kept=kept))
+
+    def _report(self, trial: Trial, verdict: Verdict, found: Judgement | None) -> None:
+        slot, seed_idx = trial.place
+        self.outcomes.append(
+            Outcome(
+                decision_id=trial.key, run_id=self._run_id, slot=slot, seed_idx=seed_idx,
+                blueprint=trial.event.blueprint, kernel_id=trial.event.kernel_id, verdict=verdict,
+                gain=None if found is None else found.gain, gain_error=None if found is None else found.error,
+                params=trial.params, steps=max(0, self.position.step - trial.event.step),
+            )
+        )  # fmt: skip
+
+    # -- the book ----------------------------------------------------------------------------------------------------
+
+    def _book(self) -> Book:
+        return Book(self.position.copy(), tuple(copy.deepcopy(list(self._placement.seeds.values()))))
+
+    def _reopen(self, book: Book, *, keep: Seed) -> None:
+        """Take the position and seeds of a book; the lock and the embargoes that came since stay."""
+        self.position = book.position.copy()
+        locked = [seed for seed in self._placement.seeds.values() if seed.state is SeedState.LOCKED]
+        self._set_seeds([*copy.deepcopy(list(book.seeds)), *locked, keep])
+        self._books = {key: self._books[key] for key in self._surgeon.held}
+        self._topology_changed()
+
+    def _books_from(self, key: str) -> set[str]:
+        keys = list(self._books)
+        return set(keys[keys.index(key) :])
+
+    def _set_seeds(self, seeds: Iterable[Seed]) -> None:
+        self._placement.seeds.clear()
+        self._placement.seeds.update({(seed.slot, seed.seed_idx): seed for seed in seeds})
+
+    def _topology_changed(self) -> None:
+        self.topology_version += 1
+        self.position.changed()
+
+    def _rest(self, seed: Seed) -> None:
+        seed.move(SeedState.EMBARGOED, step=self.position.step)
+        until = self.position.boundary + self._config.embargo_boundaries
+        self._embargoes[(seed.slot, seed.seed_idx)] = until
+
+    def _wake(self) -> None:
+        over = [place for place, until in self._embargoes.items() if self.position.boundary >= until]
+        for place in over:
+            del self._embargoes[place]
+            seed = self.seed(*place)
+            if seed.state is SeedState.EMBARGOED:
+                seed.move(SeedState.DORMANT, step=self.position.step)
+
+
+def _of(event: GrowthEvent, kind: EventKind, step: int) -> GrowthEvent:
+    """Return a new event about the same graft."""
+    return replace(event, kind=kind, step=step, event_id=new_id("event"), evidence=())
