@@ -78,6 +78,15 @@ def check_length(every: int, steps: int | None) -> None:
         raise ConfigError(f"steps={steps} ends before the first boundary", why=f"every={every}", code="ESP-2107")
 
 
+def read_budget(given: str | Budget, model: nn.Module) -> Budget:
+    """Read a budget against a host.
+
+    Raises:
+        ConfigError: If it is not one.
+    """
+    return Budget.of(given, host_params=sum(parameter.numel() for parameter in model.parameters()))
+
+
 def new_run(root: str | os.PathLike[str]) -> RunFolder:
     """Make the folder of a new run."""
     return RunFolder(root, new_id("run"))
@@ -89,7 +98,7 @@ def start_growth(
     folder: RunFolder,
     *,
     validate: Validate,
-    budget: str | Budget,
+    budget: Budget,
     config: GrowthConfig,
     registry: BlueprintRegistry | None = None,
 ) -> Growth:
@@ -102,7 +111,6 @@ def start_growth(
         bridge=platform.bridge, library=platform.library, bus=platform.bus, advisor=platform.advisor,
         shelf=shelf, folder=folder, close=platform.close,
     )  # fmt: skip
-    host_params = sum(parameter.numel() for parameter in subject.model.parameters())
     observer = Observer(subject.model, subject.optimizer, validate, config, run_id=run_id)
-    return Growth(subject, parts, observer, Budget.of(budget, host_params=host_params), config)
+    return Growth(subject, parts, observer, budget, config)
 

@@ -36,7 +36,7 @@ class AveragedWeights:
         """Take the present weights in."""
         present = _floating(self._model)
         if not self._count:
-            self._sums = {name: tensor.detach().clone() for name, tensor in present.items()}
+            self._sums = {name: _summable(tensor) for name, tensor in present.items()}
         else:
             torch._foreach_add_(list(self._sums.values()), [present[name] for name in self._sums])
         self._count += 1
@@ -69,6 +69,12 @@ def _floating(model: nn.Module) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {name: parameter.data for name, parameter in model.named_parameters()}
     named.update((name, buffer) for name, buffer in model.named_buffers() if buffer.is_floating_point())
     return named
+
+
+def _summable(tensor: Tensor) -> Tensor:
+    """Return a copy that can be summed without losing digits."""
+    narrow = tensor.dtype in (torch.bfloat16, torch.float16)
+    return tensor.detach().to(torch.float32 if narrow else tensor.dtype, copy=True)
 
 
 @torch.no_grad()
