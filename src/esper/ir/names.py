@@ -43,7 +43,6 @@ RESERVED_IDS = frozenset(
         "named_modules",
         "named_parameters",
         "parameters",
-        "plan",
         "register_backward_hook",
         "register_buffer",
         "register_forward_hook",

@@ -31,7 +31,7 @@ def get(name: str) -> OpSpec:
 def register(spec: OpSpec) -> OpSpec:
     """Install an extension, marked untrusted whatever it says of itself.
 
-    Its torch body is installed with `esper.blueprints.bodies.register`, its numpy one with `esper.reference.register`.
+    Its torch body is installed with `esper.blueprints.register_body`, its numpy one with `esper.reference.register_formula`.
 
     Raises:
         ConfigError: If its name has no dot; plain names belong to the closed set.
