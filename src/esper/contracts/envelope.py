@@ -25,3 +25,21 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     sent_at: datetime
     traceparent: str | None
     body: bytes
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that no try could deliver, as it lies in the stream ``{stream}.dead``.
+
+    Attributes:
+        stream: Where it came from.
+        group: The group that could not handle it.
+        tries: How often it was handed out.
+        reason: What the handler said at the last try.
+        envelope: The message as it was sent.
+    """
+
+    stream: str
+    group: str
+    tries: int
+    reason: str
+    envelope: Envelope

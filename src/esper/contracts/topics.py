@@ -24,6 +24,7 @@ class Topic:
         writers: Parts that publish to it.
         readers: Parts that consume it.
         max_length: Messages kept before the oldest are trimmed.
+        lossy: Whether the oldest message may be dropped, and counted, when a reader falls behind; otherwise the writer waits.
     """
 
     stream: str
@@ -32,9 +33,10 @@ class Topic:
     writers: tuple[str, ...]
     readers: tuple[str, ...]
     max_length: int = 10_000
+    lossy: bool = False
 
 
-HEALTH = Topic("telemetry.seed.health", HealthBatch, 1, ("tolaria",), ("tamiyo", "nissa"))
+HEALTH = Topic("telemetry.seed.health", HealthBatch, 1, ("tolaria",), ("tamiyo", "nissa"), lossy=True)
 DECISIONS = Topic("control.adaptation.decision", AdaptationDecision, 1, ("tamiyo",), ("tolaria", "nissa"))
 SUBMITTED = Topic("blueprints.submitted", BlueprintSubmitted, 1, ("urza",), ("tezzeret",))
 EPOCHS = Topic("system.events.epoch", EpochEvent, 1, ("tolaria",), ("nissa",))

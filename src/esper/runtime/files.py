@@ -25,7 +25,9 @@ def write_whole(path: Path, data: bytes) -> None:
         aside.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise StoreUnavailable(f"{path} cannot be written", why=str(error), todo="free space or choose another root=") from error
+        raise StoreUnavailable(
+            f"{path} cannot be written", why=str(error), todo="free space or choose another root="
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
 

@@ -1,0 +1,1 @@
+"""Oona: the message bus that carries health, decisions, outcomes and announcements between parts."""

@@ -1,0 +1,184 @@
+"""Messages to bytes and back, in one envelope."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+
+from esper.contracts.envelope import DeadLetter, Envelope
+from esper.contracts.ids import new_id
+from esper.contracts.topics import TOPICS, Message, Topic
+from esper.errors import ContractError
+
+PLAIN = "dict"
+"""The type of an envelope whose body is plain data."""
+
+DEAD_SUFFIX = ".dead"
+"""The stream of the dead letters of ``S`` is ``S.dead``."""
+
+_INT_RANGE = range(-(2**63), 2**64)
+_SCALARS = (type(None), bool, float, str, bytes, datetime)
+_MAX_DEPTH = 64
+
+Contract = type[msgspec.Struct] | type[BaseModel]
+
+
+class Codec:
+    """Encodes messages for the streams that are declared, and plain dictionaries for every other stream.
+
+    A dictionary that is sent to a declared stream must keep the contract of that stream, and arrives as that contract.
+    On any other stream a dictionary arrives as an equal one, and a contract that is known by name arrives as itself.
+
+    Args:
+        topics: Declared streams by name.
+    """
+
+    def __init__(self, topics: Mapping[str, Topic] = TOPICS) -> None:
+        self._topics = topics
+        self._contracts: dict[str, tuple[Contract, int]] = {
+            t.model.__name__: (t.model, t.version) for t in topics.values()
+        }
+        self._contracts[DeadLetter.__name__] = (DeadLetter, 1)
+
+    def topic(self, stream: str) -> Topic | None:
+        """Return what is declared about a stream, or None."""
+        return self._topics.get(stream)
+
+    def seal(self, stream: str, message: Message, *, run_id: str | None = None) -> Envelope:
+        """Put a message into an envelope with a fresh id.
+
+        Args:
+            stream: Where it will be sent.
+            message: A contract, or plain data.
+            run_id: The run that it belongs to.
+
+        Returns:
+            The envelope; the message is not changed and not kept.
+
+        Raises:
+            ContractError: If the message does not keep the stream's contract, or cannot be sent at all.
+        """
+        checked = self._as_declared(stream, message)
+        name, version = self._named(checked)
+        return Envelope(
+            type=name,
+            version=version,
+            id=new_id("message"),
+            run_id=run_id,
+            sent_at=datetime.now(UTC),
+            traceparent=None,
+            body=_body(checked, stream),
+        )
+
+    def open(self, envelope: Envelope) -> Message:
+        """Return the message in an envelope; fields that its contract does not know are passed over.
+
+        Raises:
+            ContractError: If the contract is not known, is newer than this library, or is broken.
+        """
+        try:
+            if envelope.type == PLAIN:
+                return msgspec.msgpack.decode(envelope.body, type=dict[str, object])
+            return self._parsed(envelope)
+        except (msgspec.DecodeError, ValidationError) as error:
+            raise ContractError(f"message {envelope.id} breaks its contract {envelope.type}", why=str(error)) from error
+
+    def _parsed(self, envelope: Envelope) -> Message:
+        model, version = self._contracts.get(envelope.type, (None, 0))
+        if model is None or envelope.version > version:
+            raise ContractError(
+                f"message {envelope.id} cannot be read",
+                why=f"this library knows version {version} of {envelope.type}, not {envelope.version}",
+                todo="bring every part to the same version",
+            )
+        if issubclass(model, BaseModel):
+            return model.model_validate(msgspec.msgpack.decode(envelope.body))
+        return msgspec.msgpack.decode(envelope.body, type=model)
+
+    def _as_declared(self, stream: str, message: Message) -> Message:
+        topic = self._topics.get(stream)
+        if topic is None or isinstance(message, topic.model):
+            return message
+        if not isinstance(message, dict):
+            raise ContractError(
+                f"a {type(message).__name__} cannot be sent to {stream}", why=f"its contract is {topic.model.__name__}"
+            )
+        try:
+            if issubclass(topic.model, BaseModel):
+                return topic.model.model_validate(message)
+            return msgspec.convert(message, topic.model, strict=False)
+        except (msgspec.ValidationError, ValidationError) as error:
+            raise ContractError(
+                f"the data do not keep the contract {topic.model.__name__} of {stream}", why=str(error)
+            ) from error
+
+    def _named(self, message: Message) -> tuple[str, int]:
+        if isinstance(message, dict):
+            return PLAIN, 1
+        model, version = self._contracts.get(type(message).__name__, (None, 0))
+        if model is not type(message):
+            raise ContractError(
+                f"a {type(message).__name__} cannot be sent",
+                why="no topic declares that contract, so that no reader could parse it",
+                todo="declare it in esper.contracts.topics, or send a dictionary",
+            )
+        return type(message).__name__, version
+
+
+def packed(envelope: Envelope) -> bytes:
+    """Return the bytes of an envelope, as they are stored and sent."""
+    return msgspec.msgpack.encode(envelope)
+
+
+def unpacked(data: bytes) -> Envelope:
+    """Return the envelope in bytes.
+
+    Raises:
+        ContractError: If they are not one.
+    """
+    try:
+        return msgspec.msgpack.decode(data, type=Envelope)
+    except msgspec.DecodeError as error:
+        raise ContractError("these bytes are no envelope", why=str(error)) from error
+
+
+def _body(message: Message, stream: str) -> bytes:
+    if isinstance(message, dict):
+        _check_plain(message, "$", stream, _MAX_DEPTH)
+    content = message.model_dump() if isinstance(message, BaseModel) else message
+    try:
+        return msgspec.msgpack.encode(content)
+    except (TypeError, OverflowError, msgspec.EncodeError) as error:
+        raise ContractError(f"a {type(message).__name__} cannot be sent to {stream}", why=str(error)) from error
+
+
+def _check_plain(value: object, path: str, stream: str, depth: int) -> None:
+    """Refuse whatever would arrive as something else: tuples, sets, naive times, subclasses, keys that are not text."""
+    if type(value) is dict and depth:
+        for key, held in value.items():
+            if type(key) is not str:
+                _refuse_plain(key, f"{path}.{key!r}", stream, "a key that is not text")
+            _check_plain(held, f"{path}.{key}", stream, depth - 1)
+    elif type(value) is list and depth:
+        for index, held in enumerate(value):
+            _check_plain(held, f"{path}[{index}]", stream, depth - 1)
+    elif not _is_scalar(value):
+        _refuse_plain(value, path, stream, f"a {type(value).__name__} that would not arrive as it was sent")
+
+
+def _is_scalar(value: object) -> bool:
+    if type(value) is int:
+        return value in _INT_RANGE
+    if isinstance(value, datetime):
+        return value.tzinfo is not None
+    return type(value) in _SCALARS
+
+
+def _refuse_plain(value: object, path: str, stream: str, what: str) -> None:
+    raise ContractError(
+        f"the data for {stream} hold {what} at {path}",
+        why=f"it is {str(value)[:60]!r}",
+        todo="send None, bool, 64-bit int, float, str, bytes, times with a zone, and lists and dictionaries (text keys) "
+        f"of them, at most {_MAX_DEPTH} deep",
+    )

@@ -1,0 +1,126 @@
+"""One stream of the in-process bus: its messages, its groups, and what was lost."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from esper.contracts.envelope import Envelope
+
+
+@dataclass
+class Entry:
+    """A message in a stream.
+
+    Attributes:
+        seq: Its place in the stream, from 0.
+        envelope: The message.
+    """
+
+    seq: int
+    envelope: Envelope
+
+
+@dataclass
+class Pending:
+    """A message in one group's hands.
+
+    Attributes:
+        entry: The message.
+        tries: How often it was handed out.
+        reason: What the handler said at the last try.
+    """
+
+    entry: Entry
+    tries: int = 0
+    reason: str = ""
+
+
+@dataclass
+class Group:
+    """Readers that share a stream.
+
+    Attributes:
+        name: Its name.
+        next_seq: First message that was never handed out.
+        returned: Messages that a member gave back unhandled, oldest first.
+        in_hand: Messages with a member now.
+        handled: Messages acknowledged.
+        redelivered: Tries after the first.
+        dead: Messages that went to the dead letters.
+        lost: Messages that were trimmed before the group saw them.
+    """
+
+    name: str
+    next_seq: int
+    returned: deque[Pending] = field(default_factory=deque)
+    in_hand: int = 0
+    handled: int = 0
+    redelivered: int = 0
+    dead: int = 0
+    lost: int = 0
+
+
+class Stream:
+    """Messages in order, up to a number of them.
+
+    Args:
+        max_length: Messages kept.
+        lossy: Whether a full stream drops what a slow group has not seen.
+    """
+
+    def __init__(self, max_length: int, *, lossy: bool) -> None:
+        self.max_length, self.lossy = max_length, lossy
+        self.groups: dict[str, Group] = {}
+        self.published = 0
+        self.trimmed = 0
+        self._entries: deque[Entry] = deque()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def first_seq(self) -> int:
+        """Place of the oldest message held, or of the next one where none is."""
+        return self._entries[0].seq if self._entries else self.published
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a message can be appended without taking one from a group that has not seen it."""
+        if self.lossy or len(self) < self.max_length:
+            return True
+        return all(group.next_seq > self.first_seq for group in self.groups.values())
+
+    def join(self, name: str, start_from: str) -> Group:
+        """Return a group, made at the oldest message held (``"0"``) or after the newest (``">"``) where it is new."""
+        if name not in self.groups:
+            self.groups[name] = Group(name, self.first_seq if start_from == "0" else self.published)
+        return self.groups[name]
+
+    def append(self, envelope: Envelope) -> None:
+        """Add a message, and trim the oldest beyond the limit; groups that had not seen it have lost it."""
+        self._entries.append(Entry(self.published, envelope))
+        self.published += 1
+        while len(self) > self.max_length:
+            gone = self._entries.popleft()
+            self.trimmed += 1
+            for group in self.groups.values():
+                if group.next_seq <= gone.seq:
+                    group.next_seq = gone.seq + 1
+                    group.lost += 1
+
+    def take(self, group: Group) -> Pending | None:
+        """Hand the next message of a group out, given-back ones first, or None where there is none."""
+        if group.returned:
+            group.in_hand += 1
+            return group.returned.popleft()
+        if group.next_seq >= self.published:
+            return None
+        entry = self._entries[group.next_seq - self.first_seq]
+        group.next_seq += 1
+        group.in_hand += 1
+        return Pending(entry)
+
+    def give_back(self, group: Group, pending: Pending) -> None:
+        """Take an unhandled message back; it stays ahead of every later one."""
+        group.in_hand -= 1
+        group.returned.append(pending)
+        group.returned = deque(sorted(group.returned, key=lambda held: held.entry.seq))

@@ -1,0 +1,1 @@
+"""Tezzeret: the compile forge that builds and validates kernels in supervised child processes."""

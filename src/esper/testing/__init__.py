@@ -1,0 +1,1 @@
+"""Testing: contract suites for the ports and planted faults, shipped for those who build on Esper."""

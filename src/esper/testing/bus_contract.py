@@ -1,0 +1,235 @@
+"""What every message bus must do, as a suite that any implementation can run.
+
+```python
+class TestMyBus(BusContract):
+    @pytest.fixture
+    async def bus(self):
+        async with MyBus() as bus:
+            yield bus
+```
+
+The bus under test hands a message out at most three times, with pauses well below a second.
+"""
+
+import asyncio
+import copy
+from datetime import UTC, datetime
+
+from esper.contracts.envelope import DeadLetter
+from esper.contracts.events import CompilationEvent
+from esper.contracts.health import HealthBatch, HealthSignal
+from esper.contracts.topics import COMPILATIONS, HEALTH, OUTCOMES
+from esper.errors import ContractError
+from esper.ports import Delivery, DeliveryHandler, MessageBus
+
+LIMIT_S = 10.0
+STREAM = "contract.numbers"
+
+
+class Reader:
+    """Keeps what it is handed, and fails when it is told to.
+
+    Args:
+        failures: How many of the first calls fail.
+    """
+
+    def __init__(self, *, failures: int = 0) -> None:
+        self.deliveries: list[Delivery] = []
+        self._failures = failures
+        self._more = asyncio.Condition()
+
+    async def __call__(self, delivery: Delivery) -> None:
+        """Take one message."""
+        async with self._more:
+            self.deliveries.append(delivery)
+            self._more.notify_all()
+        if len(self.deliveries) <= self._failures:
+            raise RuntimeError(f"planted failure {len(self.deliveries)}")
+
+    async def wait_for(self, count: int) -> list[Delivery]:
+        """Return the deliveries once there are ``count`` of them."""
+        async with self._more, asyncio.timeout(LIMIT_S):
+            await self._more.wait_for(lambda: len(self.deliveries) >= count)
+        return self.deliveries
+
+    @property
+    def numbers(self) -> list[object]:
+        """The number in each message."""
+        return [delivery.body["n"] for delivery in self.deliveries if isinstance(delivery.body, dict)]
+
+
+class Reading:
+    """A subscription that runs in a task and is ended with the block."""
+
+    def __init__(
+        self,
+        bus: MessageBus,
+        reader: DeliveryHandler,
+        *,
+        stream: str = STREAM,
+        group: str = "readers",
+        start: str = "0",
+    ) -> None:
+        self._work = bus.subscribe(stream, group, reader, start_from=start)
+
+    async def __aenter__(self) -> "asyncio.Task[None]":
+        self._task: asyncio.Task[None] = asyncio.ensure_future(self._work)
+        await asyncio.sleep(0)
+        return self._task
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        (ended,) = await asyncio.gather(self._task, return_exceptions=True)
+        if isinstance(ended, Exception):
+            raise ended
+
+
+class BusContract:
+    """The laws of `esper.ports.MessageBus`, one test each."""
+
+    async def test_a_stream_keeps_its_order(self, bus: MessageBus) -> None:
+        reader = Reader()
+        async with Reading(bus, reader):
+            for n in range(200):
+                await bus.publish(STREAM, {"n": n})
+            await reader.wait_for(200)
+        assert reader.numbers == list(range(200))
+
+    async def test_every_group_sees_every_message(self, bus: MessageBus) -> None:
+        first, second = Reader(), Reader()
+        async with Reading(bus, first, group="a"), Reading(bus, second, group="b"):
+            for n in range(20):
+                await bus.publish(STREAM, {"n": n})
+            await first.wait_for(20)
+            await second.wait_for(20)
+        assert first.numbers == second.numbers == list(range(20))
+
+    async def test_members_of_a_group_share_the_work(self, bus: MessageBus) -> None:
+        first, second = Reader(), Reader()
+        async with Reading(bus, first), Reading(bus, second):
+            for n in range(50):
+                await bus.publish(STREAM, {"n": n})
+            async with asyncio.timeout(LIMIT_S):
+                while len(first.deliveries) + len(second.deliveries) < 50:
+                    await asyncio.sleep(0.01)
+        assert sorted([*first.numbers, *second.numbers], key=str) == sorted(range(50), key=str)
+
+    async def test_a_new_group_may_start_with_the_oldest_message(self, bus: MessageBus) -> None:
+        await bus.publish(STREAM, {"n": 1})
+        reader = Reader()
+        async with Reading(bus, reader, start="0"):
+            await reader.wait_for(1)
+        assert reader.numbers == [1]
+
+    async def test_a_new_group_may_start_with_new_messages_only(self, bus: MessageBus) -> None:
+        await bus.publish(STREAM, {"n": -1})
+        reader = Reader()
+        async with Reading(bus, reader, start=">"):
+            async with asyncio.timeout(LIMIT_S):
+                while not reader.deliveries:
+                    await bus.publish(STREAM, {"n": 1})
+                    await asyncio.sleep(0.01)
+        assert -1 not in reader.numbers
+
+    async def test_a_failed_message_comes_again_with_its_id_and_in_order(self, bus: MessageBus) -> None:
+        reader = Reader(failures=1)
+        async with Reading(bus, reader):
+            for n in range(3):
+                await bus.publish(STREAM, {"n": n})
+            deliveries = await reader.wait_for(4)
+        assert reader.numbers == [0, 0, 1, 2]
+        assert deliveries[0].id == deliveries[1].id
+        assert [delivery.redelivered for delivery in deliveries] == [False, True, False, False]
+
+    async def test_a_message_that_always_fails_goes_to_the_dead_letters_with_its_reason(self, bus: MessageBus) -> None:
+        reader, undertaker = Reader(failures=3), Reader()
+        async with Reading(bus, reader), Reading(bus, undertaker, stream=f"{STREAM}.dead", group="undertakers"):
+            dead_id = await bus.publish(STREAM, {"n": 0}, run_id="run-1")
+            await bus.publish(STREAM, {"n": 1})
+            await reader.wait_for(4)
+            (burial,) = await undertaker.wait_for(1)
+        letter = burial.body
+        assert isinstance(letter, DeadLetter)
+        assert (letter.stream, letter.group, letter.tries) == (STREAM, "readers", 3)
+        assert letter.envelope.id == dead_id
+        assert "planted failure 3" in letter.reason
+        assert burial.run_id == "run-1"
+        assert reader.numbers == [0, 0, 0, 1]
+
+    async def test_a_message_in_the_hands_of_a_member_that_dies_goes_to_another(self, bus: MessageBus) -> None:
+        taken = asyncio.Event()
+
+        async def hold(_: Delivery) -> None:
+            taken.set()
+            await asyncio.Event().wait()
+
+        message_id = await bus.publish(STREAM, {"n": 7})
+        async with Reading(bus, hold), asyncio.timeout(LIMIT_S):
+            await taken.wait()
+        reader = Reader()
+        async with Reading(bus, reader):
+            (delivery,) = await reader.wait_for(1)
+        assert delivery.id == message_id
+        assert delivery.redelivered
+
+    async def test_a_dictionary_arrives_equal_and_is_never_changed(self, bus: MessageBus) -> None:
+        sent: dict[str, object] = {
+            "none": None,
+            "flag": True,
+            "n": 2**63,
+            "ratio": 0.1,
+            "text": "ä.b",
+            "bytes": b"\x00\xff",
+            "when": datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
+            "list": [1, "two", [3.0], {}],
+            "dotted.key": {"deep": {"er": []}},
+        }
+        before = copy.deepcopy(sent)
+        reader = Reader()
+        async with Reading(bus, reader):
+            await bus.publish(STREAM, sent)
+            (delivery,) = await reader.wait_for(1)
+        assert delivery.body == before == sent
+        assert delivery.body is not sent
+
+    async def test_a_contract_arrives_as_itself(self, bus: MessageBus) -> None:
+        signal = HealthSignal(layer_id="fc", seed_idx=0, timestamp=datetime.now(UTC), metrics={"grad_norm": 0.25})
+        batch = HealthBatch(run_id="run-1", step=3, signals=(signal,))
+        reader = Reader()
+        async with Reading(bus, reader, stream=HEALTH.stream):
+            await bus.publish(HEALTH.stream, batch, run_id="run-1")
+            (delivery,) = await reader.wait_for(1)
+        assert delivery.body == batch
+        assert delivery.run_id == "run-1"
+
+    async def test_a_dictionary_on_a_declared_stream_becomes_its_contract(self, bus: MessageBus) -> None:
+        reader = Reader()
+        async with Reading(bus, reader, stream=COMPILATIONS.stream):
+            await bus.publish(COMPILATIONS.stream, {"blueprint_id": "sha256:0", "status": "started"})
+            (delivery,) = await reader.wait_for(1)
+        assert delivery.body == CompilationEvent(blueprint_id="sha256:0", status="started")
+
+    async def test_a_message_that_breaks_its_contract_is_refused_at_the_sender(self, bus: MessageBus) -> None:
+        for wrong in ({"blueprint_id": 3}, {"n": 1}):
+            try:
+                await bus.publish(OUTCOMES.stream, dict(wrong))
+            except ContractError as error:
+                assert error.why
+            else:
+                raise AssertionError("a broken message was accepted")
+
+    async def test_close_lets_the_handler_finish_the_message_in_hand(self, bus: MessageBus) -> None:
+        began, finished = asyncio.Event(), asyncio.Event()
+
+        async def slow(_: Delivery) -> None:
+            began.set()
+            await asyncio.sleep(0.1)
+            finished.set()
+
+        async with Reading(bus, slow) as subscription:
+            await bus.publish(STREAM, {"n": 0})
+            async with asyncio.timeout(LIMIT_S):
+                await began.wait()
+                await bus.close()
+                await subscription
+        assert finished.is_set()
