@@ -167,14 +167,15 @@ class Affine:
 
     def flow(self, use: Use, inputs: tuple[Value, ...], nonzero: Nonzero, grad: Grad) -> Flow:
         """Send the gradient to weight, bias and input."""
-        pointwise = use.attrs.get("kernel", 1) == 1
-        cancels = pointwise and grad is Grad.CENTRED and inputs[0] is Value.STEADY
+        cancels = grad is Grad.CENTRED and inputs[0] is Value.STEADY
         params = {"weight": grad is not Grad.NONE and inputs[0] is not Value.ZERO and not cancels}
         if "bias" in nonzero:
             params["bias"] = grad is Grad.FULL
         if grad is Grad.NONE or not nonzero["weight"]:
             return Flow((Grad.NONE,), params)
-        return Flow((grad if pointwise else Grad.FULL,), params)
+        # A window that ends at a border treats positions unequally, so what was centred need not stay so.
+        keeps_sums = use.attrs.get("kernel", 1) == 1 or use.attrs.get("padding_mode") == "circular"
+        return Flow((grad if keeps_sums else Grad.FULL,), params)
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,9 @@ class Normalized:
             params["bias"] = grad is Grad.FULL
         if grad is Grad.NONE or (self.over_channels and spread is Value.ZERO):
             return Flow((Grad.NONE,), params)
-        return Flow((Grad.CENTRED if self._by_channel(use) else Grad.FULL,), params)
+        if self.centres and self._by_channel(use):
+            return Flow((Grad.CENTRED,), params)
+        return Flow((_through(grad, inputs[0]),), params)
 
 
 class Attended:

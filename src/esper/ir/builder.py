@@ -1,14 +1,13 @@
 """Drawing a blueprint: a graph whose methods are the operations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from esper.errors import InvalidBlueprint
-from esper.ir.birth import Use
-from esper.ir.blueprint import BlueprintIR
 from esper.ir.caps import CAPS
 from esper.ir.graph_check import completed_node
+from esper.ir.representation import BlueprintIR
 from esper.ir.types import INPUT, Attr, Attrs, Layout, Node, Site
 
 
@@ -48,18 +47,17 @@ class Graph:
         self.layout = layout
         self.input = Handle(self, INPUT, channels)
         self._nodes: list[Node] = []
-        self._uses: list[Use] = []
         self._widths = {INPUT: channels}
         self._counts: dict[str, int] = {}
 
-    def apply(self, op: str, *inputs: Handle, id: str | None = None, **attrs: Attr) -> Handle:
+    def apply(self, op: str, *inputs: Handle, attrs: Mapping[str, Attr] | None = None, id: str | None = None) -> Handle:
         """Use an operation by name, as for extensions.
 
         Args:
             op: Its name in the op table.
             *inputs: Its inputs.
+            attrs: Its attributes; those left out take their defaults.
             id: Id of the node; by default the operation's name and a number.
-            **attrs: Its attributes.
 
         Returns:
             Its output.
@@ -76,11 +74,15 @@ class Graph:
                     todo="Start from g.input and use what the methods of g return.",
                 )
         node = Node(id or self._fresh_id(op), op, tuple(handle.id for handle in inputs), Attrs(attrs))
-        node, use, width = completed_node(node, index, self._widths, self.layout, CAPS)
+        node, _, width = completed_node(node, index, self._widths, self.layout, CAPS)
         self._nodes.append(node)
-        self._uses.append(use)
         self._widths[node.id] = width
         return Handle(self, node.id, width)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes drawn so far."""
+        return tuple(self._nodes)
 
     def _fresh_id(self, op: str) -> str:
         stem = str(op).rpartition(".")[2]
@@ -107,7 +109,7 @@ class Graph:
         self, x: Handle, *, out: int, bias: bool = True, init: str = "standard", id: str | None = None
     ) -> Handle:
         """Return W x + b over the last axis."""
-        return self.apply("linear", x, id=id, out=out, bias=bias, init=init)
+        return self.apply("linear", x, attrs={"out": out, "bias": bias, "init": init}, id=id)
 
     def conv(
         self,
@@ -123,18 +125,8 @@ class Graph:
         id: str | None = None,
     ) -> Handle:
         """Return a convolution that keeps the extent; ``kernel`` is odd, and square for images."""
-        return self.apply(
-            "conv",
-            x,
-            id=id,
-            out=out,
-            kernel=kernel,
-            groups=groups,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            bias=bias,
-            init=init,
-        )
+        attrs: dict[str, Attr] = {"out": out, "kernel": kernel, "groups": groups, "dilation": dilation}
+        return self.apply("conv", x, attrs={**attrs, "padding_mode": padding_mode, "bias": bias, "init": init}, id=id)
 
     def pointwise(
         self, x: Handle, *, out: int, bias: bool = True, init: str = "standard", id: str | None = None
@@ -150,7 +142,7 @@ class Graph:
 
     def group_norm(self, x: Handle, *, groups: int, id: str | None = None) -> Handle:
         """Return x normalised over the channels of each group and all positions."""
-        return self.apply("group_norm", x, id=id, groups=groups)
+        return self.apply("group_norm", x, attrs={"groups": groups}, id=id)
 
     def layer_norm(self, x: Handle, *, id: str | None = None) -> Handle:
         """Return x normalised over the channels of each position."""
@@ -190,13 +182,13 @@ class Graph:
 
     def scale(self, x: Handle, *, value: float) -> Handle:
         """Return a constant times x."""
-        return self.apply("scale", x, value=value)
+        return self.apply("scale", x, attrs={"value": value})
 
     def attention(
         self, query: Handle, key: Handle, value: Handle, *, heads: int, causal: bool, id: str | None = None
     ) -> Handle:
         """Return softmax attention over the positions, ``heads`` at once."""
-        return self.apply("attention", query, key, value, id=id, heads=heads, causal=causal)
+        return self.apply("attention", query, key, value, attrs={"heads": heads, "causal": causal}, id=id)
 
 
 Design: TypeAlias = Callable[[Graph, Site], Handle]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from esper.errors import ContractError, InvalidBlueprint
 from esper.ir import ops
-from esper.ir.blueprint import BlueprintIR
+from esper.ir.representation import BlueprintIR
 
 
 @dataclass(frozen=True)

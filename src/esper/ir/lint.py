@@ -7,8 +7,8 @@ from enum import StrEnum
 from esper.errors import InvalidBlueprint
 from esper.ir import ops
 from esper.ir.birth import Grad, Value
-from esper.ir.blueprint import BlueprintIR
 from esper.ir.liveness import Liveness, liveness
+from esper.ir.representation import BlueprintIR
 from esper.ir.types import INPUT, Node
 
 
@@ -116,7 +116,7 @@ def _series_of_zeros(ir: BlueprintIR, life: Liveness) -> Iterator[Finding]:
         if names <= birth.live:
             continue
         if birth.values[node.inputs[0]] is Value.ZERO:
-            what, why = "dead at birth", f"its input is zero: {_origin_of_zero(ir, life, node.inputs[0])}"
+            what, why = "dead at birth", f"its input is zero at birth: {_origin_of_zero(ir, life, node.inputs[0])}"
         else:
             what, why = "dead at birth", f"no gradient reaches it: {_blocked_by(ir, life, node.id)}"
         yield _error(
@@ -137,7 +137,7 @@ def _origin_of_zero(ir: BlueprintIR, life: Liveness, value_id: str) -> str:
         node = by_id[value_id]
         zeros = [source for source in node.inputs if values[source] is Value.ZERO]
         if not zeros:
-            return f"{node.op} {node.id!r} is a zero factor before it"
+            return f"{node.op} {node.id!r} makes it so"
         value_id = zeros[-1]
 
 

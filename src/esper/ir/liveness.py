@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from esper.ir import ops
 from esper.ir.birth import Grad, Use, Value, merged
-from esper.ir.blueprint import BlueprintIR
+from esper.ir.representation import BlueprintIR
 from esper.ir.types import INPUT, Node
 
 STEPS = 3

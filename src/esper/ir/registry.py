@@ -6,11 +6,11 @@ from enum import StrEnum
 
 from esper.errors import ConfigError, InvalidBlueprint, NotFound, VersionTaken
 from esper.ir import ops
-from esper.ir.blueprint import BlueprintIR
 from esper.ir.builder import Design, build
 from esper.ir.cost import check_extent
 from esper.ir.lint import check_birth
 from esper.ir.names import NAME_RULE, is_blueprint_name
+from esper.ir.representation import BlueprintIR
 from esper.ir.types import Layout, Site
 
 

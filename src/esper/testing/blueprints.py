@@ -1,0 +1,135 @@
+"""Hypothesis strategies for blueprints: random designs, weights and inputs, for whoever tests an interpreter of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from esper.errors import InvalidBlueprint
+from esper.ir import BlueprintIR, Graph, Handle, Layout, ops
+from esper.ir.types import Node
+
+Array = NDArray[np.float64]
+
+_SMOOTH = ("gelu", "silu", "sigmoid", "tanh")
+_PADDINGS = ("zeros", "reflect", "replicate", "circular")
+SHORTEST_EXTENT = 5
+"""Every padding that is drawn fits extents from here."""
+
+
+@st.composite
+def blueprints(
+    draw: st.DrawFn, layouts: Sequence[Layout] = tuple(Layout), max_nodes: int = 9, zeros: bool = True
+) -> BlueprintIR:
+    """Draw a valid blueprint of built-in operations; most are no good as grafts.
+
+    Args:
+        draw: Given by hypothesis.
+        layouts: Layouts to choose from.
+        max_nodes: Operations drawn before the output is fitted to the input's width.
+        zeros: Whether weights may start at zero.
+
+    Returns:
+        The blueprint. Its extents must be at least `SHORTEST_EXTENT`.
+    """
+    graph = Graph(draw(st.sampled_from(layouts)), draw(st.integers(1, 6)))
+    values = [graph.input]
+    for _ in range(draw(st.integers(1, max_nodes))):
+        values.append(_grown(draw, graph, values, zeros))
+    output = values[-1]
+    if output.channels != graph.input.channels:
+        output = graph.pointwise(output, out=graph.input.channels, init=_init(draw, zeros))
+    return needed_only(graph, output)
+
+
+@st.composite
+def newborns(draw: st.DrawFn, layouts: Sequence[Layout] = tuple(Layout)) -> BlueprintIR:
+    """Draw a blueprint whose last operation is a zero factor: neutral at birth, though perhaps not alive in every part."""
+    graph = Graph(draw(st.sampled_from(layouts)), draw(st.integers(1, 6)))
+    values = [graph.input]
+    for _ in range(draw(st.integers(1, 7))):
+        values.append(_grown(draw, graph, values, zeros=False))
+    return needed_only(graph, graph.pointwise(values[-1], out=graph.input.channels, init="zero"))
+
+
+def needed_only(graph: Graph, output: Handle) -> BlueprintIR:
+    """Finish a graph of which parts may lead nowhere: those are left out."""
+    needed, kept = {output.id}, list[Node]()
+    for node in reversed(graph.nodes):
+        if node.id in needed:
+            needed.update(node.inputs)
+            kept.insert(0, node)
+    return BlueprintIR("drawn", graph.layout, graph.input.channels, tuple(kept), output.id)
+
+
+def random_weights(ir: BlueprintIR, seed: int) -> dict[str, Array]:
+    """Return generic weights: nothing is zero, and running variances are positive.
+
+    Args:
+        ir: The blueprint.
+        seed: Seed of the numbers.
+    """
+    rng = np.random.default_rng(seed)
+    weights = {name: rng.normal(0.0, 0.7, spec.shape) for name, spec in ir.tensors.items()}
+    return {name: np.abs(value) + 0.3 if name.endswith("running_var") else value for name, value in weights.items()}
+
+
+def random_input(ir: BlueprintIR, *, batch: int, extent: int, seed: int) -> Array:
+    """Return an input in the blueprint's layout; image maps are one longer than wide.
+
+    Args:
+        ir: The blueprint.
+        batch: Number of examples.
+        extent: Size of the first position axis.
+        seed: Seed of the numbers.
+    """
+    return np.random.default_rng(seed).normal(size=input_shape(ir, batch, extent))
+
+
+def input_shape(ir: BlueprintIR, batch: int, extent: int) -> tuple[int, ...]:
+    """Return the shape of such an input."""
+    extents = tuple(extent + axis for axis in range(ir.layout.rank))
+    if ir.layout.is_channels_first:
+        return (batch, ir.channels, *extents)
+    return (batch, *extents, ir.channels)
+
+
+def _grown(draw: st.DrawFn, graph: Graph, values: Sequence[Handle], zeros: bool) -> Handle:
+    """Add one operation; where the drawn one does not fit, a nonlinearity."""
+    allowed = [name for name in ops.names() if ops.get(name).trusted and graph.layout in ops.get(name).layouts]
+    op = draw(st.sampled_from(allowed))
+    spec = ops.get(op)
+    # Mostly the newest value, so that designs grow deep and little of them leads nowhere.
+    inputs = [values[-1] if draw(st.booleans()) else draw(st.sampled_from(values)) for _ in range(spec.arity)]
+    try:
+        return graph.apply(op, *inputs, attrs=_attrs(draw, op, inputs[0].channels, zeros))
+    except InvalidBlueprint:
+        return graph.apply(draw(st.sampled_from(_SMOOTH)), values[-1])
+
+
+def _attrs(draw: st.DrawFn, op: str, channels: int, zeros: bool) -> dict[str, bool | int | float | str]:
+    if op == "linear":
+        return {"out": draw(st.integers(1, 6)), "bias": draw(st.booleans()), "init": _init(draw, zeros)}
+    if op == "conv":
+        groups = draw(st.sampled_from([size for size in range(1, channels + 1) if channels % size == 0]))
+        return {
+            "out": groups * draw(st.integers(1, 3)),
+            "kernel": draw(st.sampled_from((1, 3, 5))),
+            "groups": groups,
+            "dilation": draw(st.integers(1, 2)),
+            "padding_mode": draw(st.sampled_from(_PADDINGS)),
+            "bias": draw(st.booleans()),
+            "init": _init(draw, zeros),
+        }
+    if op == "group_norm":
+        return {"groups": draw(st.sampled_from([size for size in range(1, channels + 1) if channels % size == 0]))}
+    if op == "scale":
+        return {"value": draw(st.floats(0.25, 2.0)) * draw(st.sampled_from((-1.0, 1.0)))}
+    if op == "attention":
+        return {"heads": draw(st.integers(1, 2)), "causal": draw(st.booleans())}
+    return {}
+
+
+def _init(draw: st.DrawFn, zeros: bool) -> str:
+    return draw(st.sampled_from(("standard", "standard", "zero"))) if zeros else "standard"
