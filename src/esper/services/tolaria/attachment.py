@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
+from esper.blueprints import catalog as catalog
 from esper.contracts.ids import new_id
 from esper.errors import ConfigError
-from esper.ir import BlueprintRegistry, default_registry
+from esper.ir import REGISTRY, BlueprintRegistry
 from esper.kasmina import MorphableModel, placement_of
 from esper.ports import Advisor, Library, MessageBus
 from esper.runtime.background import Bridge
@@ -105,7 +106,7 @@ def start_growth(
     """Build a run on a started platform."""
     run_id = folder.run_id
     shelf = KernelShelf(
-        platform.bridge, platform.library, platform.bus, registry or default_registry(), run_id=run_id
+        platform.bridge, platform.library, platform.bus, registry or REGISTRY, run_id=run_id
     )
     parts = Parts(
         bridge=platform.bridge, library=platform.library, bus=platform.bus, advisor=platform.advisor,

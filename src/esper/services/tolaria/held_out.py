@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.errors import ConfigError
-from esper.services.tolaria.rng import preserved_rng
+from esper.kasmina.quiet import quiet_eval
 
 Validate = Callable[[nn.Module], Tensor]
 """Returns a 1-D tensor of losses, one per held-out example or batch; never of the test split."""
@@ -60,7 +59,7 @@ class HeldOut:
             ConfigError: If ``validate`` does not return a 1-D tensor of losses.
         """
         seen: list[Tensor] = []
-        with preserved_rng(), _eval_mode(self._model), torch.no_grad(), _captured(capture, seen):
+        with quiet_eval(self._model), _captured(capture, seen):
             losses, flops = self._counted(topology_version)
         self.spent_flops += flops
         return Measurement(_checked(losses).detach().double().cpu(), flops, seen[0] if seen else None)
@@ -91,21 +90,6 @@ def _checked(losses: object) -> Tensor:
 
 def _compiled(model: nn.Module) -> bool:
     return any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
 
 
 @contextmanager

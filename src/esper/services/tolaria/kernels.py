@@ -79,7 +79,7 @@ class KernelShelf:
         """Offer one blueprint at one place, and ask the forge for it where nobody did."""
         ir = self._registry.build(name, place.site())
         price = cost(ir, place.extent)
-        offer = Offer(place, ir, str(self._registry.kind(name)), price.params, price.flops)
+        offer = Offer(place, ir, self._registry.get(name).kind.value, price.params, price.flops)
         self.offers.append(offer)
         if ir.digest not in self._pending:
             self._pending[ir.digest] = self._bridge.submit(self._obtain(ir))

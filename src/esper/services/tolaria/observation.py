@@ -71,7 +71,7 @@ class Observer:
         self.statistics_flops = 0
         self._model, self._config, self._run_id = model, config, run_id
         self._stride = max(1, config.every // config.averages_per_window)
-        self._health = HealthMeter(model, optimizer, every=config.every)
+        self._health = HealthMeter(model, optimizer)
         self._probe: BottleneckProbe | None = None
 
     def step(self, step: int, loss: Tensor | None, *, probe_next: bool) -> None:
@@ -90,7 +90,8 @@ class Observer:
             self.arm()
 
     def arm(self) -> None:
-        """Measure the bottleneck of every slot on the next training step."""
+        """Measure health and the bottleneck of every slot on the next training step."""
+        self._health.arm()
         placement = placement_of(self._model)
         if placement.ready and self._probe is None:
             self._probe = BottleneckProbe(self._model, tuple(placement.slots))

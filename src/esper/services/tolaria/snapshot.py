@@ -18,7 +18,7 @@ from esper.services.tolaria.optimizer import (
     name_parameters,
     restore_optimizer,
 )
-from esper.services.tolaria.rng import RandomState, capture_rng, restore_rng
+from esper.kasmina.quiet import RandomState, capture_rng, restore_rng
 from esper.services.tolaria.schedules import Schedule, capture_schedule, follow_groups, restore_schedule
 
 

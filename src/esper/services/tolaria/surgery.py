@@ -37,7 +37,7 @@ class Surgeon:
         self._tolerance = tolerance
 
     def graft(
-        self, cut: Cut, data: bytes, *, kernel_id: str, key: str, seen: Tensor | None, snapshot: Snapshot | None = None
+        self, cut: Cut, data: bytes, *, kernel_id: str, key: str, seen: Tensor | None, blueprint: str = ""
     ) -> Newborn:
         """Join a kernel, or leave the training exactly as it was.
 
@@ -47,14 +47,14 @@ class Surgeon:
             kernel_id: Their digest, verified before anything is parsed.
             key: Under which the state before the join is held.
             seen: An output of the slot's module, on which the newborn is probed; None where none was captured.
-            snapshot: The state before the join where the caller took it already.
+            blueprint: Name of the design, for people.
 
         Raises:
             GraftFailed: If it cannot be joined, is not neutral or not finite on the probe; the host was restored.
         """
-        before = snapshot or capture(self.subject)
+        before = capture(self.subject)
         try:
-            newborn = self._joined(cut, data, kernel_id, seen)
+            newborn = self._joined(cut, data, kernel_id, blueprint, seen)
         except (EsperError, RuntimeError) as error:
             restore(self.subject, before)
             raise GraftFailed(f"grafting at {cut.slot}", why=str(error), todo="the host was restored") from error
@@ -96,10 +96,10 @@ class Surgeon:
             del self.held[name]
         return True
 
-    def _joined(self, cut: Cut, data: bytes, kernel_id: str, seen: Tensor | None) -> Newborn:
+    def _joined(self, cut: Cut, data: bytes, kernel_id: str, blueprint: str, seen: Tensor | None) -> Newborn:
         place = placement_of(self.subject.model).slots[cut.slot]
         like = host_group_of(self.subject.optimizer, place.module.parameters())
-        newborn = join(self.subject.model, cut.slot, cut.seed_idx, data, kernel_id=kernel_id)
+        newborn = join(self.subject.model, cut.slot, cut.seed_idx, data, kernel_id=kernel_id, blueprint=blueprint)
         _check_birth(newborn.kernel, seen, self._tolerance)
         add_newborn(self.subject.optimizer, newborn.parameters.values(), like=like)
         follow_groups(self.subject.schedule, self.subject.optimizer)

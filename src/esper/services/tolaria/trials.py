@@ -75,7 +75,8 @@ class Trials:
         seed.move(SeedState.LOADED, step=step)
         try:
             newborn = self._surgeon.graft(
-                Cut(slot, seed.seed_idx), ready.data, kernel_id=ready.kernel_id, key=decision.decision_id, seen=seen
+                Cut(slot, seed.seed_idx), ready.data, kernel_id=ready.kernel_id, key=decision.decision_id, seen=seen,
+                blueprint=decision.blueprint or ready.blueprint,
             )
         except GraftFailed as error:
             return self.cancel(decision, why=error.why)
@@ -178,7 +179,7 @@ class Trials:
         event = self._events.append(
             GrowthEvent(
                 step=self.position.step, kind=EventKind.GRAFTED, why=decision.reason, slot=slot,
-                seed_idx=newborn.seed_idx, blueprint=newborn.blueprint, kernel_id=ready.kernel_id,
+                seed_idx=newborn.seed_idx, blueprint=decision.blueprint or ready.blueprint, kernel_id=ready.kernel_id,
                 decision_id=decision.decision_id, added_params=params, added_ratio=params / self.host_params,
                 evidence=decision.evidence,
             )

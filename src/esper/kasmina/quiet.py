@@ -1,4 +1,4 @@
-"""The global random generators: taken, put back, left alone."""
+"""Leaving no trace: the global random generators, a model's modes and buffers, taken and put back."""
 
 import random
 import sys
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,19 @@ def preserved_rng() -> Iterator[None]:
         yield
     finally:
         restore_rng(state)
+
+
+@contextmanager
+def quiet_eval(model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode and without gradient, and leave no trace: modes, buffers and generators as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with preserved_rng(), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for buffer, value in buffers:
+                buffer.copy_(value)

@@ -1,0 +1,61 @@
+"""Kasmina: the execution layer; gives a model slots, joins kernels to them, and takes them out again."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from esper.kasmina.graft import Graft as Graft
+    from esper.kasmina.graft import GraftEntry as GraftEntry
+    from esper.kasmina.graft import Newborn as Newborn
+    from esper.kasmina.graft import detach as detach
+    from esper.kasmina.graft import join as join
+    from esper.kasmina.graft import restore_topology as restore_topology
+    from esper.kasmina.graft import set_active as set_active
+    from esper.kasmina.graft import topology as topology
+    from esper.kasmina.health import HealthMeter as HealthMeter
+    from esper.kasmina.lifecycle import Seed as Seed
+    from esper.kasmina.lifecycle import SeedState as SeedState
+    from esper.kasmina.model import MorphableModel as MorphableModel
+    from esper.kasmina.placement import Place as Place
+    from esper.kasmina.placement import Placement as Placement
+    from esper.kasmina.placement import Slot as Slot
+    from esper.kasmina.placement import placement_of as placement_of
+    from esper.kasmina.planning import Plan as Plan
+    from esper.kasmina.planning import plan as plan
+    from esper.kasmina.signals.bottleneck import BottleneckProbe as BottleneckProbe
+    from esper.kasmina.wrapping import unwrap as unwrap
+    from esper.kasmina.wrapping import wrap as wrap
+
+_HOME = {
+    "BottleneckProbe": "esper.kasmina.signals.bottleneck",
+    "Graft": "esper.kasmina.graft",
+    "GraftEntry": "esper.kasmina.graft",
+    "HealthMeter": "esper.kasmina.health",
+    "MorphableModel": "esper.kasmina.model",
+    "Newborn": "esper.kasmina.graft",
+    "Place": "esper.kasmina.placement",
+    "Placement": "esper.kasmina.placement",
+    "Plan": "esper.kasmina.planning",
+    "Seed": "esper.kasmina.lifecycle",
+    "SeedState": "esper.kasmina.lifecycle",
+    "Slot": "esper.kasmina.placement",
+    "detach": "esper.kasmina.graft",
+    "join": "esper.kasmina.graft",
+    "placement_of": "esper.kasmina.placement",
+    "plan": "esper.kasmina.planning",
+    "restore_topology": "esper.kasmina.graft",
+    "set_active": "esper.kasmina.graft",
+    "topology": "esper.kasmina.graft",
+    "unwrap": "esper.kasmina.wrapping",
+    "wrap": "esper.kasmina.wrapping",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    """Import a name when it is first used (PEP 562)."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'esper.kasmina' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)

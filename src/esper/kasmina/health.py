@@ -1,0 +1,73 @@
+"""Health of every slot, read from gradients and weights in the optimizer's pre-step: no forward hook."""
+
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esper.contracts.health import HealthSignal
+from esper.kasmina.placement import placement_of
+
+
+class HealthMeter:
+    """Measures every slot on one optimizer step, when it was armed.
+
+    Args:
+        model: Wrapped model.
+        optimizer: Its optimizer.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._model = model
+        self._armed = False
+        self._measured: dict[str, dict[str, Tensor]] = {}
+        self._hook = optimizer.register_step_pre_hook(self._before_step)
+
+    def arm(self) -> None:
+        """Measure on the next optimizer step."""
+        self._armed = True
+
+    def read(self, *, run_id: str, step: int) -> list[HealthSignal]:
+        """Return one signal per slot of what was measured last; the only place that synchronises."""
+        measured, self._measured = self._measured, {}
+        now = datetime.now(UTC)
+        return [_signal(slot, values, run_id, step, now) for slot, values in measured.items()]
+
+    def close(self) -> None:
+        """Take the hook away."""
+        self._hook.remove()
+
+    @torch.no_grad()
+    def _before_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if not self._armed:
+            return
+        self._armed = False
+        for name, place in placement_of(self._model).slots.items():
+            trained = [p for p in place.module.parameters() if p.grad is not None]
+            if trained:
+                gradient = _norm(p.grad for p in trained if p.grad is not None)
+                self._measured[name] = {"grad_norm": gradient, "weight_norm": _norm(trained)}
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the Euclidean norm over all tensors."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+
+
+def _signal(slot: str, values: dict[str, Tensor], run_id: str, step: int, now: datetime) -> HealthSignal:
+    metrics = {name: float(value) for name, value in values.items()}
+    metrics["grad_to_weight"] = metrics["grad_norm"] / metrics["weight_norm"] if metrics["weight_norm"] else 0.0
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return HealthSignal(
+        layer_id=slot,
+        seed_idx=0,
+        timestamp=now,
+        metrics=finite,
+        run_id=run_id,
+        step=step,
+        nonfinite=tuple(sorted(metrics.keys() - finite.keys())),
+    )

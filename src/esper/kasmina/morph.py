@@ -1,0 +1,63 @@
+"""Swapping the class of a module in place, so that a wrapped host costs nothing and keeps its own keys."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from esper.errors import ConfigError
+
+
+@cache
+def morphed(base: type[nn.Module], role: type) -> type[nn.Module]:
+    """Return the subclass of ``base`` that plays ``role``; the same one for the same pair, so that graphs are shared."""
+    body = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__reduce_ex__": _reduce,
+        "_esper_base": base,
+        "_esper_role": role,
+    }
+    return type(base.__name__, (role, base), body)
+
+
+def base_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class that the user gave a module."""
+    base: type[nn.Module] = vars(type(module)).get("_esper_base", type(module))
+    return base
+
+
+def role_of(module: nn.Module) -> type | None:
+    """Return the role that a module's class plays, or None where it is the user's own."""
+    return vars(type(module)).get("_esper_role")
+
+
+def take_role(module: nn.Module, role: type) -> None:
+    """Give a module the class that plays ``role``.
+
+    Raises:
+        ConfigError: If its class cannot be swapped.
+    """
+    try:
+        module.__class__ = morphed(base_of(module), role)
+    except TypeError as error:
+        raise ConfigError(
+            f"the class of {type(module).__name__} cannot be swapped", why=str(error), code="ESP-2201"
+        ) from error
+
+
+def drop_role(module: nn.Module) -> None:
+    """Give a module its own class back."""
+    module.__class__ = base_of(module)
+
+
+def _reduce(self: nn.Module, protocol: int) -> tuple[Callable[..., nn.Module], tuple[type, type | None], Any]:
+    """Copy and pickle by the user's class and the role, as the subclass itself has no importable name."""
+    return _revived, (base_of(self), role_of(self)), self.__getstate__()  # type: ignore[attr-defined]
+
+
+def _revived(base: type[nn.Module], role: type) -> nn.Module:
+    cls = morphed(base, role)
+    return cls.__new__(cls)

@@ -1,0 +1,117 @@
+"""Slots of a wrapped model: where something may grow, and what lives there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+from esper.errors import ConfigError, NotFound
+from esper.ir import Layout, Site
+from esper.kasmina.lifecycle import Seed
+from esper.ports import Library
+
+KEY = "_esper_placement"
+"""Where a wrapped model keeps its placement: a plain attribute, no module, buffer or key."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place chosen by hand.
+
+    Attributes:
+        name: Qualified name of the module after which something may grow.
+        layout: Where its output has its channels; needed where the layer type does not tell.
+        causal: Whether tokens may look back only.
+    """
+
+    name: str
+    layout: Layout | None = None
+    causal: bool = True
+
+
+@dataclass(frozen=True)
+class Place:
+    """A slot whose shape is known.
+
+    Attributes:
+        name: Qualified name of the module.
+        module: The module; a graft computes on its output.
+        layout: Where the channels lie.
+        channels: How many there are.
+        extent: Sizes of the position axes in the example.
+        order: Position in the forward pass.
+        stage: Index of the run of consecutive slots with equal layout, channels and extent.
+        causal: Whether tokens may look back only.
+    """
+
+    name: str
+    module: nn.Module
+    layout: Layout
+    channels: int
+    extent: tuple[int, ...]
+    order: int
+    stage: int
+    causal: bool
+
+    def site(self) -> Site:
+        """Return what a blueprint is drawn for."""
+        return Site(self.layout, self.channels, self.extent, self.causal)
+
+
+class Grower(Protocol):
+    """A run that is attached to the model; ``load_kernel`` goes through it, so that the optimizer learns of the newborn."""
+
+    async def graft_kernel(self, layer_name: str, seed_idx: int, kernel_id: str) -> None:
+        """Graft a kernel of the library."""
+        ...
+
+
+@dataclass
+class Placement:
+    """Everything that Esper knows of a wrapped model.
+
+    Attributes:
+        wanted: What ``wrap`` was asked for.
+        slots: Places by name, in forward order; empty until shapes are known.
+        seeds: What lives there, by slot and index.
+        refusals: Names that were considered and left out, with the reason.
+        ready: Whether shapes are known.
+        library: Where ``load_kernel`` reads.
+        grower: The run that is attached, or None.
+    """
+
+    wanted: "str | Sequence[str | type[nn.Module] | Slot]"
+    slots: dict[str, Place] = field(default_factory=dict)
+    seeds: dict[tuple[str, int], Seed] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+    ready: bool = False
+    library: Library | None = None
+    grower: Grower | None = None
+
+    def place(self, name: str) -> Place:
+        """Return a slot.
+
+        Raises:
+            NotFound: If there is none of that name.
+        """
+        if name not in self.slots:
+            known = ", ".join(self.slots) or "none: run the model once, or give wrap an example="
+            raise NotFound(f"slot {name!r}", why=f"slots are {known}", todo=self.refusals.get(name, ""), code="ESP-5001")
+        return self.slots[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have neither the run nor the library of the original."""
+        return {**self.__dict__, "library": None, "grower": None}
+
+
+def placement_of(model: nn.Module) -> Placement:
+    """Return the placement of a wrapped model.
+
+    Raises:
+        ConfigError: If it is not wrapped.
+    """
+    placement = vars(model).get(KEY)
+    if not isinstance(placement, Placement):
+        raise ConfigError("this model has no slots", todo="call esper.wrap(model) first", code="ESP-2101")
+    return placement

@@ -1,0 +1,1 @@
+"""Signals: measurements of where a model is too narrow, one per file."""
