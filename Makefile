@@ -48,7 +48,7 @@ bench: env ## run one benchmark: make bench NAME=dormant
 
 lock: env ## pin every dependency again
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --allow-unsafe --no-annotate --output-file requirements.lock pyproject.toml
-	sed -i "s/^\(torch==[0-9.]*\)+.*/\1/" requirements.lock  # a local build label would bind the lock to one machine
+	sed -i -e "s/^\(torch==[0-9.]*\)+.*/\1/" -e "/^esper-morphogenesis /d" requirements.lock  # a build label or a path would bind it to one machine
 
 clean: ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,23 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from esper.errors import ConfigError
 from esper.ports import Advisor, Library, MessageBus
-from esper.runtime.background import BackgroundLoop, Bridge, close_at_exit
 
 if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from esper.services.tolaria.attachment import Platform
-    from esper.services.tolaria.budget import Budget
-    from esper.services.tolaria.consultation import Decides
-    from esper.services.tolaria.growth import Growth
-    from esper.services.tolaria.held_out import Validate
-    from esper.services.tolaria.schedules import Schedule
-    from esper.services.tolaria.snapshot import Stateful
+    pass
 
 START_LIMIT_S = 60.0
 

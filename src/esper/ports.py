@@ -167,8 +167,23 @@ class CompileQueue(Protocol):
         """Store the kernel with its report, and end the job."""
         ...
 
-    async def fail(self, job_id: str, worker: str, reason: str, *, retry: bool) -> None:
-        """Give a job up, for another try or for good; the reason is stored."""
+    async def fail(self, job_id: str, worker: str, reason: str, *, retry: bool, killed: bool = False) -> None:
+        """Give a job up, for another try or for good; the reason is stored.
+
+        Args:
+            job_id: The job.
+            worker: Who holds it.
+            reason: Why it failed.
+            retry: Whether another try may help.
+            killed: Whether it killed the process that worked on it.
+
+        Raises:
+            Conflict: If the lease ran out and somebody else holds the job.
+        """
+        ...
+
+    async def release(self, job_id: str, worker: str) -> None:
+        """Return a job untried, because the worker stops."""
         ...
 
 

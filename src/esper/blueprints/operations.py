@@ -141,6 +141,7 @@ class Scale:
     value: float
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the scaled value."""
         return x * self.value
 
 
@@ -153,6 +154,7 @@ class Attention:
     is_channels_first: bool
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return the attended values."""
         if self.is_channels_first:
             flat = self._attended(*(part.flatten(2).transpose(1, 2) for part in (query, key, value)))
             return flat.transpose(1, 2).reshape(value.shape)

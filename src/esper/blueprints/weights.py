@@ -61,7 +61,7 @@ def check_state(ir: BlueprintIR, state: Mapping[str, Tensor]) -> torch.dtype:
         state: Its tensors.
 
     Returns:
-        The one type that all tensors have.
+        The one type that all tensors have; float32 where there is none.
 
     Raises:
         ContractError: If a name, shape or type differs.
@@ -72,7 +72,7 @@ def check_state(ir: BlueprintIR, state: Mapping[str, Tensor]) -> torch.dtype:
     for name, spec in ir.tensors.items():
         if tuple(state[name].shape) != spec.shape:
             raise ContractError(f"tensor {name!r} has shape {tuple(state[name].shape)}", why=f"{spec.shape} is needed")
-    kinds = {tensor.dtype for tensor in state.values()}
+    kinds = {tensor.dtype for tensor in state.values()} or {torch.float32}
     if len(kinds) != 1:
-        raise ContractError("tensors differ in type", why=f"found {', '.join(sorted(map(str, kinds))) or 'no tensor'}")
+        raise ContractError("tensors differ in type", why=f"found {', '.join(sorted(map(str, kinds)))}")
     return dtype_named(kinds.pop())

@@ -71,8 +71,7 @@ def check_birth(ir: BlueprintIR) -> None:
 def _birth_findings(ir: BlueprintIR, life: Liveness) -> list[Finding]:
     found = [*_norms_of_zero(ir, life), *_not_neutral(ir, life), *_redundant_biases(ir)]
     found = found or [*_series_of_zeros(ir, life)]
-    found = found or [*_never_live(ir, life), *_deaf(ir, life)]
-    return found
+    return found or [*_never_live(ir, life), *_deaf(ir, life)]
 
 
 def _error(ir: BlueprintIR, node_id: str, rule: str, what: str, why: str, todo: str) -> Finding:

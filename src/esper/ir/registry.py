@@ -221,8 +221,9 @@ def blueprint(
         ConfigError: If it is handed a torch module, or something else that is not a function.
         VersionTaken: If another design has the name.
     """
-    if not isinstance(name, str):
-        _check_design("unnamed", name)
+    given: object = name
+    if not isinstance(given, str):
+        _check_design("unnamed", given)
         raise ConfigError("blueprint has no name", todo="Write @esper.blueprint('my_block').")
 
     def registered(design: Design) -> Design:

@@ -16,7 +16,7 @@ from esper.ir.names import NAME_RULE, is_blueprint_name
 from esper.ir.spec import TensorSpec
 from esper.ir.types import INPUT, Layout, Node
 
-JsonValue: TypeAlias = Union[None, bool, int, float, str, list["JsonValue"], dict[str, "JsonValue"]]  # noqa: UP007
+JsonValue: TypeAlias = Union[bool, int, float, str, list["JsonValue"], dict[str, "JsonValue"], None]  # noqa: UP007
 """What JSON can say."""
 
 VERSION = 1

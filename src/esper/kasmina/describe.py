@@ -1,6 +1,7 @@
 """What a wrapped model says of itself."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -45,7 +46,7 @@ class Description:
         """Return a Mermaid flow chart of the slots."""
         places = list(placement_of(self.model).slots.values())
         nodes = [f'  s{place.order}["{place.name} {place.layout.value} {place.channels}"]' for place in places]
-        edges = [f"  s{left.order} --> s{right.order}" for left, right in zip(places, places[1:], strict=False)]
+        edges = [f"  s{left.order} --> s{right.order}" for left, right in pairwise(places)]
         return "\n".join(["flowchart LR", *nodes, *edges])
 
     def _line(self, place: Place) -> str:

@@ -93,7 +93,9 @@ def find_places(model: nn.Module, wanted: Wanted, record: Record) -> Findings:
     drafts.sort(key=lambda draft: draft[0])
     if not drafts and wanted != "auto":
         reasons = "; ".join(f"{name}: {why}" for name, why in refusals.items())
-        raise ConfigError("none of the slots can grow", why=reasons, todo="see esper.plan(model, example)", code="ESP-2212")
+        raise ConfigError(
+            "none of the slots can grow", why=reasons, todo="see esper.plan(model, example)", code="ESP-2212"
+        )
     return Findings(_staged(drafts), refusals)
 
 
@@ -129,7 +131,7 @@ def refusal(model: nn.Module, name: str, seen: Sighting | None, *, automatic: bo
 def _automatic(model: nn.Module, record: Record) -> tuple[list[Slot], dict[str, str]]:
     """Prefer repeated blocks, then nested Sequentials, then single layers; never what makes the model's own output."""
     names = _unique_names(model)
-    refusals = {name: "it is reached by several names" for name in _shared_names(model)}
+    refusals = dict.fromkeys(_shared_names(model), "it is reached by several names")
 
     def usable(name: str, module: nn.Module) -> bool:
         seen = record.sightings.get(module)
@@ -202,7 +204,9 @@ def _matches(item: str | Slot | type[nn.Module], names: list[str], modules: dict
         found = [Slot(name) for name in names if fnmatchcase(name, item)]
     else:
         raise ConfigError(
-            f"slots has a {type(item).__name__}", todo='give "auto", patterns, module types or esper.Slot(...)', code="ESP-2213"
+            f"slots has a {type(item).__name__}",
+            todo='give "auto", patterns, module types or esper.Slot(...)',
+            code="ESP-2213",
         )
     if not found:
         raise _no_match(item, names)
@@ -268,4 +272,3 @@ def _arguments(example: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example, dict):
         return (), example
     return (example, {}) if isinstance(example, tuple) else ((example,), {})
-

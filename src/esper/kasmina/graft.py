@@ -45,7 +45,8 @@ class Graft(nn.Module):
         """Return the host's value with what the kernel adds."""
         if not self.active:
             return h
-        return h + (self.alpha * self.kernel(h)).to(h.dtype)
+        added: Tensor = self.alpha * self.kernel(h)
+        return h + added.to(h.dtype)
 
 
 class Grafts(nn.ModuleDict):
@@ -88,7 +89,7 @@ class GraftedModule:
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         if recurse:
-            grafts_of(cast(nn.Module, self))._apply(fn)
+            grafts_of(cast(nn.Module, self))._apply(fn)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[misc]
 
 
@@ -207,7 +208,9 @@ def is_grafted(module: nn.Module) -> bool:
 def topology(model: nn.Module) -> tuple[GraftEntry, ...]:
     """Return every graft of a model as data, in forward order."""
     return tuple(
-        GraftEntry(name, int(index), graft.kernel_id, graft.blueprint, graft.kernel.ir.canonical().decode(), graft.active)
+        GraftEntry(
+            name, int(index), graft.kernel_id, graft.blueprint, graft.kernel.ir.canonical().decode(), graft.active
+        )
         for name, place in placement_of(model).slots.items()
         if is_grafted(place.module)
         for index, graft in sorted(cast("dict[str, Graft]", dict(grafts_of(place.module).items())).items())
@@ -237,9 +240,7 @@ def _rebuild(place: Place, entry: GraftEntry) -> None:
     _attach(place, entry.seed_idx, kernel, kernel_id=entry.kernel_id, blueprint=entry.blueprint, alpha=1.0)
 
 
-def _attach(
-    place: Place, seed_idx: int, kernel: KernelModule, *, kernel_id: str, blueprint: str, alpha: float
-) -> None:
+def _attach(place: Place, seed_idx: int, kernel: KernelModule, *, kernel_id: str, blueprint: str, alpha: float) -> None:
     module = place.module
     if is_grafted(module) and str(seed_idx) in grafts_of(module):
         raise Conflict(f"seed {seed_idx} of {place.name} is taken", todo="choose another seed or take it out first")

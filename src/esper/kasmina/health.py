@@ -55,7 +55,8 @@ class HealthMeter:
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
     """Return the Euclidean norm over all tensors."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+    return total
 
 
 def _signal(slot: str, values: dict[str, Tensor], run_id: str, step: int, now: datetime) -> HealthSignal:

@@ -95,9 +95,7 @@ def settle(model: nn.Module, placement: Placement, record: Any) -> None:
     placement.ready = True
 
 
-def _join_alone(
-    model: nn.Module, placement: Placement, slot: str, seed_idx: int, kernel_id: str, data: bytes
-) -> None:
+def _join_alone(model: nn.Module, placement: Placement, slot: str, seed_idx: int, kernel_id: str, data: bytes) -> None:
     """Join a kernel where no run is attached; the caller's optimizer does not know of it."""
     seed = placement.seeds.setdefault((slot, seed_idx), Seed(slot, seed_idx))
     seed.move(SeedState.GERMINATED, step=0)

@@ -1,17 +1,19 @@
 """Swapping the class of a module in place, so that a wrapped host costs nothing and keeps its own keys."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from torch import nn
 
 from esper.errors import ConfigError
 
+_morphed: dict[tuple[type, type], type[nn.Module]] = {}
 
-@cache
+
 def morphed(base: type[nn.Module], role: type) -> type[nn.Module]:
     """Return the subclass of ``base`` that plays ``role``; the same one for the same pair, so that graphs are shared."""
+    if (base, role) in _morphed:
+        return _morphed[base, role]
     body = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
@@ -20,7 +22,8 @@ def morphed(base: type[nn.Module], role: type) -> type[nn.Module]:
         "_esper_base": base,
         "_esper_role": role,
     }
-    return type(base.__name__, (role, base), body)
+    _morphed[base, role] = type(base.__name__, (role, base), body)
+    return _morphed[base, role]
 
 
 def base_of(module: nn.Module) -> type[nn.Module]:
@@ -55,7 +58,7 @@ def drop_role(module: nn.Module) -> None:
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Callable[..., nn.Module], tuple[type, type | None], Any]:
     """Copy and pickle by the user's class and the role, as the subclass itself has no importable name."""
-    return _revived, (base_of(self), role_of(self)), self.__getstate__()  # type: ignore[attr-defined]
+    return _revived, (base_of(self), role_of(self)), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
 def _revived(base: type[nn.Module], role: type) -> nn.Module:

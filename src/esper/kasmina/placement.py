@@ -81,7 +81,7 @@ class Placement:
         grower: The run that is attached, or None.
     """
 
-    wanted: "str | Sequence[str | type[nn.Module] | Slot]"
+    wanted: "str | Slot | type[nn.Module] | Sequence[str | type[nn.Module] | Slot]"
     slots: dict[str, Place] = field(default_factory=dict)
     seeds: dict[tuple[str, int], Seed] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
@@ -97,7 +97,9 @@ class Placement:
         """
         if name not in self.slots:
             known = ", ".join(self.slots) or "none: run the model once, or give wrap an example="
-            raise NotFound(f"slot {name!r}", why=f"slots are {known}", todo=self.refusals.get(name, ""), code="ESP-5001")
+            raise NotFound(
+                f"slot {name!r}", why=f"slots are {known}", todo=self.refusals.get(name, ""), code="ESP-5001"
+            )
         return self.slots[name]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -56,9 +56,7 @@ class Plan:
         return "\n".join([*lines, *(f"left out {name}: {why}" for name, why in self.refusals.items())])
 
 
-def plan(
-    model: nn.Module, example: object, slots: Wanted = "auto", registry: BlueprintRegistry = REGISTRY
-) -> Plan:
+def plan(model: nn.Module, example: object, slots: Wanted = "auto", registry: BlueprintRegistry = REGISTRY) -> Plan:
     """Say what could grow in a model, without changing it.
 
     Args:

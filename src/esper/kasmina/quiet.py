@@ -48,7 +48,7 @@ def capture_rng() -> RandomState:
         python=random.getstate(),
         numpy=None if numpy is None else numpy.random.get_state(),
         cpu=torch.get_rng_state(),
-        cuda=tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else (),
+        cuda=tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else (),  # type: ignore[no-untyped-call]
     )
 
 

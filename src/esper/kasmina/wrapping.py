@@ -66,5 +66,8 @@ def _check_host(model: nn.Module) -> None:
         )
     if type(model).__module__.startswith("torch.jit"):
         raise ConfigError(
-            "a scripted module cannot grow", why="its code is fixed", todo="wrap the module that it was made from", code="ESP-2205"
+            "a scripted module cannot grow",
+            why="its code is fixed",
+            todo="wrap the module that it was made from",
+            code="ESP-2205",
         )

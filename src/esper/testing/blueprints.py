@@ -13,6 +13,8 @@ from esper.ir.types import Node
 Array = NDArray[np.float64]
 
 _SMOOTH = ("gelu", "silu", "sigmoid", "tanh")
+# Operations with weights and attention are where mistakes hide.
+_WEIGHTS = {"linear": 5, "conv": 5, "attention": 4, "add": 2, "mul": 2}
 _PADDINGS = ("zeros", "reflect", "replicate", "circular")
 SHORTEST_EXTENT = 5
 """Every padding that is drawn fits extents from here."""
@@ -35,7 +37,7 @@ def blueprints(
     """
     graph = Graph(draw(st.sampled_from(layouts)), draw(st.integers(1, 6)))
     values = [graph.input]
-    for _ in range(draw(st.integers(1, max_nodes))):
+    for _ in range(draw(st.integers(min(3, max_nodes), max_nodes))):
         values.append(_grown(draw, graph, values, zeros))
     output = values[-1]
     if output.channels != graph.input.channels:
@@ -97,13 +99,14 @@ def input_shape(ir: BlueprintIR, batch: int, extent: int) -> tuple[int, ...]:
 
 def _grown(draw: st.DrawFn, graph: Graph, values: Sequence[Handle], zeros: bool) -> Handle:
     """Add one operation; where the drawn one does not fit, a nonlinearity."""
-    allowed = [name for name in ops.names() if ops.get(name).trusted and graph.layout in ops.get(name).layouts]
-    op = draw(st.sampled_from(allowed))
-    spec = ops.get(op)
+    known = [name for name in ops.names() if ops.get(name).trusted and graph.layout in ops.get(name).layouts]
+    op = draw(st.sampled_from([name for name in known for _ in range(_WEIGHTS.get(name, 1))]))
     # Mostly the newest value, so that designs grow deep and little of them leads nowhere.
-    inputs = [values[-1] if draw(st.booleans()) else draw(st.sampled_from(values)) for _ in range(spec.arity)]
+    first = values[-1] if draw(st.booleans()) else draw(st.sampled_from(values))
+    alike = [value for value in values if value.channels == first.channels]
+    inputs = [first, *(draw(st.sampled_from(alike)) for _ in range(ops.get(op).arity - 1))]
     try:
-        return graph.apply(op, *inputs, attrs=_attrs(draw, op, inputs[0].channels, zeros))
+        return graph.apply(op, *inputs, attrs=_attrs(draw, op, first.channels, zeros))
     except InvalidBlueprint:
         return graph.apply(draw(st.sampled_from(_SMOOTH)), values[-1])
 
@@ -112,7 +115,7 @@ def _attrs(draw: st.DrawFn, op: str, channels: int, zeros: bool) -> dict[str, bo
     if op == "linear":
         return {"out": draw(st.integers(1, 6)), "bias": draw(st.booleans()), "init": _init(draw, zeros)}
     if op == "conv":
-        groups = draw(st.sampled_from([size for size in range(1, channels + 1) if channels % size == 0]))
+        groups = _divisor(draw, channels)
         return {
             "out": groups * draw(st.integers(1, 3)),
             "kernel": draw(st.sampled_from((1, 3, 5))),
@@ -123,12 +126,16 @@ def _attrs(draw: st.DrawFn, op: str, channels: int, zeros: bool) -> dict[str, bo
             "init": _init(draw, zeros),
         }
     if op == "group_norm":
-        return {"groups": draw(st.sampled_from([size for size in range(1, channels + 1) if channels % size == 0]))}
+        return {"groups": _divisor(draw, channels)}
     if op == "scale":
         return {"value": draw(st.floats(0.25, 2.0)) * draw(st.sampled_from((-1.0, 1.0)))}
     if op == "attention":
-        return {"heads": draw(st.integers(1, 2)), "causal": draw(st.booleans())}
+        return {"heads": _divisor(draw, channels), "causal": draw(st.booleans())}
     return {}
+
+
+def _divisor(draw: st.DrawFn, number: int) -> int:
+    return draw(st.sampled_from([size for size in range(1, number + 1) if number % size == 0]))
 
 
 def _init(draw: st.DrawFn, zeros: bool) -> str:

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from esper.services.tolaria.averaging import AveragedWeights
 from esper.kasmina.quiet import RandomState, capture_rng, preserved_rng, restore_rng
+from esper.services.tolaria.averaging import AveragedWeights
 
 
 def test_the_mean_is_applied_inside_and_gone_outside() -> None:

@@ -1,5 +1,8 @@
 """Parameters come and go; what stays keeps every moment."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -119,8 +122,10 @@ def test_adding_what_the_optimizer_already_holds_is_refused() -> None:
     ],
     ids=["lambda", "cosine", "step", "sequential"],
 )
-def test_a_schedule_gives_the_newborn_the_rate_of_the_group_it_follows(make) -> None:  # type: ignore[no-untyped-def]
-    model, optimizer = _trained("sgd")
+def test_a_schedule_gives_the_newborn_the_rate_of_the_group_it_follows(
+    make: Callable[[torch.optim.Optimizer], Any],
+) -> None:
+    _, optimizer = _trained("sgd")
     schedule = make(optimizer)
     for _ in range(2):
         optimizer.step()

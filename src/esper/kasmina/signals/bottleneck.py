@@ -79,7 +79,7 @@ class BottleneckProbe:
                 samples.features.append(features)
                 samples.gradients.append(_rows(gradient, place.layout))
 
-            output.register_hook(with_gradient)
+            output.register_hook(with_gradient)  # type: ignore[no-untyped-call]
 
         return seen
 

@@ -81,7 +81,9 @@ def judge(before: float, now: float, control: Placebo | None) -> Judgement:
     """
     gain = before - now
     if not math.isfinite(now):
-        return Judgement(gain, control.spread if control else None, control.windows if control else 0, True, "loss is not finite")
+        return Judgement(
+            gain, control.spread if control else None, control.windows if control else 0, True, "loss is not finite"
+        )
     if control is None:
         return Judgement(gain, None, 0, False, f"gain {gain:+.4f}; too few graft-free windows to tell harm from noise")
     harmful = -gain > HARM_SPREADS * control.spread

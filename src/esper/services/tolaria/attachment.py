@@ -74,7 +74,9 @@ def check_length(every: int, steps: int | None) -> None:
         ConfigError: If ``every`` is not positive or ``steps`` ends before the first boundary.
     """
     if every < 1:
-        raise ConfigError(f"every={every}", why="boundaries are a positive number of optimizer steps apart", code="ESP-2106")
+        raise ConfigError(
+            f"every={every}", why="boundaries are a positive number of optimizer steps apart", code="ESP-2106"
+        )
     if steps is not None and steps < every:
         raise ConfigError(f"steps={steps} ends before the first boundary", why=f"every={every}", code="ESP-2107")
 
@@ -105,13 +107,10 @@ def start_growth(
 ) -> Growth:
     """Build a run on a started platform."""
     run_id = folder.run_id
-    shelf = KernelShelf(
-        platform.bridge, platform.library, platform.bus, registry or REGISTRY, run_id=run_id
-    )
+    shelf = KernelShelf(platform.bridge, platform.library, platform.bus, registry or REGISTRY, run_id=run_id)
     parts = Parts(
         bridge=platform.bridge, library=platform.library, bus=platform.bus, advisor=platform.advisor,
         shelf=shelf, folder=folder, close=platform.close,
     )  # fmt: skip
     observer = Observer(subject.model, subject.optimizer, validate, config, run_id=run_id)
     return Growth(subject, parts, observer, budget, config)
-

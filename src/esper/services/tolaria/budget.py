@@ -55,7 +55,9 @@ class Budget:
 def _added_by_factor(host_params: int, factor: float, given: object) -> int:
     if factor < 1:
         raise ConfigError(
-            f'budget "{given}" would shrink the host', why="a factor counts the whole", todo='write "x1" or more',
+            f'budget "{given}" would shrink the host',
+            why="a factor counts the whole",
+            todo='write "x1" or more',
             code="ESP-2104",
         )
     return int(host_params * (factor - 1))

@@ -61,7 +61,9 @@ class Growth:
         spent_steps: Optimizer steps taken, those of undone grafts included.
     """
 
-    def __init__(self, subject: Subject, parts: Parts, observer: Observer, budget: Budget, config: GrowthConfig) -> None:
+    def __init__(
+        self, subject: Subject, parts: Parts, observer: Observer, budget: Budget, config: GrowthConfig
+    ) -> None:
         self.run_id = parts.folder.run_id
         self.events = EventLog(parts.folder.events)
         self.spent_steps = 0
@@ -192,7 +194,11 @@ class Growth:
     def counters(self) -> dict[str, int]:
         """What was dropped or failed in the background, and how often the controller could not be asked."""
         bridge = self._parts.bridge
-        return {"dropped": bridge.dropped, "failures": len(bridge.failures), "unasked": self._consultation.unasked_count}
+        return {
+            "dropped": bridge.dropped,
+            "failures": len(bridge.failures),
+            "unasked": self._consultation.unasked_count,
+        }
 
     def __enter__(self) -> Self:
         return self

@@ -161,7 +161,9 @@ class KernelShelf:
     async def _compiled(self, ir: BlueprintIR) -> ReadyKernel:
         build = BuildSpec()
         await self._library.submit(
-            BlueprintSubmissionRequest(name=ir.name, architecture_ir=ir.to_json(), submitted_by=self._run_id, build=build)
+            BlueprintSubmissionRequest(
+                name=ir.name, architecture_ir=ir.to_json(), submitted_by=self._run_id, build=build
+            )
         )
         while (kernel := await self._library.find(ir.digest, build)) is None:
             await self._next_news()

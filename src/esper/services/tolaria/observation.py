@@ -130,4 +130,3 @@ class Observer:
         self.statistics_flops += self._probe.flops
         self._probe = None
         return scores
-

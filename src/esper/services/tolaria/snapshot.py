@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.kasmina import GraftEntry, restore_topology, topology
+from esper.kasmina.quiet import RandomState, capture_rng, restore_rng
 from esper.services.tolaria.optimizer import (
     GroupState,
     OptimizerState,
@@ -18,7 +19,6 @@ from esper.services.tolaria.optimizer import (
     name_parameters,
     restore_optimizer,
 )
-from esper.kasmina.quiet import RandomState, capture_rng, restore_rng
 from esper.services.tolaria.schedules import Schedule, capture_schedule, follow_groups, restore_schedule
 
 

@@ -113,7 +113,9 @@ class TolariaTrainer:
             )
             return TrainingReport(losses, tuple(growth.events), growth.spent_steps)
 
-    def _attached(self, model: nn.Module, optimizer: Any, schedule: Any, held_out: "DataLoader[Batch]", steps: int) -> Any:
+    def _attached(
+        self, model: nn.Module, optimizer: Any, schedule: Any, held_out: "DataLoader[Batch]", steps: int
+    ) -> Any:
         from esper import assembly
         from esper.kasmina import MorphableModel, wrap
 
@@ -187,4 +189,3 @@ class TolariaTrainer:
 def _known(name: str, value: str, table: dict[str, Any]) -> None:
     if value not in table:
         raise ConfigError(f"{name} {value!r} is not known", todo=f"one of {', '.join(table)}", code="ESP-2163")
-

@@ -75,7 +75,11 @@ class Trials:
         seed.move(SeedState.LOADED, step=step)
         try:
             newborn = self._surgeon.graft(
-                Cut(slot, seed.seed_idx), ready.data, kernel_id=ready.kernel_id, key=decision.decision_id, seen=seen,
+                Cut(slot, seed.seed_idx),
+                ready.data,
+                kernel_id=ready.kernel_id,
+                key=decision.decision_id,
+                seen=seen,
                 blueprint=decision.blueprint or ready.blueprint,
             )
         except GraftFailed as error:
@@ -135,9 +139,7 @@ class Trials:
         self._reopen(book, keep=seed)
         for trial in undone:
             self._report(trial, Verdict.ROLLED_BACK, None)
-        return self._events.append(
-            replace(_of(event, EventKind.ROLLED_BACK, self.position.step), why=why, kept=False)
-        )
+        return self._events.append(replace(_of(event, EventKind.ROLLED_BACK, self.position.step), why=why, kept=False))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the book and the states that are held."""
@@ -171,9 +173,7 @@ class Trials:
 
     # -- joining -----------------------------------------------------------------------------------------------------
 
-    def _opened(
-        self, decision: AdaptationDecision, ready: ReadyKernel, newborn: Newborn, before: float
-    ) -> GrowthEvent:
+    def _opened(self, decision: AdaptationDecision, ready: ReadyKernel, newborn: Newborn, before: float) -> GrowthEvent:
         slot = newborn.slot
         params = sum(parameter.numel() for parameter in newborn.parameters.values())
         event = self._events.append(

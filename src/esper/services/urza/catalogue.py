@@ -1,0 +1,307 @@
+"""Blueprints and kernels as trainers and controllers see them."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import func, literal, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased, joinedload, selectinload
+
+from esper.contracts.adaptation import Outcome
+from esper.contracts.events import BlueprintSubmitted
+from esper.contracts.ids import new_id
+from esper.contracts.kernel import (
+    BlueprintContract,
+    BlueprintStatus,
+    BlueprintSubmissionRequest,
+    BlueprintSubmissionResponse,
+    BuildSpec,
+    CompiledKernelContract,
+    JsonObject,
+    KernelStatus,
+)
+from esper.contracts.topics import SUBMITTED
+from esper.errors import ConfigError, KernelRejected, NotFound
+from esper.ir import BlueprintIR, check_birth
+from esper.ports import BlobStore, Clock
+from esper.services.urza.database import Database
+from esper.services.urza.models import Blueprint, BlueprintTag, CompileJobRow, JobStatus, Kernel, OutcomeRow
+from esper.services.urza.outbox import Outbox
+from esper.services.urza.records import LineageEntry, build_key, kernel_contract
+
+_TIMED_JOBS = 20
+"""Latest finished builds over which the time of the next one is estimated."""
+_MAX_LINEAGE = 10_000
+
+_REFUSED = {
+    JobStatus.REJECTED: "the forge refused it",
+    JobStatus.QUARANTINED: "it is quarantined",
+    JobStatus.FAILED: "the forge gave it up",
+}
+
+
+class Catalogue:
+    """Implements `esper.ports.Library`.
+
+    Args:
+        database: Where rows are kept.
+        blobs: Where bytes are kept.
+        outbox: Announces new blueprints.
+        clock: Stamps jobs.
+    """
+
+    def __init__(self, database: Database, blobs: BlobStore, outbox: Outbox, clock: Clock) -> None:
+        self._database, self._blobs, self._outbox, self._clock = database, blobs, outbox, clock
+
+    async def submit(self, request: BlueprintSubmissionRequest) -> BlueprintSubmissionResponse:
+        """Check and store a blueprint, and queue its build where nobody did.
+
+        Raises:
+            InvalidBlueprint: If it breaks a rule of the representation, or is no graft that is neutral and alive.
+        """
+        ir = _arrived(request.architecture_ir)
+        response = await self._database.transact(lambda session: self._submitted(session, ir, request))
+        self._outbox.notify()
+        return response
+
+    async def store_blueprint(self, blueprint: BlueprintContract, parent_id: str | None = None) -> str:
+        """Check and store a blueprint without queueing a build.
+
+        Args:
+            blueprint: The design; its id and version are given by the store.
+            parent_id: The blueprint that it was made from; by default the one that it names itself.
+
+        Returns:
+            Its content address: equal designs are one blueprint.
+
+        Raises:
+            InvalidBlueprint: If it breaks a rule.
+            NotFound: If there is no such parent.
+        """
+        ir = _arrived(blueprint.architecture_ir)
+
+        async def stored(session: AsyncSession) -> str:
+            row = await self._ensured(session, ir, name=blueprint.name, tags=blueprint.tags)
+            row.details = {**row.details, **blueprint.metadata}
+            await _adopt(session, row, parent_id or blueprint.parent_id)
+            return row.id
+
+        return await self._database.transact(stored)
+
+    async def find(self, blueprint_id: str, build: BuildSpec) -> CompiledKernelContract | None:
+        """Return the validated kernel of a blueprint, or None while there is none.
+
+        Raises:
+            KernelRejected: If the forge refused it; the reasons are in the error.
+        """
+        query = select(CompileJobRow).where(CompileJobRow.build_key == build_key(blueprint_id, build))
+        async with self._database.reading() as session:
+            job = await session.scalar(query.options(joinedload(CompileJobRow.kernel)))
+        if job is None or job.status in (JobStatus.QUEUED, JobStatus.LEASED):
+            return None
+        if job.status in _REFUSED:
+            raise KernelRejected(
+                f"blueprint {blueprint_id[:19]} has no kernel", why=f"{_REFUSED[job.status]}: {job.reason}"
+            )
+        return None if job.kernel is None else kernel_contract(_graftable(job.kernel))
+
+    async def read(self, kernel_id: str) -> bytes:
+        """Return the bytes of a validated kernel, digest verified.
+
+        Raises:
+            NotFound: If there is no such kernel.
+            KernelRejected: If it is not validated.
+            StoreUnavailable: If its bytes are damaged.
+        """
+        async with self._database.reading() as session:
+            kernel = await session.get(Kernel, kernel_id)
+        if kernel is None:
+            raise NotFound(f"there is no kernel {kernel_id[:80]}", todo="submit its blueprint")
+        return await self._blobs.get(_graftable(kernel).kernel_binary_ref)
+
+    async def report(self, outcome: Outcome) -> None:
+        """Record what a graft brought; the same decision is recorded once."""
+
+        async def recorded(session: AsyncSession) -> None:
+            if await session.get(OutcomeRow, outcome.decision_id) is None:
+                session.add(_outcome_row(outcome))
+
+        await self._database.transact(recorded)
+
+    async def search_kernels_by_tags(
+        self, tags: list[str], status: KernelStatus | None = None, min_performance: float | None = None
+    ) -> list[Kernel]:
+        """Return kernels whose blueprint has any of the tags, fastest first; those that were not measured come last.
+
+        Args:
+            tags: Any of these; an empty list means every kernel.
+            status: Only kernels of this status.
+            min_performance: Only kernels of at least this throughput, in examples per second.
+
+        Returns:
+            Rows with their blueprint and its tags loaded.
+        """
+        query = select(Kernel).options(joinedload(Kernel.blueprint).selectinload(Blueprint.tag_rows))
+        if tags:
+            tagged = select(BlueprintTag.blueprint_id).where(BlueprintTag.tag.in_(tags))
+            query = query.where(Kernel.blueprint_id.in_(tagged))
+        if status is not None:
+            query = query.where(Kernel.status == status)
+        if min_performance is not None:
+            query = query.where(Kernel.throughput >= min_performance)
+        async with self._database.reading() as session:
+            return list(await session.scalars(query.order_by(Kernel.throughput.desc().nulls_last(), Kernel.id)))
+
+    async def get_kernel_lineage(self, kernel_id: str) -> list[LineageEntry]:
+        """Return the blueprints from which a kernel descends: its own first, the origin last.
+
+        Returns:
+            Nothing where there is no such kernel. A circle of parents is followed once.
+        """
+        start = (
+            select(Blueprint.id, Blueprint.parent_id, literal(0).label("depth"), Blueprint.id.label("path"))
+            .join(Kernel, Kernel.blueprint_id == Blueprint.id)
+            .where(Kernel.id == kernel_id)
+            .cte("line", recursive=True)
+        )
+        parent = aliased(Blueprint)
+        line = start.union_all(
+            select(parent.id, parent.parent_id, start.c.depth + 1, start.c.path + "," + parent.id).where(
+                parent.id == start.c.parent_id,
+                start.c.path.not_like("%" + parent.id + "%"),
+                start.c.depth < _MAX_LINEAGE,
+            )
+        )
+        query = select(Blueprint).join(line, line.c.id == Blueprint.id).order_by(line.c.depth)
+        async with self._database.reading() as session:
+            rows = await session.scalars(query.options(selectinload(Blueprint.tag_rows)))
+            return [LineageEntry(row.id, row.name, row.version, row.created_at, tuple(row.tags)) for row in rows]
+
+    async def _submitted(
+        self, session: AsyncSession, ir: BlueprintIR, request: BlueprintSubmissionRequest
+    ) -> BlueprintSubmissionResponse:
+        blueprint = await self._ensured(
+            session, ir, name=request.name, tags=request.tags, submitted_by=request.submitted_by
+        )
+        key = build_key(ir.digest, request.build)
+        job = await session.scalar(select(CompileJobRow).where(CompileJobRow.build_key == key))
+        if job is None:
+            job = self._queued(session, blueprint, key, request)
+        elif job.status is JobStatus.FAILED:
+            job.status, job.attempts, job.queued_at, job.ended_at = JobStatus.QUEUED, 0, self._clock.now_s(), None
+        if job.status is JobStatus.QUEUED:
+            job.priority = max(job.priority, request.priority)
+            announced = BlueprintSubmitted(blueprint_id=ir.digest, priority=job.priority)
+            self._outbox.add(session, SUBMITTED.stream, announced)
+        await session.flush()
+        return await _response(session, job)
+
+    def _queued(
+        self, session: AsyncSession, blueprint: Blueprint, key: str, request: BlueprintSubmissionRequest
+    ) -> CompileJobRow:
+        job = CompileJobRow(
+            id=new_id("job"),
+            blueprint_id=blueprint.id,
+            build_key=key,
+            build=request.build.model_dump(mode="json"),
+            priority=request.priority,
+            status=JobStatus.QUEUED,
+            attempts=0,
+            deaths=0,
+            reason="",
+            queued_at=self._clock.now_s(),
+        )
+        if blueprint.status is BlueprintStatus.QUARANTINED:
+            job.status, job.reason = JobStatus.QUARANTINED, "another build of this blueprint killed its processes"
+        session.add(job)
+        return job
+
+    async def _ensured(
+        self, session: AsyncSession, ir: BlueprintIR, *, name: str, tags: Iterable[str], submitted_by: str = "system"
+    ) -> Blueprint:
+        """Return the row of a design, made with the next version of its name where it is new; tags are added."""
+        row = await session.get(Blueprint, ir.digest, options=[selectinload(Blueprint.tag_rows)])
+        if row is None:
+            newest = await session.scalar(select(func.max(Blueprint.version)).where(Blueprint.name == name))
+            row = Blueprint(
+                id=ir.digest,
+                name=name,
+                architecture_ir=ir.to_json(),
+                version=(newest or 0) + 1,
+                submitted_by=submitted_by,
+                details={},
+                tag_rows=[],
+            )
+            session.add(row)
+        row.tag_rows.extend(BlueprintTag(tag=tag) for tag in sorted(set(tags) - set(row.tags)))
+        await session.flush()
+        return row
+
+
+def _arrived(architecture_ir: JsonObject) -> BlueprintIR:
+    """Read a blueprint that somebody sent, and refuse one that could never be grafted."""
+    ir = BlueprintIR.from_json(architecture_ir)
+    check_birth(ir)
+    return ir
+
+
+async def _adopt(session: AsyncSession, row: Blueprint, parent_id: str | None) -> None:
+    if parent_id is None:
+        return
+    if await session.get(Blueprint, parent_id) is None:
+        raise NotFound(f"there is no blueprint {parent_id[:80]}", todo="store the parent first")
+    if parent_id == row.id:
+        raise ConfigError("a blueprint cannot be its own parent", why="an equal design is the same blueprint")
+    row.parent_id = parent_id
+
+
+async def _response(session: AsyncSession, job: CompileJobRow) -> BlueprintSubmissionResponse:
+    if job.status is not JobStatus.QUEUED:
+        message = f"the build is {job.status}" + (f": {job.reason}" if job.reason else "")
+        return BlueprintSubmissionResponse(blueprint_id=job.blueprint_id, status=job.status, message=message)
+    position = await _position(session, job)
+    typical_s = await _typical_build_s(session)
+    return BlueprintSubmissionResponse(
+        blueprint_id=job.blueprint_id,
+        status=job.status,
+        message="the blueprint waits for the forge",
+        queue_position=position,
+        estimated_compilation_time_s=None if typical_s is None else typical_s * position,
+    )
+
+
+async def _position(session: AsyncSession, job: CompileJobRow) -> int:
+    """Return the place of a job in the queue, from 1."""
+    row = CompileJobRow
+    earlier = (row.priority == job.priority) & (
+        (row.queued_at < job.queued_at) | ((row.queued_at == job.queued_at) & (row.id < job.id))
+    )
+    ahead = select(func.count()).where(row.status == JobStatus.QUEUED, (row.priority > job.priority) | earlier)
+    return int(await session.scalar(ahead) or 0) + 1
+
+
+async def _typical_build_s(session: AsyncSession) -> float | None:
+    """Return the mean time of the latest builds, or None where there was none."""
+    row = CompileJobRow
+    took = (row.ended_at - row.claimed_at).label("took")
+    latest = (
+        select(took).where(row.status == JobStatus.DONE).order_by(row.ended_at.desc()).limit(_TIMED_JOBS).subquery()
+    )
+    return await session.scalar(select(func.avg(latest.c.took)))
+
+
+def _graftable(kernel: Kernel) -> Kernel:
+    if kernel.status is not KernelStatus.VALIDATED:
+        raise KernelRejected(f"kernel {kernel.id[:19]} may not be grafted", why=f"it is {kernel.status}")
+    return kernel
+
+
+def _outcome_row(outcome: Outcome) -> OutcomeRow:
+    return OutcomeRow(
+        decision_id=outcome.decision_id,
+        run_id=outcome.run_id,
+        kernel_id=outcome.kernel_id,
+        verdict=str(outcome.verdict),
+        gain=outcome.gain,
+        gain_error=outcome.gain_error,
+        content=outcome.model_dump(mode="json"),
+    )

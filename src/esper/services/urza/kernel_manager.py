@@ -1,0 +1,83 @@
+"""The artifact store, whole."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from esper.ports import BlobStore, Clock
+from esper.runtime.clock import SystemClock
+from esper.runtime.files import own_folder
+from esper.services.urza.blobs import LocalBlobs
+from esper.services.urza.catalogue import Catalogue
+from esper.services.urza.database import Database, prepare, sqlite_engine
+from esper.services.urza.jobs import JobQueue
+from esper.services.urza.outbox import Outbox
+
+
+class KernelManager(Catalogue, JobQueue):
+    """Keeps blueprints and kernels: implements `esper.ports.Library` and `esper.ports.CompileQueue`.
+
+    ```python
+    async with await KernelManager.open(root / "library") as manager:
+        await manager.submit(BlueprintSubmissionRequest(name="mine", architecture_ir=ir.to_json()))
+    ```
+
+    Args:
+        db_session: An engine whose tables exist (see `esper.services.urza.database.prepare`), or a factory of sessions.
+        s3_client: Where the bytes of kernels are kept.
+        clock: Measures leases.
+    """
+
+    def __init__(
+        self,
+        db_session: AsyncEngine | async_sessionmaker[AsyncSession],
+        s3_client: BlobStore,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        database, clock = Database(db_session), clock or SystemClock()
+        self.outbox = Outbox(database)
+        self._engine: AsyncEngine | None = None
+        Catalogue.__init__(self, database, s3_client, self.outbox, clock)
+        JobQueue.__init__(self, database, s3_client, clock)
+
+    @classmethod
+    async def open(cls, root: Path, *, clock: Clock | None = None) -> Self:
+        """Open the library in a folder, made where it is missing; several processes may have it open at once.
+
+        Args:
+            root: The folder: SQLite in ``library.db``, bytes in ``blobs``.
+            clock: Measures leases.
+
+        Raises:
+            ConfigError: If the folder cannot be written, or another version of Esper made the library.
+            StoreUnavailable: If its database is damaged or stays locked.
+        """
+        blobs = LocalBlobs(own_folder(root) / "blobs")
+        engine = sqlite_engine(root / "library.db")
+        try:
+            await prepare(engine)
+        except BaseException:
+            await engine.dispose()
+            raise
+        manager = cls(engine, blobs, clock=clock)
+        manager._engine = engine
+        return manager
+
+    async def close(self) -> None:
+        """Close the connections that `open` made."""
+        if self._engine is not None:
+            await self._engine.dispose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+__all__ = ["KernelManager"]

@@ -1,0 +1,131 @@
+"""Announcements that leave the store only if what they announce is stored."""
+
+import asyncio
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from esper.contracts.topics import Message
+from esper.errors import BusUnavailable, StoreUnavailable
+from esper.ports import MessageBus
+from esper.services.oona.codec import Codec, packed, unpacked
+from esper.services.urza.database import Database
+from esper.services.urza.models import OutboxRow
+
+
+class Outbox:
+    """The table of messages that wait, and the event that says there are some.
+
+    Args:
+        database: Where the table is.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.filled = asyncio.Event()
+        self._database = database
+        self._codec = Codec()
+
+    def add(self, session: AsyncSession, stream: str, message: Message) -> None:
+        """Write a message in the transaction of what it announces; call `notify` after the commit."""
+        session.add(OutboxRow(stream=stream, content=packed(self._codec.seal(stream, message))))
+
+    def notify(self) -> None:
+        """Wake a relay of this process."""
+        self.filled.set()
+
+    async def waiting(self, limit: int) -> list[tuple[int, str, Message]]:
+        """Return the oldest messages that wait: number, stream and message."""
+        async with self._database.reading() as session:
+            rows = (await session.scalars(select(OutboxRow).order_by(OutboxRow.id).limit(limit))).all()
+            return [(row.id, row.stream, self._codec.open(unpacked(row.content))) for row in rows]
+
+    async def sent(self, number: int) -> None:
+        """Forget a message that was published."""
+        async with self._database.writing() as session:
+            await session.execute(delete(OutboxRow).where(OutboxRow.id == number))
+
+
+class OutboxRelayConfig(BaseModel):
+    """How eagerly announcements are relayed.
+
+    Attributes:
+        poll_s: How long to wait for news from this process before looking for those of others.
+        batch: Messages read at once.
+        outage_s: Pause after the bus or the database did not answer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    poll_s: float = Field(default=2.0, gt=0)
+    batch: int = Field(default=100, ge=1)
+    outage_s: float = Field(default=1.0, gt=0)
+
+
+class OutboxRelay:
+    """Publishes what waits in the outbox, in order and at least once.
+
+    ```python
+    async with OutboxRelay(manager.outbox, bus):
+        ...
+    ```
+
+    Args:
+        outbox: Where messages wait.
+        bus: Where they go.
+        config: How eagerly.
+    """
+
+    def __init__(self, outbox: Outbox, bus: MessageBus, config: OutboxRelayConfig | None = None) -> None:
+        self.published = 0
+        self.outages = 0
+        self._outbox, self._bus = outbox, bus
+        self._config = config or OutboxRelayConfig()
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def run(self) -> None:
+        """Relay until `close` is called."""
+        while not self._closing.is_set():
+            self._outbox.filled.clear()
+            try:
+                pause_s = 0.0 if await self._relay_batch() else self._config.poll_s
+            except (BusUnavailable, StoreUnavailable):
+                self.outages += 1
+                pause_s = self._config.outage_s
+            await self._wait(pause_s)
+
+    async def close(self) -> None:
+        """End after the message in hand; what waits is relayed by the next process."""
+        self._closing.set()
+        self._outbox.notify()
+        if self._task is not None:
+            await self._task
+
+    async def _relay_batch(self) -> bool:
+        """Publish what waits; return whether there may be more."""
+        waiting = await self._outbox.waiting(self._config.batch)
+        for number, stream, message in waiting:
+            if self._closing.is_set():
+                break
+            await self._bus.publish(stream, message)
+            await self._outbox.sent(number)
+            self.published += 1
+        return len(waiting) == self._config.batch
+
+    async def _wait(self, seconds: float) -> None:
+        if not seconds:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._outbox.filled.wait()
+        except TimeoutError:
+            return

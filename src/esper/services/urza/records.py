@@ -1,0 +1,100 @@
+"""From rows to the contracts that leave the store, and from requests to keys."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+
+from esper.blueprints import OP_LIBRARY
+from esper.contracts.kernel import (
+    BuildSpec,
+    CompiledKernelArtifact,
+    CompiledKernelContract,
+    CompileJob,
+    ValidationResult,
+)
+from esper.ir import digest_of
+from esper.services.urza.models import CompileJobRow, Kernel
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class LineageEntry:
+    """One ancestor of a kernel, itself first.
+
+    Attributes:
+        blueprint_id: Content address of the blueprint.
+        name: Its name.
+        version: Its version under that name.
+        created_at: When it was first stored, in UTC.
+        tags: Its tags, in alphabetical order.
+    """
+
+    blueprint_id: str
+    name: str
+    version: int
+    created_at: datetime
+    tags: tuple[str, ...]
+
+
+def build_key(blueprint_id: str, build: BuildSpec) -> str:
+    """Return what two requests must share to be one build; new operations make a new build of an old blueprint."""
+    parts = {"blueprint": blueprint_id, "op_library": OP_LIBRARY, **build.model_dump(mode="json")}
+    return digest_of(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode())
+
+
+def job_of(row: CompileJobRow) -> CompileJob:
+    """Return a claimed row as the forge sees it; its blueprint must be loaded."""
+    return CompileJob(
+        job_id=row.id,
+        blueprint_id=row.blueprint_id,
+        name=row.blueprint.name,
+        architecture_ir=row.blueprint.architecture_ir,
+        build=BuildSpec.model_validate(row.build),
+        priority=row.priority,
+        attempt=row.attempts,
+    )
+
+
+def kernel_row(artifact: CompiledKernelArtifact, report: ValidationResult) -> Kernel:
+    """Return the row of a new kernel, not validated yet."""
+    metrics = all_metrics(report)
+    return Kernel(
+        id=artifact.artifact_id,
+        blueprint_id=artifact.blueprint_id,
+        kernel_binary_ref=artifact.artifact_id,
+        size_bytes=len(artifact.kernel_binary),
+        compilation_time_ms=artifact.compilation_time_ms,
+        target_device=artifact.target_device,
+        optimization_level=artifact.optimization_level,
+        compiler_version=artifact.metadata.get("compiler_version", "unknown"),
+        validation_metrics=dict(metrics),
+        benchmark_results=dict(report.performance.metrics),
+        throughput=report.performance.metrics.get("throughput_per_s"),
+    )
+
+
+def all_metrics(report: ValidationResult) -> dict[str, float]:
+    """Return the metrics of every gate by name."""
+    gates = (report.correctness, report.safety, report.stability, report.performance)
+    return {name: value for gate in gates for name, value in gate.metrics.items()}
+
+
+def kernel_contract(row: Kernel) -> CompiledKernelContract:
+    """Return a kernel as the store describes it."""
+    metrics = {name: value for name, value in row.validation_metrics.items() if isinstance(value, float | int)}
+    flops = metrics.get("flops")
+    return CompiledKernelContract(
+        kernel_id=row.id,
+        blueprint_id=row.blueprint_id,
+        kernel_binary_ref=row.kernel_binary_ref,
+        status=row.status,
+        compilation_time=row.compilation_time_ms / 1_000,
+        created_at=row.created_at,
+        target_device=row.target_device,
+        optimization_level=row.optimization_level,
+        estimated_flops=None if flops is None else int(flops),
+        memory_footprint_mb=row.size_bytes / _MIB,
+        validation_metrics=metrics,
+        safety_checks_passed=row.safety_checks_passed,
+    )

@@ -1,0 +1,56 @@
+"""Small builds for tests that need a library but no forge."""
+
+from collections.abc import Sequence
+
+from esper.contracts.kernel import (
+    BlueprintSubmissionRequest,
+    BuildSpec,
+    CompiledKernelArtifact,
+    GateResult,
+    ValidationResult,
+)
+from esper.ir import BlueprintIR, Graph, Layout, digest_of
+
+
+def adapter(width: int = 4, channels: int = 8) -> BlueprintIR:
+    """Return a small blueprint that is neutral and alive; another width is another design."""
+    graph = Graph(Layout.FEATURES, channels)
+    hidden = graph.gelu(graph.linear(graph.input, out=width))
+    return graph.finish(graph.linear(hidden, out=channels, init="zero"), name="adapter")
+
+
+def request_for(
+    ir: BlueprintIR, *, priority: int = 5, tags: Sequence[str] = (), build: BuildSpec | None = None
+) -> BlueprintSubmissionRequest:
+    """Return the request that submits a blueprint."""
+    return BlueprintSubmissionRequest(
+        name=ir.name, architecture_ir=ir.to_json(), priority=priority, tags=list(tags), build=build or BuildSpec()
+    )
+
+
+def artifact_of(blueprint_id: str, data: bytes) -> CompiledKernelArtifact:
+    """Return an artifact with the given bytes; a library does not look into them."""
+    return CompiledKernelArtifact(
+        artifact_id=digest_of(data),
+        blueprint_id=blueprint_id,
+        kernel_binary=data,
+        compilation_time_ms=1.0,
+        target_device="cpu",
+        optimization_level="O0",
+        metadata={"compiler_version": "test"},
+    )
+
+
+def verdict_on(
+    artifact: CompiledKernelArtifact, *, reasons: Sequence[str] = (), throughput: float | None = None
+) -> ValidationResult:
+    """Return a report about an artifact: passed, unless there are reasons against it."""
+    measured = {} if throughput is None else {"throughput_per_s": throughput}
+    passed = GateResult(passed=True)
+    return ValidationResult(
+        kernel_id=artifact.artifact_id,
+        correctness=GateResult(passed=not reasons, reasons=tuple(reasons)),
+        performance=GateResult(passed=True, metrics={"latency_p50_ms": 0.5, **measured}),
+        safety=passed,
+        stability=passed,
+    )

@@ -1,0 +1,208 @@
+"""What every library and its compile queue must do, as a suite; subclasses give fixtures ``library`` and ``clock``."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Protocol
+
+from esper.contracts.adaptation import Outcome, Verdict
+from esper.contracts.kernel import BuildSpec, CompiledKernelContract, CompileJob, KernelStatus
+from esper.errors import Conflict, EsperError, InvalidBlueprint, KernelRejected, NotFound
+from esper.ports import CompileQueue, Library
+from esper.testing.clock import ManualClock
+from esper.testing.forging import adapter, artifact_of, request_for, verdict_on
+
+LEASE_S = 30.0
+
+
+class Store(Library, CompileQueue, Protocol):
+    """A library with its queue."""
+
+
+class LibraryContract:
+    """The laws of `esper.ports.Library` and `esper.ports.CompileQueue`, one test each."""
+
+    async def test_a_kernel_is_found_and_read_once_its_report_is_stored(self, library: Store) -> None:
+        ir = adapter()
+        response = await library.submit(request_for(ir))
+        assert response.blueprint_id == ir.digest
+        assert await library.find(ir.digest, BuildSpec()) is None
+        kernel = await compiled(library, b"bytes of a kernel")
+        assert kernel.status is KernelStatus.VALIDATED
+        assert await library.find(ir.digest, BuildSpec()) == kernel
+        assert await library.read(kernel.kernel_id) == b"bytes of a kernel"
+
+    async def test_a_blueprint_that_breaks_a_rule_is_refused_with_its_path(self, library: Store) -> None:
+        request = request_for(adapter())
+        broken = {**request.architecture_ir, "output": "nowhere"}
+        error = await refused(library.submit(request.model_copy(update={"architecture_ir": broken})), InvalidBlueprint)
+        assert isinstance(error, InvalidBlueprint)
+        assert error.path == "$.output"
+        assert await library.claim("w", lease_s=LEASE_S) is None
+
+    async def test_a_graft_that_would_be_dead_is_refused(self, library: Store) -> None:
+        ir = adapter()
+        document = ir.to_json()
+        nodes = document["nodes"]
+        assert isinstance(nodes, list)
+        for node in nodes:
+            if isinstance(node, dict) and node["op"] == "linear" and isinstance(node["attrs"], dict):
+                node["attrs"]["init"] = "zero"
+        request = request_for(ir).model_copy(update={"architecture_ir": document})
+        assert "dead" in str(await refused(library.submit(request), InvalidBlueprint))
+
+    async def test_equal_submissions_make_one_job(self, library: Store) -> None:
+        await asyncio.gather(*(library.submit(request_for(adapter())) for _ in range(10)))
+        assert await library.claim("a", lease_s=LEASE_S) is not None
+        assert await library.claim("b", lease_s=LEASE_S) is None
+
+    async def test_another_build_of_a_blueprint_is_another_job(self, library: Store) -> None:
+        for seed in (0, 1):
+            await library.submit(request_for(adapter(), build=BuildSpec(weight_seed=seed)))
+        first, second = await claimed(library, "a"), await claimed(library, "a")
+        assert {first.build.weight_seed, second.build.weight_seed} == {0, 1}
+
+    async def test_the_most_urgent_job_is_claimed_first_and_then_the_oldest(
+        self, library: Store, clock: ManualClock
+    ) -> None:
+        for width, priority in ((1, 5), (2, 9), (3, 5)):
+            await library.submit(request_for(adapter(width), priority=priority))
+            clock.advance(1)
+        order = [(await claimed(library, "w")).blueprint_id for _ in range(3)]
+        assert order == [adapter(width).digest for width in (2, 1, 3)]
+
+    async def test_a_job_is_claimed_by_one_of_many_workers(self, library: Store) -> None:
+        for width in range(1, 6):
+            await library.submit(request_for(adapter(width)))
+        jobs = await asyncio.gather(*(library.claim(f"w{n}", lease_s=LEASE_S) for n in range(12)))
+        ids = [job.job_id for job in jobs if job is not None]
+        assert len(ids) == len(set(ids)) == 5
+
+    async def test_a_lease_that_ran_out_returns_the_job(self, library: Store, clock: ManualClock) -> None:
+        await library.submit(request_for(adapter()))
+        first = await claimed(library, "a")
+        clock.advance(LEASE_S + 1)
+        second = await claimed(library, "b")
+        assert second.job_id == first.job_id
+        assert second.attempt == first.attempt + 1
+        await refused(library.renew(first.job_id, "a", lease_s=LEASE_S), Conflict)
+
+    async def test_a_renewed_lease_keeps_the_job(self, library: Store, clock: ManualClock) -> None:
+        await library.submit(request_for(adapter()))
+        job = await claimed(library, "a")
+        for _ in range(3):
+            clock.advance(LEASE_S * 0.9)
+            await library.renew(job.job_id, "a", lease_s=LEASE_S)
+        assert await library.claim("b", lease_s=LEASE_S) is None
+
+    async def test_who_lost_the_lease_cannot_complete(self, library: Store, clock: ManualClock) -> None:
+        await library.submit(request_for(adapter()))
+        job = await claimed(library, "a")
+        clock.advance(LEASE_S + 1)
+        await claimed(library, "b")
+        artifact = artifact_of(job.blueprint_id, b"late")
+        await refused(library.complete(job.job_id, "a", artifact, verdict_on(artifact)), Conflict)
+        await refused(library.read(artifact.artifact_id), NotFound)
+
+    async def test_bytes_with_another_digest_are_not_stored(self, library: Store) -> None:
+        await library.submit(request_for(adapter()))
+        job = await claimed(library, "a")
+        honest = artifact_of(job.blueprint_id, b"honest")
+        forged = honest.model_copy(update={"kernel_binary": b"forged"})
+        await refused(library.complete(job.job_id, "a", forged, verdict_on(honest)), KernelRejected)
+        await refused(library.read(honest.artifact_id), NotFound)
+
+    async def test_a_kernel_whose_validation_failed_is_never_handed_out(self, library: Store) -> None:
+        await library.submit(request_for(adapter()))
+        kernel = await compiled(library, b"wrong", reasons=("off by 0.5",))
+        assert kernel.status is KernelStatus.REJECTED
+        assert "off by 0.5" in str(await refused(library.find(kernel.blueprint_id, BuildSpec()), KernelRejected))
+        await refused(library.read(kernel.kernel_id), KernelRejected)
+
+    async def test_a_job_that_failed_for_good_says_why(self, library: Store) -> None:
+        await library.submit(request_for(adapter()))
+        job = await claimed(library, "a")
+        await library.fail(job.job_id, "a", "the op has no body", retry=False)
+        assert "no body" in str(await refused(library.find(job.blueprint_id, BuildSpec()), KernelRejected))
+        again = await library.submit(request_for(adapter()))
+        assert "no body" in again.message
+        assert await library.claim("a", lease_s=LEASE_S) is None
+
+    async def test_a_job_that_killed_two_workers_is_quarantined(self, library: Store) -> None:
+        await library.submit(request_for(adapter()))
+        for n in (1, 2):
+            job = await claimed(library, "a")
+            await library.fail(job.job_id, "a", f"signal {n}", retry=True, killed=True)
+        assert await library.claim("a", lease_s=LEASE_S) is None
+        error = await refused(library.find(job.blueprint_id, BuildSpec()), KernelRejected)
+        assert "quarantined" in str(error)
+        assert "signal 2" in str(error)
+
+    async def test_another_build_of_a_quarantined_blueprint_is_not_tried(self, library: Store) -> None:
+        await library.submit(request_for(adapter()))
+        for _ in range(2):
+            job = await claimed(library, "a")
+            await library.fail(job.job_id, "a", "signal 11", retry=True, killed=True)
+        await library.submit(request_for(adapter(), build=BuildSpec(weight_seed=1)))
+        assert await library.claim("a", lease_s=LEASE_S) is None
+
+    async def test_a_job_that_never_ends_well_is_given_up_and_can_be_asked_for_again(self, library: Store) -> None:
+        await library.submit(request_for(adapter()))
+        tries = 0
+        while (job := await library.claim("a", lease_s=LEASE_S)) is not None:
+            tries += 1
+            await library.fail(job.job_id, "a", "no memory left", retry=True)
+            assert tries < 100
+        assert tries > 1
+        assert "no memory left" in str(await refused(library.find(adapter().digest, BuildSpec()), KernelRejected))
+        await library.submit(request_for(adapter()))
+        assert await library.claim("a", lease_s=LEASE_S) is not None
+
+    async def test_a_released_job_counts_as_untried(self, library: Store) -> None:
+        await library.submit(request_for(adapter()))
+        for _ in range(20):
+            job = await claimed(library, "a")
+            assert job.attempt == 1
+            await library.release(job.job_id, "a")
+
+    async def test_an_outcome_is_recorded_once(self, library: Store) -> None:
+        outcome = Outcome(
+            decision_id="decision-1",
+            run_id="run-1",
+            slot="fc",
+            seed_idx=0,
+            blueprint="adapter",
+            kernel_id="sha256:" + "0" * 64,
+            verdict=Verdict.KEPT,
+            gain=0.1,
+            gain_error=None,
+            params=10,
+            steps=100,
+        )
+        await asyncio.gather(*(library.report(outcome) for _ in range(4)))
+
+    async def test_an_unknown_kernel_is_not_found(self, library: Store) -> None:
+        await refused(library.read("sha256:" + "0" * 64), NotFound)
+        assert await library.find("sha256:" + "0" * 64, BuildSpec()) is None
+
+
+async def claimed(library: CompileQueue, worker: str) -> CompileJob:
+    """Claim a job that must be there."""
+    job = await library.claim(worker, lease_s=LEASE_S)
+    assert job is not None, "there is no job to claim"
+    return job
+
+
+async def compiled(library: CompileQueue, data: bytes, *, reasons: tuple[str, ...] = ()) -> CompiledKernelContract:
+    """Claim the next job and complete it with the given bytes."""
+    job = await claimed(library, "forge")
+    artifact = artifact_of(job.blueprint_id, data)
+    return await library.complete(job.job_id, "forge", artifact, verdict_on(artifact, reasons=reasons))
+
+
+async def refused(work: Awaitable[object], kind: type[EsperError]) -> EsperError:
+    """Return the error with which work must fail."""
+    try:
+        await work
+    except kind as error:
+        return error
+    raise AssertionError(f"{kind.__name__} was expected")

@@ -1,0 +1,19 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from esper.services.urza.kernel_manager import KernelManager
+from esper.testing.clock import ManualClock
+from esper.testing.library_contract import LibraryContract
+
+
+class TestKernelManager(LibraryContract):
+    @pytest.fixture
+    def clock(self) -> ManualClock:
+        return ManualClock()
+
+    @pytest.fixture
+    async def library(self, tmp_path: Path, clock: ManualClock) -> AsyncIterator[KernelManager]:
+        async with await KernelManager.open(tmp_path / "library", clock=clock) as manager:
+            yield manager
