@@ -16,10 +16,28 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from esper.assembly import attach as attach
+    from esper.ir import Layout as Layout
     from esper.ir import blueprint as blueprint
+    from esper.kasmina import Slot as Slot
+    from esper.kasmina import plan as plan
+    from esper.kasmina import unwrap as unwrap
+    from esper.kasmina import wrap as wrap
+    from esper.services.tolaria.budget import Budget as Budget
+    from esper.services.tolaria.trainer import TolariaTrainer as Trainer  # noqa: F401
+    from esper.services.tolaria.trainer import TrainerConfig as TrainerConfig
 
 _HOME = {
+    "Budget": "esper.services.tolaria.budget",
+    "Layout": "esper.ir",
+    "Slot": "esper.kasmina",
+    "Trainer": "esper.services.tolaria.trainer:TolariaTrainer",
+    "TrainerConfig": "esper.services.tolaria.trainer",
+    "attach": "esper.assembly",
     "blueprint": "esper.ir",
+    "plan": "esper.kasmina",
+    "unwrap": "esper.kasmina",
+    "wrap": "esper.kasmina",
 }
 
 __all__ = sorted(_HOME)
@@ -31,7 +49,8 @@ def __getattr__(name: str) -> object:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'esper' has no attribute {name!r}")
-    return getattr(importlib.import_module(home), name)
+    module, _, other = home.partition(":")
+    return getattr(importlib.import_module(module), other or name)
 
 
 def __dir__() -> list[str]:

@@ -2,18 +2,38 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from esper.errors import ConfigError, DeadlineExceeded
 from esper.ports import Advisor, Library, MessageBus
+from esper.runtime.background import BackgroundLoop, Bridge, close_at_exit
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from esper.services.tolaria.attachment import Platform
+    from esper.services.tolaria.budget import Budget
+    from esper.services.tolaria.consultation import Decides
+    from esper.services.tolaria.growth import Growth
+    from esper.services.tolaria.held_out import Validate
+    from esper.services.tolaria.schedules import Schedule
+    from esper.services.tolaria.snapshot import Stateful
 
 START_LIMIT_S = 60.0
+"""A library is opened within milliseconds; a locked one is waited for as long as its own limits say, and no longer."""
+
+STOP_LIMIT_S = 10.0
+"""The forge ends its children within less; what is not done by then is cancelled."""
+
+CONTROLLERS = ("plateau",)
+"""Controllers that go by name."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +55,174 @@ class Embedded:
 async def embedded(
     root: str | os.PathLike[str], advisor: Advisor, *, forge_workers: int = 1, extensions: Sequence[str] = ()
 ) -> AsyncIterator[Embedded]:
-    """Run bus, store, forge, analyzer and collectors in this event loop until the block ends.
+    """Run bus, store and forge in this event loop until the block ends.
 
     Args:
-        root: Folder for everything that is written.
+        root: Folder for everything that is written; its library is shared by all runs below it.
         advisor: The controller.
         forge_workers: Child processes that compile.
         extensions: Modules with custom ops that the children import.
 
     Raises:
-        StoreUnavailable: If the folder cannot be written.
+        ConfigError: If the folder cannot be written.
+        StoreUnavailable: If the library in it cannot be opened.
     """
     from esper.services.oona.memory_bus import MemoryBus
     from esper.services.tezzeret.worker import TezzeretWorker, WorkerConfig
     from esper.services.urza.kernel_manager import KernelManager
     from esper.services.urza.outbox import OutboxRelay
 
-    bus = MemoryBus()
-    async with await KernelManager.open(Path(root) / "library") as library:
-        worker = TezzeretWorker(
+    async with await KernelManager.open(Path(root) / "library") as library, MemoryBus() as bus:
+        forge = TezzeretWorker(
             WorkerConfig(num_workers=forge_workers, extensions=tuple(extensions)), queue=library, bus=bus
         )
-        relay = OutboxRelay(library, bus)
+        relay = OutboxRelay(library.outbox, bus)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(worker.run())
+            tasks.create_task(forge.run())
             tasks.create_task(relay.run())
-            yield Embedded(bus, library, advisor)
-            await worker.close()
-            await relay.close()
-            await bus.close()
+            try:
+                yield Embedded(bus, library, advisor)
+            finally:
+                await forge.close()
+                await relay.close()
+                await bus.close()
+
+
+def attach(
+    model: "nn.Module",
+    optimizer: "Optimizer",
+    *,
+    validate: "Validate",
+    every: int,
+    steps: int | None = None,
+    scheduler: "Schedule | None" = None,
+    state: "Sequence[Stateful]" = (),
+    budget: "str | Budget",
+    controller: "str | Decides" = "plateau",
+    lead: int = 1,
+    late: str = "slip",
+    on_cull: str = "restore",
+    control: str | None = None,
+    probe: "Callable[[nn.Module], Tensor] | None" = None,
+    root: str | os.PathLike[str] = "./esper-runs",
+) -> "Growth":
+    """Let a wrapped model grow while the caller trains it.
+
+    Args:
+        model: Wrapped by ``esper.wrap``.
+        optimizer: The one that trains it; newborn parameters join it in a group of their own.
+        validate: Returns a 1-D tensor of losses for a model, one per held-out example or batch; never of the test split.
+            It is called in eval mode and without gradient, and leaves no trace.
+        every: Optimizer steps from one boundary to the next; decisions are taken and grafts join at boundaries.
+        steps: Planned length of the run in optimizer steps. Without it only a confirmed plateau leads to growth.
+        scheduler: Follows growth; it is stepped by the caller alone.
+        state: Whatever else moves with the training and has ``state_dict``: a scaler, an average, a loader.
+        budget: ``"+30%"`` of the host's parameters at most, ``"x4"`` the host at most, or an ``esper.Budget``.
+        controller: ``"plateau"``, or an object with ``decide(packet)``, plain or async.
+        lead: Boundaries from a decision to its joining.
+        late: ``"slip"`` joins a late kernel at a later boundary and says so; ``"wait"`` blocks for it, counted apart.
+        on_cull: ``"restore"`` puts the state before the join back; ``"continue"`` trains on without the seed.
+        control: None. A twin needs the batches, which a trainer has.
+        probe: Returns the training loss of one batch for a model. The bottleneck is then measured on it, at boundaries,
+            and its operations are counted; otherwise it is measured on the caller's own step before a boundary.
+        root: Folder for everything that is written: ``<root>/<run>`` and ``<root>/library``.
+
+    Returns:
+        What to call once per optimizer step: ``for event in growth.step(loss): ...``.
+
+    Raises:
+        ConfigError: If an argument cannot be used; it says why, and what to do.
+        StoreUnavailable: If the library below ``root`` cannot be opened.
+    """
+    from esper.services.tolaria import attachment
+    from esper.services.tolaria.snapshot import Subject
+
+    config = attachment.read_config(
+        every=every, steps=steps, lead=lead, late=late, on_cull=on_cull, control=control, probe=probe
+    )
+    attachment.check_host(model, optimizer)
+    limits = attachment.read_budget(budget, model)
+    subject = Subject(model, optimizer, scheduler, attachment.read_state(state))
+    advisor = advisor_named(controller)
+    folder = attachment.new_run(root)
+    platform = start(root, advisor)
+    growth = attachment.start_growth(
+        subject, platform, folder, validate=validate, budget=limits, config=config, probe=probe
+    )
+    close_at_exit(growth, platform.close)
+    return growth
+
+
+def advisor_named(controller: "str | Decides") -> Advisor:
+    """Return the controller of that name, or the user's own object as one.
+
+    Raises:
+        ConfigError: If there is none of that name, or the object does not decide.
+    """
+    from esper.services.tolaria.consultation import OwnAdvisor
+
+    if not isinstance(controller, str):
+        return OwnAdvisor(controller)
+    if controller in CONTROLLERS:
+        from esper.services.tamiyo.plateau import PlateauAdvisor
+
+        return PlateauAdvisor()
+    near = get_close_matches(controller, CONTROLLERS, n=1)
+    raise ConfigError(
+        f"controller {controller!r} is not known",
+        todo=f'did you mean "{near[0]}"?' if near else 'use "plateau", or an object with decide(packet)',
+        code="ESP-2131",
+    )
+
+
+def start(root: str | os.PathLike[str], advisor: Advisor, *, extensions: Sequence[str] = ()) -> "Platform":
+    """Start the embedded services in a background thread of their own, and wait until they answer.
+
+    Args:
+        root: Folder for everything that is written.
+        advisor: The controller.
+        extensions: Modules with custom ops that the forge's children import.
+
+    Raises:
+        ConfigError: If the folder cannot be written.
+        StoreUnavailable: If the library in it cannot be opened.
+    """
+    from esper.services.tolaria.attachment import Platform
+
+    loop = BackgroundLoop()
+    started: Future[Embedded] = Future()
+    ending = asyncio.Event()
+
+    async def serve() -> None:
+        try:
+            async with embedded(root, advisor, extensions=extensions) as services:
+                started.set_result(services)
+                await ending.wait()
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    running = loop.submit(serve())
+    try:
+        services = started.result(START_LIMIT_S)
+    except TimeoutError as error:
+        loop.close()
+        raise DeadlineExceeded("the services did not start", why=f"no answer in {START_LIMIT_S:g} s") from error
+    except BaseException:
+        loop.close()
+        raise
+
+    def close() -> None:
+        if loop.alive:
+            loop.call(ending.set)
+            wait([running], STOP_LIMIT_S)
+            loop.close()
+
+    return Platform(
+        bridge=Bridge(loop), library=services.library, bus=services.bus, advisor=services.advisor, running=running,
+        close=close,
+    )  # fmt: skip
+
+
+__all__ = ["CONTROLLERS", "Embedded", "advisor_named", "attach", "embedded", "start"]

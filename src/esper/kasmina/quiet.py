@@ -74,16 +74,24 @@ def preserved_rng() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_eval(model: nn.Module) -> Iterator[None]:
-    """Run a model in eval mode and without gradient, and leave no trace: modes, buffers and generators as they were."""
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Leave no trace of what runs inside: a model's modes and buffers and the generators are put back."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with preserved_rng(), torch.no_grad():
-        model.eval()
+    with preserved_rng():
         try:
             yield
         finally:
             for module, training in modes:
                 module.training = training
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+@contextmanager
+def quiet_eval(model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode and without gradient, and leave no trace."""
+    with quiet(model), torch.no_grad():
+        model.eval()
+        yield

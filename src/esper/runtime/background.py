@@ -5,7 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -40,6 +40,10 @@ class BackgroundLoop:
             work.close()
             raise Unavailable("the background services are closed", todo="attach again to start them")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Run a function on the loop's thread soon."""
+        self._loop.call_soon_threadsafe(function)
 
     def close(self, *, limit_s: float = 10.0) -> None:
         """Cancel what still runs, wait for it up to ``limit_s``, and end the thread."""
@@ -139,9 +143,16 @@ class Bridge:
             ) from error
 
     def flush(self, *, limit_s: float = 10.0) -> None:
-        """Wait until every post has run; used when a run ends or is saved."""
-        for post in list(self._posts):
-            self.wait(_settled(post), limit_s=limit_s)
+        """Wait until every post has run; used when a run ends or is saved.
+
+        Raises:
+            DeadlineExceeded: If one did not within ``limit_s``.
+        """
+        late = wait(self._posts, limit_s).not_done
+        if late:
+            raise DeadlineExceeded(
+                "handing over what happened", why=f"{len(late)} messages were not taken within {limit_s:g} s"
+            )
 
     def _keep_failure(self, post: Future[Any]) -> None:
         if not post.cancelled() and (error := post.exception()) is not None:
@@ -151,13 +162,6 @@ class Bridge:
         if seconds > WAIT_THRESHOLD_S:
             self.waits.unwanted += 1
             self.waits.longest_s = max(self.waits.longest_s, seconds)
-
-
-def _settled(post: Future[Any]) -> Future[None]:
-    """Return a future that ends with ``post``, whatever its result."""
-    settled: Future[None] = Future()
-    post.add_done_callback(lambda _: settled.set_result(None))
-    return settled
 
 
 def result_of(future: Future[Result]) -> Result | EsperError | None:

@@ -1,8 +1,11 @@
 """Checks what a user hands to ``esper.attach`` and builds the run from it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,13 +18,16 @@ from esper.kasmina import MorphableModel, placement_of
 from esper.ports import Advisor, Library, MessageBus
 from esper.runtime.background import Bridge
 from esper.services.tolaria.budget import Budget
-from esper.services.tolaria.config import GrowthConfig
+from esper.services.tolaria.config import GrowthConfig, Late, OnCull
 from esper.services.tolaria.folder import RunFolder
 from esper.services.tolaria.growth import Growth, Parts
 from esper.services.tolaria.held_out import Validate
 from esper.services.tolaria.kernels import KernelShelf
 from esper.services.tolaria.observation import Observer
-from esper.services.tolaria.snapshot import Subject
+from esper.services.tolaria.probing import Probe
+from esper.services.tolaria.snapshot import Stateful, Subject
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Platform:
         library: Blueprints and kernels.
         bus: Messages.
         advisor: The controller.
+        running: Ends when the services end; with their error where they failed.
         close: Ends them.
     """
 
@@ -40,7 +47,8 @@ class Platform:
     library: Library
     bus: MessageBus
     advisor: Advisor
-    close: Callable[[], object]
+    running: Future[None]
+    close: Callable[[], None]
 
 
 def check_host(model: nn.Module, optimizer: Optimizer) -> None:
@@ -67,18 +75,78 @@ def check_host(model: nn.Module, optimizer: Optimizer) -> None:
         )
 
 
+def read_config(
+    *, every: int, steps: int | None, lead: int, late: str, on_cull: str, control: str | None, probe: object
+) -> GrowthConfig:
+    """Return the settings of a run.
+
+    Raises:
+        ConfigError: If boundaries never come, or a setting is not one of its choices.
+    """
+    check_length(every, steps)
+    if not isinstance(lead, int) or lead < 1:
+        raise ConfigError(
+            f"lead={lead!r}", why="a decision joins at a later boundary", todo="give 1 or more", code="ESP-2108"
+        )
+    if control is not None:
+        raise ConfigError(
+            f"control={control!r}",
+            why="a twin trains on the same batches, and only a trainer has them",
+            todo="leave it out; a gain is held against graft-free windows of the run",
+            code="ESP-2109",
+        )
+    if probe is not None and not callable(probe):
+        raise ConfigError(
+            f"probe is a {type(probe).__name__}",
+            todo="give a function from the model to a training loss",
+            code="ESP-2111",
+        )
+    return GrowthConfig(
+        every=every,
+        steps=steps,
+        lead=lead,
+        late=_chosen("late", late, Late),
+        on_cull=_chosen("on_cull", on_cull, OnCull),
+    )
+
+
+def _chosen(name: str, given: str, choices: type[Choice]) -> Choice:
+    if given not in list(choices):
+        known = " or ".join(f'"{choice}"' for choice in choices)
+        raise ConfigError(f"{name}={given!r}", todo=f"use {known}", code="ESP-2112")
+    return choices(given)
+
+
 def check_length(every: int, steps: int | None) -> None:
     """Refuse boundaries that never come.
 
     Raises:
         ConfigError: If ``every`` is not positive or ``steps`` ends before the first boundary.
     """
-    if every < 1:
+    if not isinstance(every, int) or every < 1:
         raise ConfigError(
-            f"every={every}", why="boundaries are a positive number of optimizer steps apart", code="ESP-2106"
+            f"every={every!r}", why="boundaries are a positive number of optimizer steps apart", code="ESP-2106"
         )
-    if steps is not None and steps < every:
-        raise ConfigError(f"steps={steps} ends before the first boundary", why=f"every={every}", code="ESP-2107")
+    if steps is not None and (not isinstance(steps, int) or steps < every):
+        raise ConfigError(f"steps={steps!r} ends before the first boundary", why=f"every={every}", code="ESP-2107")
+
+
+def read_state(given: Sequence[Stateful]) -> tuple[Stateful, ...]:
+    """Return what moves with the training.
+
+    Raises:
+        ConfigError: If something in it has no state to take and put back.
+    """
+    if hasattr(given, "state_dict"):
+        raise ConfigError("state= is one object", todo="give a tuple: state=(scaler,)", code="ESP-2113")
+    for item in given:
+        if not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
+            raise ConfigError(
+                f"state= holds a {type(item).__name__}",
+                why="it has no state_dict and load_state_dict, so that a rollback could not put it back",
+                code="ESP-2114",
+            )
+    return tuple(given)
 
 
 def read_budget(given: str | Budget, model: nn.Module) -> Budget:
@@ -103,6 +171,7 @@ def start_growth(
     validate: Validate,
     budget: Budget,
     config: GrowthConfig,
+    probe: Probe | None = None,
     registry: BlueprintRegistry | None = None,
 ) -> Growth:
     """Build a run on a started platform."""
@@ -110,7 +179,7 @@ def start_growth(
     shelf = KernelShelf(platform.bridge, platform.library, platform.bus, registry or REGISTRY, run_id=run_id)
     parts = Parts(
         bridge=platform.bridge, library=platform.library, bus=platform.bus, advisor=platform.advisor,
-        shelf=shelf, folder=folder, close=platform.close,
+        shelf=shelf, folder=folder, running=platform.running, close=platform.close,
     )  # fmt: skip
-    observer = Observer(subject.model, subject.optimizer, validate, config, run_id=run_id)
+    observer = Observer(subject, validate, config, run_id=run_id, probe=probe)
     return Growth(subject, parts, observer, budget, config)

@@ -9,7 +9,8 @@ from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.kernels import KernelShelf, Offer
 from esper.services.tolaria.record import Trial
 
-RESTING = (SeedState.EMBARGOED, SeedState.LOCKED)
+OVER_BUDGET = "over budget"
+"""How the mask begins that no controller may pass."""
 
 
 class Candidates:
@@ -90,7 +91,7 @@ class Candidates:
         )
         for unit, total, limit in sums:
             if limit is not None and total > limit:
-                yield f"over budget: {total:g} of {limit:g} {unit}"
+                yield f"{OVER_BUDGET}: {total:g} of {limit:g} {unit}"
 
     def _seeds_of(self, slot: str) -> list[Seed]:
         return [seed for (name, _), seed in sorted(self._placement.seeds.items()) if name == slot]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from esper.contracts.adaptation import Action, AdaptationDecision, Outcome, SystemStatePacket
 from esper.contracts.topics import DECISIONS
-from esper.errors import ConfigError, EsperError
+from esper.errors import ConfigError, Unavailable
 from esper.ports import Advisor, MessageBus
 from esper.runtime.background import Bridge
 from esper.services.tolaria.config import GrowthConfig, Late
@@ -23,9 +23,20 @@ class Decides(Protocol):
 
 
 class OwnAdvisor:
-    """A user's object with ``decide(packet)``, as an Advisor."""
+    """A user's object with ``decide(packet)``, as an Advisor.
+
+    Raises:
+        ConfigError: If it does not decide.
+    """
 
     def __init__(self, controller: Decides) -> None:
+        if not callable(getattr(controller, "decide", None)):
+            raise ConfigError(
+                f"controller is a {type(controller).__name__}",
+                why="it has no decide(packet)",
+                todo='use "plateau", or an object with decide(packet), plain or async',
+                code="ESP-2132",
+            )
         self._controller = controller
 
     async def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
@@ -68,7 +79,6 @@ class Consultation:
     def __init__(self, advisor: Advisor, bus: MessageBus, bridge: Bridge, config: GrowthConfig) -> None:
         self.scheduled: Scheduled | None = None
         self.unasked_count = 0
-        self.unasked: EsperError | None = None
         self._advisor, self._bus, self._bridge, self._config = advisor, bus, bridge, config
         self._answer: Future[AdaptationDecision] | None = None
 
@@ -81,23 +91,33 @@ class Consultation:
         """Send a packet off."""
         self._answer = self._bridge.submit(self._advised(packet))
 
-    def collect(self, boundary: int, topology_version: int) -> None:
-        """Take the answer in, where it has come; a decision for another topology is void."""
+    def collect(self, boundary: int, topology_version: int) -> Unavailable | None:
+        """Take the answer in, where it has come; a decision for another topology is void.
+
+        Returns:
+            Why the controller could not be asked, or None where it could.
+
+        Raises:
+            Exception: Whatever a user's own controller raised; a mistake in it must be seen.
+        """
         if self._answer is None:
-            return
+            return None
+        failure = None
         if self._config.late is Late.WAIT:
-            self.settle()
+            failure = self.settle()
         elif self._answer.done():
-            self._take(boundary)
+            failure = self._take(boundary)
         if self.scheduled is not None and self.scheduled.decision.topology_version not in (None, topology_version):
             self.scheduled = None
+        return failure
 
-    def settle(self) -> None:
-        """Wait for the answer, because a run is saved or the user chose ``late="wait"``."""
-        if self._answer is not None:
-            if not self._answer.done():
-                self._bridge.wait(_finished(self._answer), limit_s=self._config.wait_limit_s)
-            self._take(0)
+    def settle(self) -> Unavailable | None:
+        """Wait for the answer, because a run is saved or the user chose ``late="wait"``; see ``collect``."""
+        if self._answer is None:
+            return None
+        if not self._answer.done():
+            self._bridge.wait(_finished(self._answer), limit_s=self._config.wait_limit_s)
+        return self._take(0)
 
     def void(self) -> None:
         """Drop what was asked or decided before the model changed under it."""
@@ -136,18 +156,18 @@ class Consultation:
         await self._bus.publish(DECISIONS.stream, decision, run_id=packet.run_id)
         return decision
 
-    def _take(self, boundary: int) -> None:
+    def _take(self, boundary: int) -> Unavailable | None:
         answer, self._answer = self._answer, None
         if answer is None or answer.cancelled():
-            return
+            return None
         try:
             decision = answer.result()
-        except EsperError as error:
-            self.unasked = error
+        except Unavailable as error:
             self.unasked_count += 1
-            return
+            return error
         if decision.action is Action.LOAD_KERNEL:
             self.scheduled = Scheduled(decision, decision.boundary if decision.boundary is not None else boundary)
+        return None
 
 
 def _finished(answer: Future[AdaptationDecision]) -> Future[None]:

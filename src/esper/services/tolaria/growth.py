@@ -1,6 +1,7 @@
 """The engine behind ``esper.attach``: observe, decide, graft, evaluate, keep or undo."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from esper.contracts.adaptation import Action, AdaptationDecision, Candidate, SystemStatePacket
 from esper.contracts.health import HealthBatch
 from esper.contracts.topics import HEALTH, OUTCOMES
-from esper.errors import ConfigError, GraftFailed
+from esper.errors import ConfigError, Conflict, EsperError, GraftFailed, UnsafeAdaptation
 from esper.kasmina import Placement, SeedState, placement_of, topology
 from esper.ports import Advisor, Library, MessageBus
 from esper.runtime.background import Bridge
 from esper.services.tolaria.budget import Budget
-from esper.services.tolaria.candidates import Candidates
+from esper.services.tolaria.candidates import OVER_BUDGET, Candidates
 from esper.services.tolaria.config import GrowthConfig, Late
 from esper.services.tolaria.consultation import Consultation
 from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
@@ -40,6 +41,7 @@ class Parts:
         advisor: The controller.
         shelf: Kernels that were asked for.
         folder: Where the run writes.
+        running: Ends when the services end; with their error where they failed.
         close: Ends what the composition root started.
     """
 
@@ -49,7 +51,8 @@ class Parts:
     advisor: Advisor
     shelf: KernelShelf
     folder: RunFolder
-    close: Callable[[], object]
+    running: Future[None]
+    close: Callable[[], None]
 
 
 class Growth:
@@ -75,6 +78,7 @@ class Growth:
         self._consultation = Consultation(parts.advisor, parts.bus, parts.bridge, config)
         self._last: Observation | None = None
         self._requested = False
+        self._alone = False
         self._placement.grower = self
         self._request_kernels()
         self._write_manifest()
@@ -171,7 +175,11 @@ class Growth:
         if self._placement.grower is self:
             self._placement.grower = None
             self._observer.close()
-            self._parts.close()
+            self._consultation.void()
+            try:
+                self._parts.bridge.flush()
+            finally:
+                self._parts.close()
 
     # -- what users read ---------------------------------------------------------------------------------------------
 
@@ -212,12 +220,12 @@ class Growth:
         position = self._trials.position
         position.boundary += 1
         self._request_kernels()
-        self._consultation.collect(position.boundary, self._trials.topology_version)
+        events = self._ask_after(position.boundary)
         decision = self._consultation.due(position.boundary)
         self._last = observation = self._observe(decision)
         position.history.append(observation.point)
-        events = self._trials.advance(last=self._config.steps is not None and position.step >= self._config.steps)
-        if events and any(event.kept is False for event in events):
+        events += self._trials.advance(last=self._ended)
+        if any(event.kept is False for event in events):
             self._after_change()
         elif decision is not None:
             events += self._carry_out(decision, observation)
@@ -233,13 +241,27 @@ class Growth:
             self._trials.position.step, topology_version=self._trials.topology_version, capture=capture_at
         )
 
+    def _ask_after(self, boundary: int) -> list[GrowthEvent]:
+        """Take the controller's answer in; where it could not be asked, training goes on and the log says so."""
+        if self._parts.running.done() and not self._alone:
+            self._alone = True
+            return [self._log(EventKind.UNASKED, AdaptationDecision(), _obituary(self._parts.running))]
+        failure = self._consultation.collect(boundary, self._trials.topology_version)
+        return [] if failure is None else [self._log(EventKind.UNASKED, AdaptationDecision(), str(failure))]
+
     def _carry_out(self, decision: AdaptationDecision, observation: Observation) -> list[GrowthEvent]:
-        """Graft what was decided, where its kernel is here; a later boundary otherwise, and the log says so."""
-        ready = self._parts.shelf.by_id(str(decision.kernel_id))
-        if ready is None:
-            why = f"the kernel {decision.kernel_id} is not here"
-            return [self._log(EventKind.LATE, decision, why)]
+        """Graft what was decided, where its kernel is here; at a later boundary otherwise, and the log says so."""
         late = self._consultation.lateness(self._trials.position.boundary)
+        try:
+            self._check_allowed(decision)
+            ready = self._parts.shelf.by_id(str(decision.kernel_id))
+        except EsperError as error:
+            self._consultation.done()
+            return [self._log(EventKind.CANCELLED, decision, str(error))]
+        if ready is None:
+            return (
+                [] if late else [self._log(EventKind.LATE, decision, "its kernel is not here; it joins when it comes")]
+            )
         events = [self._log(EventKind.LATE, decision, f"joined {late} boundaries late")] if late else []
         self._consultation.done()
         self._trials.seed(str(decision.target_layer), decision.seed_idx).move(
@@ -250,8 +272,19 @@ class Growth:
         self._after_change()
         return events
 
+    def _check_allowed(self, decision: AdaptationDecision) -> None:
+        """Refuse what the packet masks, whoever asks for it; a kernel that is not ready is late, not refused."""
+        place = self._placement.place(str(decision.target_layer))
+        seed = self._trials.seed(place.name, decision.seed_idx)
+        if seed.state is not SeedState.DORMANT:
+            raise Conflict(f"seed {seed.seed_idx} of {place.name} is not free", why=f"it is {seed.state.value}")
+        for candidate in self.propose():
+            over = [mask for mask in candidate.masked if mask.startswith(OVER_BUDGET)]
+            if over and (candidate.slot, candidate.blueprint) == (place.name, decision.blueprint):
+                raise UnsafeAdaptation(f"{candidate.blueprint} at {place.name} may not grow", why="; ".join(over))
+
     def _consult(self, observation: Observation) -> None:
-        if self._consultation.open or self._ended:
+        if self._consultation.open or self._ended or self._alone:
             return
         self._consultation.ask(self._packet(observation))
 
@@ -279,6 +312,10 @@ class Growth:
 
     def _publish(self, observation: Observation, events: list[GrowthEvent]) -> None:
         parts, run_id = self._parts, self.run_id
+        if events:
+            self._write_manifest()
+        if self._alone:
+            return
         if observation.health:
             batch = HealthBatch(run_id=run_id, step=observation.point.step, signals=observation.health)
             parts.bridge.post(parts.bus.publish(HEALTH.stream, batch, run_id=run_id), droppable=True)
@@ -287,8 +324,6 @@ class Growth:
             parts.bridge.post(parts.bus.publish(OUTCOMES.stream, outcome, run_id=run_id))
             parts.bridge.post(parts.library.report(outcome))
             parts.bridge.post(parts.advisor.learn(outcome))
-        if events:
-            self._write_manifest()
 
     # -- odds and ends -----------------------------------------------------------------------------------------------
 
@@ -366,3 +401,8 @@ class Growth:
                 ],
             }
         )
+
+
+def _obituary(running: "Future[None]") -> str:
+    error = None if running.cancelled() else running.exception()
+    return f"the background services ended, and the run goes on without them: {error or 'they were closed'}"

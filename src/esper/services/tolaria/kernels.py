@@ -66,11 +66,13 @@ class KernelShelf:
         self._ready: dict[str, ReadyKernel] = {}
         self._refused: dict[str, EsperError] = {}
         self._pending: dict[str, Future[None]] = {}
+        self._fetching: dict[str, Future[ReadyKernel]] = {}
         self._news = asyncio.Condition()
+        self._listening: Future[None] | None = None
 
     def request(self, places: Iterable[Place]) -> None:
         """Ask the forge for every eligible blueprint at every place, once."""
-        self._bridge.post(self._listen())
+        self._listening = self._bridge.submit(self._listen())
         for place in places:
             for name in self._registry.eligible(place.site()):
                 self.add(place, name)
@@ -112,8 +114,19 @@ class KernelShelf:
         )
 
     def by_id(self, kernel_id: str) -> ReadyKernel | None:
-        """Return the kernel with that content address, or None while it is not here."""
-        return next((kernel for kernel in self._ready.values() if kernel.kernel_id == kernel_id), None)
+        """Return the kernel with that content address, or None while it is not here; then it is fetched.
+
+        Raises:
+            NotFound: If the library has none.
+            KernelRejected: If it is not validated.
+        """
+        known = self._known(kernel_id)
+        if known is not None:
+            return known
+        if kernel_id not in self._fetching:
+            self._fetching[kernel_id] = self._bridge.submit(self._fetched(kernel_id))
+        fetching = self._fetching[kernel_id]
+        return fetching.result() if fetching.done() else None
 
     def wait_for(self, offer: Offer, *, limit_s: float) -> ReadyKernel:
         """Return the kernel of an offer, waiting for the forge where it is not done.
@@ -133,17 +146,21 @@ class KernelShelf:
         Raises:
             NotFound: If there is none with that content address.
         """
-        known = self.by_id(kernel_id)
-        if known is None:
-            data = await asyncio.wrap_future(self._bridge.submit(self._library.read(kernel_id)))
-            known = ReadyKernel(kernel_id, "", data, 0.0)
-        return known
+        if (known := self._known(kernel_id)) is not None:
+            return known
+        return await asyncio.wrap_future(self._bridge.submit(self._fetched(kernel_id)))
 
     def settle(self, *, limit_s: float) -> None:
         """Wait until the forge has answered every request; only for ``late="wait"``."""
         for pending in self._pending.values():
             if not pending.done():
                 self._bridge.wait(pending, limit_s=limit_s)
+
+    def _known(self, kernel_id: str) -> ReadyKernel | None:
+        return next((kernel for kernel in self._ready.values() if kernel.kernel_id == kernel_id), None)
+
+    async def _fetched(self, kernel_id: str) -> ReadyKernel:
+        return ReadyKernel(kernel_id, "", await self._library.read(kernel_id), 0.0)
 
     async def _listen(self) -> None:
         await self._bus.subscribe(COMPILATIONS.stream, f"execution-service.{self._run_id}", self._heard)

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from esper.contracts.adaptation import LossPoint
 from esper.contracts.health import HealthSignal
@@ -12,6 +11,8 @@ from esper.kasmina import BottleneckProbe, HealthMeter, placement_of
 from esper.services.tolaria.averaging import AveragedWeights
 from esper.services.tolaria.config import GrowthConfig
 from esper.services.tolaria.held_out import HeldOut, Measurement, Validate
+from esper.services.tolaria.probing import Probe, probe_bottlenecks
+from esper.services.tolaria.snapshot import Subject
 
 
 @dataclass
@@ -55,24 +56,26 @@ class Observer:
     """Watches a training from the outside: losses, averaged weights, health, bottlenecks.
 
     Args:
-        model: The wrapped model.
-        optimizer: Its optimizer; health is read in its pre-step.
+        subject: The training; health is read in the pre-step of its optimizer.
         validate: The user's held-out losses.
         config: Settings of the run.
         run_id: Names the run in health signals.
+        probe: The user's probe of the bottleneck; without it the training step before a boundary is watched.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, validate: Validate, config: GrowthConfig, *, run_id: str
+        self, subject: Subject, validate: Validate, config: GrowthConfig, *, run_id: str, probe: Probe | None = None
     ) -> None:
         self.loss = TrainingLoss()
-        self.average = AveragedWeights(model)
-        self.held_out = HeldOut(validate, model)
+        self.average = AveragedWeights(subject.model)
+        self.held_out = HeldOut(validate, subject.model)
         self.statistics_flops = 0
-        self._model, self._config, self._run_id = model, config, run_id
+        self._model, self._config, self._run_id = subject.model, config, run_id
         self._stride = max(1, config.every // config.averages_per_window)
-        self._health = HealthMeter(model, optimizer)
-        self._probe: BottleneckProbe | None = None
+        self._health = HealthMeter(subject.model, subject.optimizer)
+        self._probe = probe
+        self._watching: BottleneckProbe | None = None
+        self._probes_now = False
 
     def step(self, step: int, loss: Tensor | None, *, probe_next: bool) -> None:
         """Take one optimizer step in.
@@ -90,16 +93,16 @@ class Observer:
             self.arm()
 
     def arm(self) -> None:
-        """Measure health and the bottleneck of every slot on the next training step."""
+        """Measure health on the next training step, and the bottleneck of every slot there or at the boundary after it."""
         self._health.arm()
-        placement = placement_of(self._model)
-        if placement.ready and self._probe is None:
-            self._probe = BottleneckProbe(self._model, tuple(placement.slots))
-            self._probe.arm()
+        self._probes_now = placement_of(self._model).ready
+        if self._probes_now and self._probe is None and self._watching is None:
+            self._watching = BottleneckProbe(self._model, tuple(placement_of(self._model).slots))
+            self._watching.arm()
 
     def observe(self, step: int, *, topology_version: int, capture: nn.Module | None) -> Observation:
         """Measure everything at a boundary and begin the next window."""
-        scores = self._read_probe()
+        scores = self._scores()
         with self.average.applied():
             measured = self.held_out.measure(topology_version=topology_version, capture=capture)
         self.average.reset()
@@ -119,14 +122,18 @@ class Observer:
     def close(self) -> None:
         """Remove every hook."""
         self._health.close()
-        if self._probe is not None:
-            self._probe.disarm()
+        if self._watching is not None:
+            self._watching.disarm()
 
-    def _read_probe(self) -> dict[str, float]:
-        if self._probe is None:
+    def _scores(self) -> dict[str, float]:
+        probes, self._probes_now = self._probes_now, False
+        if probes and self._probe is not None:
+            scores, flops = probe_bottlenecks(self._model, self._probe)
+        elif self._watching is not None:
+            self._watching.disarm()
+            scores, flops = self._watching.read(), self._watching.flops
+            self._watching = None
+        else:
             return {}
-        self._probe.disarm()
-        scores = self._probe.read()
-        self.statistics_flops += self._probe.flops
-        self._probe = None
+        self.statistics_flops += flops
         return scores

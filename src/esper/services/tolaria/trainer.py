@@ -1,7 +1,7 @@
 """A plain training loop over ``attach``, for those who want one."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,15 +159,16 @@ class TolariaTrainer:
     def _split(self, dataloader: "DataLoader[Batch]") -> "tuple[DataLoader[Batch], DataLoader[Batch]]":
         """Hold out a share of the data set, and give the rest to a loader like the one that was given."""
         data: Any = dataloader.dataset
-        if not isinstance(data, Sized) or len(data) < 2:
+        count_all = len(data) if hasattr(data, "__len__") else 0
+        if count_all < 2:
             raise ConfigError(
                 "the data set cannot be split",
                 why="it has no length, or fewer than two examples, so none can be held out for validation",
                 todo="give a map-style data set with at least two examples",
                 code="ESP-2161",
             )
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(self.config.seed)).tolist()
-        count = max(1, int(len(data) * self.config.held_out_ratio))
+        order = torch.randperm(count_all, generator=torch.Generator().manual_seed(self.config.seed)).tolist()
+        count = max(1, int(count_all * self.config.held_out_ratio))
         size = dataloader.batch_size or 1
         training: DataLoader[Batch] = DataLoader(
             Subset(data, order[count:]), batch_size=size, shuffle=True, drop_last=dataloader.drop_last,
@@ -179,7 +180,7 @@ class TolariaTrainer:
         if len(training) == 0:
             raise ConfigError(
                 "the loader is empty",
-                why=f"{len(data) - count} examples are left to train on and drop_last drops them",
+                why=f"{count_all - count} examples are left to train on and drop_last drops them",
                 todo="lower batch_size or held_out_ratio",
                 code="ESP-2162",
             )

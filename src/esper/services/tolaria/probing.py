@@ -1,0 +1,53 @@
+"""The bottleneck measured on the user's own probe: one training loss at a boundary, without a trace."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper.errors import ConfigError
+from esper.kasmina import BottleneckProbe, placement_of
+from esper.kasmina.quiet import quiet
+
+Probe: TypeAlias = Callable[[nn.Module], Tensor]
+"""Returns the training loss of one batch."""
+
+
+def probe_bottlenecks(model: nn.Module, probe: Probe) -> tuple[dict[str, float], int]:
+    """Run the user's probe once in training mode, forward and backward, and put buffers and generators back.
+
+    No gradient is accumulated, so that those of the user's own step stay as they are.
+
+    Args:
+        model: Wrapped model.
+        probe: Returns the training loss of one batch.
+
+    Returns:
+        The bottleneck score of each slot, and the floating-point operations that it took.
+
+    Raises:
+        ConfigError: If the probe does not return a loss.
+    """
+    bottleneck = BottleneckProbe(model, tuple(placement_of(model).slots))
+    bottleneck.arm()
+    try:
+        with quiet(model), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            model.train()
+            loss = _checked(probe(model))
+            torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    finally:
+        bottleneck.disarm()
+    return bottleneck.read(), counter.get_total_flops() + bottleneck.flops
+
+
+def _checked(loss: object) -> Tensor:
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss.squeeze()
+    found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise ConfigError(
+        f"probe returned {found}",
+        why="it must return the training loss of one batch: a scalar that depends on the model's parameters",
+        code="ESP-2121",
+    )

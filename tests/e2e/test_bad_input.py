@@ -1,0 +1,144 @@
+"""A user's mistake gets what failed, why, and what to do; nothing is started and nothing is lost."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import esper
+from esper.errors import ConfigError
+
+X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+
+
+def _host() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def _losses(model: nn.Module) -> Tensor:
+    outputs: Tensor = model(X)
+    return outputs.square().mean(dim=1)
+
+
+def _wrapped() -> nn.Module:
+    return esper.wrap(_host(), example=X)
+
+
+def _attach(tmp_path: Path, **changes: Any) -> Any:
+    model = changes.pop("model", None) or _wrapped()
+    optimizer = changes.pop("optimizer", None) or torch.optim.SGD(model.parameters(), lr=0.1)
+    arguments = {"validate": _losses, "every": 4, "steps": 40, "budget": "+100%", "root": tmp_path, **changes}
+    return esper.attach(model, optimizer, **arguments)
+
+
+def _check(error: ConfigError, *words: str) -> None:
+    assert error.why or error.todo, "it says neither why nor what to do"
+    for word in words:
+        assert word in str(error), str(error)
+
+
+def test_an_unknown_slot_pattern_names_near_matches() -> None:
+    model = nn.Sequential()
+    model.add_module("encoder", nn.Linear(6, 8))
+    model.add_module("head", nn.Linear(8, 2))
+    with pytest.raises(ConfigError) as caught:
+        esper.wrap(model, slots="encodr")
+    _check(caught.value, "ESP-2211", "encodr", "Did you mean encoder?")
+    assert type(model) is nn.Sequential
+
+
+def test_a_budget_without_a_unit_is_refused_with_the_likely_meaning(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _attach(tmp_path, budget="30")
+    _check(caught.value, "ESP-2104", '"30" is not a ratio', 'Did you mean "+30%"?')
+
+
+def test_losses_that_are_one_scalar_are_refused_at_the_first_boundary(tmp_path: Path) -> None:
+    model = _wrapped()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with _attach(tmp_path, model=model, optimizer=optimizer, validate=lambda m: _losses(m).mean()) as growth:
+        with pytest.raises(ConfigError) as caught:
+            for _ in range(4):
+                growth.step()
+        _check(caught.value, "ESP-2120", "1-D", 'reduction="none"')
+
+
+def test_an_empty_loader_is_refused(tmp_path: Path) -> None:
+    empty: DataLoader[Any] = DataLoader(TensorDataset(X[:0], X[:0, 0].long()), batch_size=4)
+    trainer = esper.Trainer(esper.TrainerConfig(root=str(tmp_path)))
+    with pytest.raises(ConfigError) as caught:
+        trainer.fit(_host(), empty)
+    _check(caught.value, "ESP-2161", "two examples")
+
+
+def test_a_loader_that_drops_everything_is_refused(tmp_path: Path) -> None:
+    loader: DataLoader[Any] = DataLoader(TensorDataset(X, X[:, 0].long()), batch_size=64, drop_last=True)
+    trainer = esper.Trainer(esper.TrainerConfig(root=str(tmp_path)))
+    with pytest.raises(ConfigError) as caught:
+        trainer.fit(_host(), loader)
+    _check(caught.value, "ESP-2162", "drop_last")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file, so that even root cannot make a folder there")
+    with pytest.raises(ConfigError) as caught:
+        _attach(tmp_path, root=taken)
+    _check(caught.value, "cannot be written", "root=")
+
+
+def test_a_read_only_folder_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        _attach(Path("/proc/esper-runs"))
+    _check(caught.value, "cannot be written", "root=")
+
+
+def test_a_second_attach_is_refused_until_the_first_is_closed(tmp_path: Path) -> None:
+    model = _wrapped()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = _attach(tmp_path, model=model, optimizer=optimizer)
+    with pytest.raises(ConfigError) as caught:
+        _attach(tmp_path, model=model, optimizer=optimizer)
+    _check(caught.value, "ESP-2102", "growth.close()")
+    first.close()
+    _attach(tmp_path, model=model, optimizer=optimizer).close()
+
+
+def test_a_model_that_is_not_wrapped_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _attach(tmp_path, model=_host())
+    _check(caught.value, "ESP-2101", "esper.wrap(model)")
+
+
+def test_an_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _attach(tmp_path, optimizer=torch.optim.SGD(_host().parameters(), lr=0.1))
+    _check(caught.value, "ESP-2103", "model.parameters()")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"every": 0}, ("ESP-2106",)),
+        ({"every": 50, "steps": 40}, ("ESP-2107", "every=50")),
+        ({"lead": 0}, ("ESP-2108",)),
+        ({"late": "slipp"}, ("ESP-2112", '"slip" or "wait"')),
+        ({"on_cull": "drop"}, ("ESP-2112", '"restore" or "continue"')),
+        ({"control": "twin"}, ("ESP-2109", "same batches")),
+        ({"state": [object()]}, ("ESP-2114", "rollback")),
+        ({"controller": "platau"}, ("ESP-2131", 'did you mean "plateau"?')),
+        ({"probe": "loss"}, ("ESP-2111",)),
+        ({"controller": object()}, ("ESP-2132", "decide(packet)")),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_setting_that_cannot_be_used_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _attach(tmp_path, **changes)
+    _check(caught.value, *words)
+    assert not list(tmp_path.iterdir()), "something was started all the same"
