@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from esper.services.tolaria.attachment import Platform
     from esper.services.tolaria.budget import Budget
     from esper.services.tolaria.consultation import Decides
     from esper.services.tolaria.growth import Growth
     from esper.services.tolaria.held_out import Validate
+    from esper.services.tolaria.platform import Platform
     from esper.services.tolaria.schedules import Schedule
     from esper.services.tolaria.snapshot import Stateful
 
@@ -187,7 +187,7 @@ def start(root: str | os.PathLike[str], advisor: Advisor, *, extensions: Sequenc
         ConfigError: If the folder cannot be written.
         StoreUnavailable: If the library in it cannot be opened.
     """
-    from esper.services.tolaria.attachment import Platform
+    from esper.services.tolaria.platform import Platform
 
     loop = BackgroundLoop()
     started: Future[Embedded] = Future()

@@ -46,7 +46,7 @@ def test_an_unknown_slot_pattern_names_near_matches() -> None:
     model.add_module("head", nn.Linear(8, 2))
     with pytest.raises(ConfigError) as caught:
         esper.wrap(model, slots="encodr")
-    _check(caught.value, "ESP-2211", "encodr", "Did you mean encoder?")
+    _check(caught.value, "ESP-2211", "encodr", "Did you mean encoder")
     assert type(model) is nn.Sequential
 
 

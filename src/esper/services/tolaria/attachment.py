@@ -1,9 +1,7 @@
 """Checks what a user hands to ``esper.attach`` and builds the run from it."""
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TypeVar
 
@@ -15,40 +13,18 @@ from esper.contracts.ids import new_id
 from esper.errors import ConfigError
 from esper.ir import REGISTRY, BlueprintRegistry
 from esper.kasmina import MorphableModel, placement_of
-from esper.ports import Advisor, Library, MessageBus
-from esper.runtime.background import Bridge
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.config import GrowthConfig, Late, OnCull
 from esper.services.tolaria.folder import RunFolder
-from esper.services.tolaria.growth import Growth, Parts
+from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.held_out import Validate
 from esper.services.tolaria.kernels import KernelShelf
 from esper.services.tolaria.observation import Observer
+from esper.services.tolaria.platform import Parts, Platform
 from esper.services.tolaria.probing import Probe
 from esper.services.tolaria.snapshot import Stateful, Subject
 
 Choice = TypeVar("Choice", bound=StrEnum)
-
-
-@dataclass(frozen=True)
-class Platform:
-    """The services that a run works with, already started.
-
-    Attributes:
-        bridge: Way to their loop.
-        library: Blueprints and kernels.
-        bus: Messages.
-        advisor: The controller.
-        running: Ends when the services end; with their error where they failed.
-        close: Ends them.
-    """
-
-    bridge: Bridge
-    library: Library
-    bus: MessageBus
-    advisor: Advisor
-    running: Future[None]
-    close: Callable[[], None]
 
 
 def check_host(model: nn.Module, optimizer: Optimizer) -> None:
@@ -177,9 +153,5 @@ def start_growth(
     """Build a run on a started platform."""
     run_id = folder.run_id
     shelf = KernelShelf(platform.bridge, platform.library, platform.bus, registry or REGISTRY, run_id=run_id)
-    parts = Parts(
-        bridge=platform.bridge, library=platform.library, bus=platform.bus, advisor=platform.advisor,
-        shelf=shelf, folder=folder, running=platform.running, close=platform.close,
-    )  # fmt: skip
     observer = Observer(subject, validate, config, run_id=run_id, probe=probe)
-    return Growth(subject, parts, observer, budget, config)
+    return Growth(subject, Parts(platform, shelf, folder), observer, budget, config)

@@ -1,0 +1,283 @@
+"""What happens at a boundary: observe, decide, graft, evaluate, keep or undo."""
+
+from concurrent.futures import Future
+from dataclasses import asdict
+
+from torch import nn
+
+from esper.contracts.adaptation import Action, AdaptationDecision, Candidate, SystemStatePacket
+from esper.contracts.health import HealthBatch
+from esper.contracts.topics import HEALTH, OUTCOMES
+from esper.errors import ConfigError, Conflict, EsperError, GraftFailed, UnsafeAdaptation
+from esper.kasmina import Placement, SeedState, placement_of, topology
+from esper.services.tolaria.budget import Budget
+from esper.services.tolaria.candidates import OVER_BUDGET, Candidates
+from esper.services.tolaria.config import GrowthConfig, Late
+from esper.services.tolaria.consultation import Consultation
+from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
+from esper.services.tolaria.kernels import ReadyKernel
+from esper.services.tolaria.observation import Observation, Observer
+from esper.services.tolaria.platform import Parts
+from esper.services.tolaria.snapshot import Subject
+from esper.services.tolaria.trials import Trials
+
+
+class Engine:
+    """Carries a run from boundary to boundary.
+
+    Args:
+        subject: The training.
+        parts: Services, kernels, folder.
+        observer: Watches the training.
+        budget: Limits on what may be added.
+        config: Settings of the run.
+
+    Attributes:
+        events: What happened, in order.
+        trials: The book, and the operations on the training.
+        consultation: The open question to the controller.
+        observer: Watches the training.
+    """
+
+    def __init__(
+        self, subject: Subject, parts: Parts, observer: Observer, budget: Budget, config: GrowthConfig
+    ) -> None:
+        self.events = EventLog(parts.folder.events)
+        self.observer = observer
+        self.trials = Trials(subject, config, self.events, run_id=parts.folder.run_id)
+        self.consultation = Consultation(parts.platform.advisor, parts.platform.bus, parts.platform.bridge, config)
+        self._subject, self._parts, self._budget, self._config = subject, parts, budget, config
+        self._platform, self._run_id = parts.platform, parts.folder.run_id
+        self._placement: Placement = placement_of(subject.model)
+        self._candidates = Candidates(self._placement, parts.shelf, budget, seeds_per_slot=config.seeds_per_slot)
+        self._last: Observation | None = None
+        self._requested = False
+        self._alone = False
+
+    def boundary(self) -> list[GrowthEvent]:
+        """Pass the next boundary.
+
+        Returns:
+            What happened.
+        """
+        position = self.trials.position
+        position.boundary += 1
+        self.request_kernels()
+        events = self._ask_after(position.boundary)
+        decision = self.consultation.due(position.boundary)
+        self._last = observation = self._observe(decision)
+        position.history.append(observation.point)
+        events += self.trials.advance(last=self.ended)
+        if any(event.kept is False for event in events):
+            self.changed()
+        elif decision is not None:
+            events += self._carry_out(decision, observation)
+        self._consult(observation)
+        events += self._too_short()
+        self._publish(observation, events)
+        return events
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Return every graft that could be made, with what speaks against it now."""
+        self.request_kernels()
+        scores = {} if self._last is None else self._last.scores
+        return self._candidates.current(self.trials.position.trials.values(), scores)
+
+    def graft_by_hand(self, slot: str, blueprint: str) -> GrowthEvent:
+        """Graft a blueprint now, waiting for its kernel; see ``Growth.graft``."""
+        self.request_kernels(demanded=True)
+        offer = self._parts.shelf.find(slot, blueprint)
+        ready = self._parts.shelf.wait_for(offer, limit_s=self._config.wait_limit_s)
+        seed_idx = self._candidates.free_seed(slot)
+        if seed_idx is None:
+            raise GraftFailed(f"grafting at {slot}", why="no seed of this slot is free", todo="roll one back first")
+        return self._graft_now(slot, seed_idx, blueprint, ready)
+
+    async def graft_kernel(self, slot: str, seed_idx: int, kernel_id: str) -> None:
+        """Graft any validated kernel of the library now."""
+        self._placement.place(slot)
+        ready = await self._parts.shelf.fetch(kernel_id)
+        self._graft_now(slot, seed_idx, ready.blueprint, ready)
+
+    def request_kernels(self, *, demanded: bool = False) -> None:
+        """Ask the forge for every eligible kernel, once, as soon as the shapes of the slots are known.
+
+        Raises:
+            ConfigError: If they are demanded now and the shapes are not known.
+        """
+        if not self._requested and self._placement.ready:
+            self._parts.shelf.request(self._placement.slots.values())
+            self._requested = True
+        elif demanded and not self._requested:
+            raise ConfigError(
+                "the shapes of the slots are not known yet",
+                todo="give esper.wrap an example= input, or run the model once",
+                code="ESP-2150",
+            )
+
+    def probes_next(self, step: int) -> bool:
+        """Tell whether the step after this one is measured."""
+        return (step + 1) % self._config.every == 0 and not self.ended and bool(self._parts.shelf.offers)
+
+    def changed(self) -> None:
+        """The model is another one now: what was decided before is void, and the mean of its weights begins anew."""
+        self.consultation.void()
+        self.observer.average.reset()
+        self.write_manifest()
+
+    def write_manifest(self) -> None:
+        """Write down what is grafted now."""
+        self._parts.folder.write_manifest(
+            {
+                "run_id": self._run_id,
+                "step": self.trials.position.step,
+                "host_params": self.trials.host_params,
+                "budget": asdict(self._budget),
+                "grafts": [
+                    {**asdict(entry), "state": self.trials.seed(entry.slot, entry.seed_idx).state.value}
+                    for entry in topology(self._subject.model)
+                ],
+            }
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether the planned length is reached."""
+        steps = self._config.steps
+        return steps is not None and self.trials.position.step >= steps
+
+    # -- the controller ----------------------------------------------------------------------------------------------
+
+    def _ask_after(self, boundary: int) -> list[GrowthEvent]:
+        """Take the controller's answer in; where it could not be asked, training goes on and the log says so."""
+        if self._platform.running.done():
+            already, self._alone = self._alone, True
+            return [] if already else [self._log(EventKind.UNASKED, why=_obituary(self._platform.running))]
+        failure = self.consultation.collect(boundary, self.trials.topology_version)
+        return [] if failure is None else [self._log(EventKind.UNASKED, why=str(failure))]
+
+    def _consult(self, observation: Observation) -> None:
+        if self.consultation.open or self.ended or self._alone:
+            return
+        self.consultation.ask(self._packet(observation))
+
+    def _packet(self, observation: Observation) -> SystemStatePacket:
+        position, config = self.trials.position, self._config
+        if config.late is Late.WAIT:
+            self._parts.shelf.settle(limit_s=config.wait_limit_s)
+        host = self.trials.host_params
+        return SystemStatePacket(
+            run_id=self._run_id,
+            boundary=position.boundary,
+            step=position.step,
+            every=config.every,
+            steps=config.steps,
+            topology_version=self.trials.topology_version,
+            lead=config.lead,
+            host_params=host,
+            params=host + sum(trial.params for trial in position.trials.values()),
+            max_params=None if self._budget.params is None else host + self._budget.params,
+            history=tuple(position.history[-config.history_length :]),
+            grafts=tuple(position.grafts),
+            slots=self._candidates.slots(observation.health),
+            candidates=self._candidates.current(position.trials.values(), observation.scores),
+        )
+
+    def _too_short(self) -> list[GrowthEvent]:
+        """Say at the end of a run that nothing grew because it was over before its first kernel was compiled."""
+        position = self.trials.position
+        waiting = [offer for offer in self._parts.shelf.offers if self._parts.shelf.ready(offer) is None]
+        if not (self.ended and waiting and len(waiting) == len(self._parts.shelf.offers) and not position.grafts):
+            return []
+        why = 'the run ended before the first kernel was compiled; late="wait" waits for them'
+        return [self._log(EventKind.LATE, why=why)]
+
+    # -- grafting ----------------------------------------------------------------------------------------------------
+
+    def _observe(self, decision: AdaptationDecision | None) -> Observation:
+        capture_at: nn.Module | None = None
+        if decision is not None and decision.target_layer in self._placement.slots:
+            capture_at = self._placement.slots[decision.target_layer].module
+        return self.observer.observe(
+            self.trials.position.step, topology_version=self.trials.topology_version, capture=capture_at
+        )
+
+    def _carry_out(self, decision: AdaptationDecision, observation: Observation) -> list[GrowthEvent]:
+        """Graft what was decided, where its kernel is here; at a later boundary otherwise, and the log says so."""
+        late = self.consultation.lateness(self.trials.position.boundary)
+        try:
+            self._check_allowed(decision)
+            ready = self._parts.shelf.by_id(str(decision.kernel_id))
+        except EsperError as error:
+            self.consultation.done()
+            return [self._log(EventKind.CANCELLED, decision, why=str(error), kept=False)]
+        if ready is None:
+            why = "its kernel is not here; it joins when it comes"
+            return [] if late else [self._log(EventKind.LATE, decision, why=why)]
+        events = [self._log(EventKind.LATE, decision, why=f"joins {late} boundaries late")] if late else []
+        seed = self.trials.seed(str(decision.target_layer), decision.seed_idx)
+        seed.move(SeedState.GERMINATED, step=self.trials.position.step)
+        seen = observation.held_out.seen
+        events.append(self.trials.join(decision, ready, before=observation.point.validation, seen=seen))
+        self.changed()
+        return events
+
+    def _check_allowed(self, decision: AdaptationDecision) -> None:
+        """Refuse what the packet masks, whoever asks for it; a kernel that is not ready is late, not refused."""
+        place = self._placement.place(str(decision.target_layer))
+        seed = self.trials.seed(place.name, decision.seed_idx)
+        if seed.state is not SeedState.DORMANT:
+            raise Conflict(f"seed {seed.seed_idx} of {place.name} is not free", why=f"it is {seed.state.value}")
+        for candidate in self.candidates():
+            over = [mask for mask in candidate.masked if mask.startswith(OVER_BUDGET)]
+            if over and (candidate.slot, candidate.blueprint) == (place.name, decision.blueprint):
+                raise UnsafeAdaptation(f"{candidate.blueprint} at {place.name} may not grow", why="; ".join(over))
+
+    def _graft_now(self, slot: str, seed_idx: int, blueprint: str, ready: ReadyKernel) -> GrowthEvent:
+        decision = AdaptationDecision(
+            action=Action.LOAD_KERNEL, reason="by hand", run_id=self._run_id, target_layer=slot, seed_idx=seed_idx,
+            blueprint=blueprint, kernel_id=ready.kernel_id, strategy="manual",
+        )  # fmt: skip
+        seed = self.trials.seed(slot, seed_idx)
+        seed.move(SeedState.GERMINATED, step=self.trials.position.step)
+        before = self.observer.held_out.measure(
+            topology_version=self.trials.topology_version, capture=self._placement.slots[slot].module
+        )
+        event = self.trials.join(decision, ready, before=before.mean, seen=before.seen)
+        self.changed()
+        if event.kind is EventKind.CANCELLED:
+            raise GraftFailed(f"grafting {blueprint} at {slot}", why=event.why, todo="the host was restored")
+        return event
+
+    # -- what leaves the run -----------------------------------------------------------------------------------------
+
+    def _publish(self, observation: Observation, events: list[GrowthEvent]) -> None:
+        if events:
+            self.write_manifest()
+        outcomes, self.trials.outcomes = self.trials.outcomes, []
+        if self._alone:
+            return
+        bridge, bus, run_id = self._platform.bridge, self._platform.bus, self._run_id
+        if observation.health:
+            batch = HealthBatch(run_id=run_id, step=observation.point.step, signals=observation.health)
+            bridge.post(bus.publish(HEALTH.stream, batch, run_id=run_id), droppable=True)
+        for outcome in outcomes:
+            bridge.post(bus.publish(OUTCOMES.stream, outcome, run_id=run_id))
+            bridge.post(self._platform.library.report(outcome))
+            bridge.post(self._platform.advisor.learn(outcome))
+
+    def _log(
+        self, kind: EventKind, decision: AdaptationDecision | None = None, *, why: str, kept: bool | None = None
+    ) -> GrowthEvent:
+        of = decision or AdaptationDecision(decision_id="")
+        return self.events.append(
+            GrowthEvent(
+                step=self.trials.position.step, kind=kind, why=why, slot=of.target_layer or "", seed_idx=of.seed_idx,
+                blueprint=of.blueprint or "", kernel_id=of.kernel_id or "", decision_id=of.decision_id, kept=kept,
+            )
+        )  # fmt: skip
+
+
+def _obituary(running: Future[None]) -> str:
+    error = None if running.cancelled() else running.exception()
+    return f"the background services ended, and the run goes on without them: {error or 'they were closed'}"

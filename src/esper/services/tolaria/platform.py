@@ -1,0 +1,46 @@
+"""What a run works with."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from esper.ports import Advisor, Library, MessageBus
+from esper.runtime.background import Bridge
+from esper.services.tolaria.folder import RunFolder
+from esper.services.tolaria.kernels import KernelShelf
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The services that a run works with, already started by the composition root.
+
+    Attributes:
+        bridge: Way to their loop.
+        library: Blueprints and kernels.
+        bus: Where health, decisions and outcomes go.
+        advisor: The controller.
+        running: Ends when the services end; with their error where they failed.
+        close: Ends them.
+    """
+
+    bridge: Bridge
+    library: Library
+    bus: MessageBus
+    advisor: Advisor
+    running: Future[None]
+    close: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The platform, and what belongs to this run alone.
+
+    Attributes:
+        platform: The services.
+        shelf: Kernels that were asked for.
+        folder: Where the run writes.
+    """
+
+    platform: Platform
+    shelf: KernelShelf
+    folder: RunFolder
