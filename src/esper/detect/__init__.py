@@ -1,0 +1,1 @@
+"""Detect: streaming statistics without torch: levels, changes, health, trends, plateaus."""
