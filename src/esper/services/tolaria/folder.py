@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from esper.errors import ConfigError
+from esper.runtime.files import own_folder
 
 MANIFEST_VERSION = 1
 
@@ -23,17 +23,7 @@ class RunFolder:
 
     def __init__(self, root: str | os.PathLike[str], run_id: str) -> None:
         self.run_id = run_id
-        self.path = Path(root) / run_id
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "events.jsonl").touch()
-        except OSError as error:
-            raise ConfigError(
-                f"the run's folder {self.path} cannot be written",
-                why=str(error),
-                todo="give attach a root= that this user may write",
-                code="ESP-2140",
-            ) from error
+        self.path = own_folder(Path(root) / run_id)
 
     @property
     def events(self) -> Path:
@@ -46,7 +36,7 @@ class RunFolder:
         return self.path / "growth.json"
 
     def write_manifest(self, content: dict[str, Any]) -> None:
-        """Replace the manifest, whole or not at all."""
+        """Replace the manifest, whole or not at all; it is not forced to the disk, as training would wait for that."""
         aside = self.manifest.with_suffix(".tmp")
         aside.write_text(json.dumps({"version": MANIFEST_VERSION, **content}, indent=1) + "\n", encoding="utf-8")
         aside.replace(self.manifest)

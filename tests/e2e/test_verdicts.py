@@ -1,0 +1,145 @@
+"""Kept without clear harm, culled on clear harm, rolled back where the loss is not finite; planted through ``validate``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import esper
+from esper.contracts.adaptation import AdaptationDecision, SystemStatePacket
+from esper.kasmina import SeedState, placement_of
+from esper.services.tolaria.events import EventKind, GrowthEvent
+from esper.services.tolaria.growth import Growth
+
+X = torch.rand(200, 2, generator=torch.Generator().manual_seed(1))
+Y = (X[:, 0] > X[:, 1]).long()
+EVERY, STEPS = 5, 200
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One library for the module: a kernel is compiled once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+class GraftAt:
+    """Asks for one graft each at the given boundaries, front first."""
+
+    def __init__(self, *boundaries: int) -> None:
+        self._boundaries = boundaries
+
+    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
+        free = [c for c in packet.candidates if not c.masked and c.blueprint == "mlp_adapter"]
+        if packet.boundary not in self._boundaries or not free:
+            return AdaptationDecision(reason="not now", topology_version=packet.topology_version)
+        chosen = min(free, key=lambda candidate: candidate.order)
+        return AdaptationDecision(
+            action="load_kernel", reason="planted", topology_version=packet.topology_version,
+            boundary=packet.boundary + packet.lead, target_layer=chosen.slot, blueprint=chosen.blueprint,
+            kernel_id=chosen.kernel_id,
+        )  # fmt: skip
+
+
+def _grafts(model: nn.Module) -> int:
+    return sum(1 for name, _ in model.named_modules() if name.endswith(".kernel"))
+
+
+def _trained(
+    root: Path, penalty: Callable[[nn.Module], float], *, steps: int = STEPS, at: tuple[int, ...] = (8,), **changes: Any
+) -> tuple[Growth, nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+    esper.wrap(model, example=X[:1])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    def validate(present: nn.Module) -> Tensor:
+        return cross_entropy(present(X[150:]), Y[150:], reduction="none") + penalty(present)
+
+    growth = esper.attach(
+        model, optimizer, validate=validate, every=EVERY, steps=STEPS, budget="x30", controller=GraftAt(*at),
+        late="wait", root=root, **changes,
+    )  # fmt: skip
+    with growth:
+        for _ in range(steps):
+            batch = torch.randint(150, (16,))
+            loss = cross_entropy(model(X[batch]), Y[batch])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            growth.step(loss)
+    return growth, model, optimizer
+
+
+def _of(growth: Growth, kind: EventKind) -> list[GrowthEvent]:
+    return [event for event in growth.events if event.kind is kind]
+
+
+def _state(model: nn.Module, event: GrowthEvent) -> SeedState:
+    return placement_of(model).seeds[event.slot, event.seed_idx].state
+
+
+def test_a_harmless_graft_is_kept_with_its_gain_and_error(root: Path) -> None:
+    growth, model, _ = _trained(root, lambda _: 0.0)
+    (kept,) = _of(growth, EventKind.KEPT)
+    assert kept.gain_error is not None
+    assert "no clear harm" in kept.why
+    assert kept.step > 9 * EVERY + 3 * EVERY, "never judged within three boundaries"
+    assert _state(model, kept) is SeedState.FOSSILIZED
+    assert _grafts(model) == 1
+
+
+def test_clear_harm_is_culled_and_the_state_before_the_join_is_put_back(root: Path) -> None:
+    growth, model, optimizer = _trained(root, lambda model: 5.0 * _grafts(model))
+    (culled,) = _of(growth, EventKind.CULLED)
+    assert culled.gain is not None
+    assert culled.gain < -4.0
+    assert "clear harm" in culled.why
+    assert "the state before the join was restored" in culled.why
+    assert _grafts(model) == 0
+    assert len(optimizer.param_groups) == 1
+    assert growth.spent_steps == STEPS, "its steps count as spent"
+
+
+def test_after_a_cull_the_slot_rests_and_wakes(root: Path) -> None:
+    growth, model, _ = _trained(root, lambda model: 5.0 * _grafts(model), steps=115)
+    (culled,) = _of(growth, EventKind.CULLED)
+    assert _state(model, culled) is SeedState.EMBARGOED
+    growth, model, _ = _trained(root, lambda model: 5.0 * _grafts(model))
+    assert _state(model, culled) is SeedState.DORMANT
+
+
+def test_a_cull_may_train_on_without_the_seed(root: Path) -> None:
+    growth, model, optimizer = _trained(root, lambda model: 5.0 * _grafts(model), on_cull="continue")
+    (culled,) = _of(growth, EventKind.CULLED)
+    assert "training goes on without it" in culled.why
+    assert _grafts(model) == 0
+    assert len(optimizer.param_groups) == 1
+
+
+def test_where_another_graft_joined_since_a_cull_trains_on(root: Path) -> None:
+    growth, model, _ = _trained(root, lambda model: 5.0 * _grafts(model), at=(8, 9))
+    first, second = _of(growth, EventKind.CULLED)
+    assert first.slot != second.slot
+    assert "training goes on without it" in first.why
+    assert _grafts(model) == 0
+
+
+def test_a_loss_that_is_not_finite_is_rolled_back_at_once_and_the_slot_is_locked(root: Path) -> None:
+    seen: list[int] = []
+
+    def penalty(model: nn.Module) -> float:
+        seen.append(_grafts(model))
+        return float("nan") if _grafts(model) else 0.0
+
+    growth, model, optimizer = _trained(root, penalty)
+    (undone,) = _of(growth, EventKind.ROLLED_BACK)
+    assert "not finite" in undone.why
+    assert _state(model, undone) is SeedState.LOCKED
+    assert _grafts(model) == 0
+    assert len(optimizer.param_groups) == 1
+    assert seen.count(1) == 1, "one boundary was enough"
+    assert not _of(growth, EventKind.CULLED)
