@@ -4,7 +4,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from esper.kasmina.graft import Graft as Graft
     from esper.kasmina.graft import GraftEntry as GraftEntry
     from esper.kasmina.graft import Newborn as Newborn
     from esper.kasmina.graft import detach as detach
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from esper.kasmina.graft import restore_topology as restore_topology
     from esper.kasmina.graft import set_active as set_active
     from esper.kasmina.graft import topology as topology
+    from esper.kasmina.grafted import Graft as Graft
     from esper.kasmina.health import HealthMeter as HealthMeter
     from esper.kasmina.lifecycle import Seed as Seed
     from esper.kasmina.lifecycle import SeedState as SeedState
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BottleneckProbe": "esper.kasmina.signals.bottleneck",
-    "Graft": "esper.kasmina.graft",
+    "Graft": "esper.kasmina.grafted",
     "GraftEntry": "esper.kasmina.graft",
     "HealthMeter": "esper.kasmina.health",
     "MorphableModel": "esper.kasmina.model",

@@ -1,18 +1,21 @@
 """Finding the places of a model where ``y = h + F(h)`` makes sense."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from esper.errors import ConfigError
+from esper.errors import ConfigError, EsperError
 from esper.ir import Layout
+from esper.kasmina.grafted import obstacle
+from esper.kasmina.layouts import channels_and_extent, fits
 from esper.kasmina.observe import Record, Sighting, tensors_in, watched
-from esper.kasmina.placement import Place, Slot
+from esper.kasmina.placement import CHILD, Place, Slot
 from esper.kasmina.quiet import quiet_eval
 
 Wanted: TypeAlias = str | Slot | type[nn.Module] | Sequence[str | type[nn.Module] | Slot]
@@ -20,6 +23,7 @@ Wanted: TypeAlias = str | Slot | type[nn.Module] | Sequence[str | type[nn.Module
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 LEAVES = (nn.Linear, nn.Conv1d, nn.Conv2d)
+Draft: TypeAlias = tuple[int, Slot, nn.Module, Layout, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,21 @@ def run_example(model: nn.Module, example: object) -> Record:
     Raises:
         ConfigError: If the model does not accept the example.
     """
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise ConfigError(
+            "the model has lazy modules, whose shapes are not known yet",
+            why="a trial run would draw their weights",
+            todo="run the model once first",
+            code="ESP-2214",
+        )
     args, kwargs = _arguments(example)
     try:
         with quiet_eval(model), watched(model) as record:
             output = model(*args, **kwargs)
             note_final(record, output)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except EsperError:
+        raise
+    except Exception as error:
         raise ConfigError(
             "the model does not run on the example",
             why=str(error),
@@ -77,19 +90,18 @@ def find_places(model: nn.Module, wanted: Wanted, record: Record) -> Findings:
         ConfigError: If a pattern matches nothing, or nothing that was asked for can grow.
     """
     chosen, refusals = _automatic(model, record) if wanted == "auto" else _by_hand(model, wanted)
-    modules = dict(model.named_modules())
-    drafts: list[tuple[int, Slot, nn.Module, Layout, Sighting]] = []
+    modules = dict(_host_modules(model))
+    drafts: list[Draft] = []
     for slot in chosen:
-        module = modules[slot.name]
-        seen = record.sightings.get(module)
-        reason = refusal(model, slot.name, seen, automatic=wanted == "auto")
-        layout = None if reason or seen is None else slot.layout or _layout(seen)
+        seen = record.sightings.get(modules[slot.name], Sighting())
+        reason = refusal(model, slot, seen, automatic=wanted == "auto")
+        layout = slot.layout or record.layout(seen)
         if reason is None and layout is None:
-            reason = "its layer type does not tell where the channels are; name it as esper.Slot(name, layout=...)"
+            reason = "its layers do not tell where the channels are; name it as esper.Slot(name, layout=...)"
         if reason is not None:
             refusals[slot.name] = reason
-        elif seen is not None and layout is not None:
-            drafts.append((seen.order, slot, module, layout, seen))
+        elif layout is not None:
+            drafts.append((seen.order, slot, modules[slot.name], layout, seen.shape or ()))
     drafts.sort(key=lambda draft: draft[0])
     if not drafts and wanted != "auto":
         reasons = "; ".join(f"{name}: {why}" for name, why in refusals.items())
@@ -109,12 +121,12 @@ def check_wanted(model: nn.Module, wanted: Wanted) -> None:
         _by_hand(model, wanted)
 
 
-def refusal(model: nn.Module, name: str, seen: Sighting | None, *, automatic: bool) -> str | None:
+def refusal(model: nn.Module, slot: Slot, seen: Sighting, *, automatic: bool) -> str | None:
     """Return why nothing can grow at a module, or None where something can."""
-    skipping = _skips_submodules(model, name)
+    skipping = _skips_submodules(model, slot.name)
     if skipping is not None:
         return f"{skipping} skips its submodules on its fast path in eval mode; choose the layer itself"
-    if seen is None or seen.calls == 0:
+    if seen.calls == 0:
         return "its forward is never called"
     if seen.shape is None:
         return "its output is not one tensor"
@@ -122,7 +134,9 @@ def refusal(model: nn.Module, name: str, seen: Sighting | None, *, automatic: bo
         return f"its output is of type {seen.dtype}"
     if seen.calls > 1 and automatic:
         return f"it runs {seen.calls} times in one pass; name it by hand to grow all uses at once"
-    return None
+    if slot.layout is not None and not fits(slot.layout, seen.shape):
+        return f"its output has the shape {seen.shape}, which is not {slot.layout}"
+    return obstacle(model.get_submodule(slot.name))
 
 
 # -- automatic choice ----------------------------------------------------------------------------------------------------
@@ -132,22 +146,32 @@ def _automatic(model: nn.Module, record: Record) -> tuple[list[Slot], dict[str, 
     """Prefer repeated blocks, then nested Sequentials, then single layers; never what makes the model's own output."""
     names = _unique_names(model)
     refusals = dict.fromkeys(_shared_names(model), "it is reached by several names")
+    last = _last_layer(model, record)
 
-    def usable(name: str, module: nn.Module) -> bool:
-        seen = record.sightings.get(module)
-        return seen is not None and seen.output not in record.final and _layout_known(seen)
+    def usable(name: str) -> bool:
+        seen = record.sightings.get(names[name], Sighting())
+        own = names[name] is last or seen.output in record.final
+        return not own and record.layout(seen) is not None
 
-    blocks = _outermost(name for name in _blocks(model, names) if usable(name, names[name]))
+    blocks = _outermost(name for name in _blocks(model, names) if usable(name))
     if not blocks:
-        inner = [n for n, m in names.items() if n and isinstance(m, nn.Sequential) and usable(n, m)]
-        blocks = [name for name in inner if not any(other.startswith(f"{name}.") for other in inner)]
+        inner = [n for n, m in names.items() if n and isinstance(m, nn.Sequential) and usable(n)]
+        blocks = [
+            n for n in inner if last not in set(names[n].modules()) and not any(o.startswith(f"{n}.") for o in inner)
+        ]
     if not blocks:
-        blocks = [n for n, m in names.items() if isinstance(m, LEAVES) and usable(n, m)]
+        blocks = [n for n, m in names.items() if isinstance(m, LEAVES) and usable(n)]
     for name, module in names.items():
-        seen = record.sightings.get(module)
-        if isinstance(module, LEAVES) and seen is not None and seen.output in record.final:
+        seen = record.sightings.get(module, Sighting())
+        if isinstance(module, LEAVES) and (seen.output in record.final or (module is last and name not in blocks)):
             refusals[name] = "it makes the model's own output"
     return [Slot(name) for name in blocks], refusals
+
+
+def _last_layer(model: nn.Module, record: Record) -> nn.Module | None:
+    """Return the single layer that runs last; squeezed or normalised, its output is still the model's own."""
+    seen = [(record.sightings[m].order, m) for m in model.modules() if isinstance(m, LEAVES) and m in record.sightings]
+    return max(seen, key=lambda entry: entry[0])[1] if seen else None
 
 
 def _blocks(model: nn.Module, names: dict[str, nn.Module]) -> list[str]:
@@ -172,13 +196,20 @@ def _outermost(names: Iterable[str]) -> list[str]:
 
 def _unique_names(model: nn.Module) -> dict[str, nn.Module]:
     shared = _shared_names(model)
-    return {name: module for name, module in model.named_modules() if name not in shared}
+    return {name: module for name, module in _host_modules(model) if name not in shared}
 
 
 def _shared_names(model: nn.Module) -> set[str]:
-    every = list(model.named_modules(remove_duplicate=False))
+    every = list(_host_modules(model))
     count = Counter(id(module) for _, module in every)
     return {name for name, module in every if count[id(module)] > 1}
+
+
+def _host_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module under each of its names, without grafts and what is in them."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if CHILD not in name.split("."):
+            yield name, module
 
 
 # -- choice by hand ------------------------------------------------------------------------------------------------------
@@ -186,22 +217,25 @@ def _shared_names(model: nn.Module) -> set[str]:
 
 def _by_hand(model: nn.Module, wanted: Wanted) -> tuple[list[Slot], dict[str, str]]:
     items = [wanted] if isinstance(wanted, (str, Slot, type)) else list(wanted)
-    names = [name for name, _ in model.named_modules() if name]
-    modules = dict(model.named_modules())
+    modules = {name: module for name, module in _host_modules(model) if name}
+    first: dict[nn.Module, str] = {}
+    for name, module in modules.items():
+        first.setdefault(module, name)
     chosen: dict[str, Slot] = {}
     for item in items:
-        for slot in _matches(item, names, modules):
-            chosen.setdefault(slot.name, slot)
+        for slot in _matches(item, modules):
+            name = first[modules[slot.name]]
+            chosen.setdefault(name, replace(slot, name=name))
     return list(chosen.values()), {}
 
 
-def _matches(item: str | Slot | type[nn.Module], names: list[str], modules: dict[str, nn.Module]) -> list[Slot]:
+def _matches(item: str | Slot | type[nn.Module], modules: dict[str, nn.Module]) -> list[Slot]:
     if isinstance(item, Slot):
         found = [item] if item.name in modules else []
     elif isinstance(item, type):
-        found = [Slot(name) for name in names if isinstance(modules[name], item)]
+        found = [Slot(name) for name, module in modules.items() if isinstance(module, item)]
     elif isinstance(item, str):
-        found = [Slot(name) for name in names if fnmatchcase(name, item)]
+        found = [Slot(name) for name in modules if fnmatchcase(name, item)]
     else:
         raise ConfigError(
             f"slots has a {type(item).__name__}",
@@ -209,7 +243,7 @@ def _matches(item: str | Slot | type[nn.Module], names: list[str], modules: dict
             code="ESP-2213",
         )
     if not found:
-        raise _no_match(item, names)
+        raise _no_match(item, list(modules))
     return found
 
 
@@ -223,35 +257,15 @@ def _no_match(item: str | Slot | type[nn.Module], names: list[str]) -> ConfigErr
 # -- shapes --------------------------------------------------------------------------------------------------------------
 
 
-def _layout_known(seen: Sighting) -> bool:
-    return _layout(seen) is not None
-
-
-def _layout(seen: Sighting) -> Layout | None:
-    """Return the layout of an output from the last layer inside the module that tells."""
-    if seen.shape is None or seen.family is None:
-        return None
-    rank = len(seen.shape)
-    if seen.family == "first" and rank > 2:
-        return {3: Layout.CHANNELS_1D, 4: Layout.CHANNELS_2D}.get(rank)
-    return Layout.TOKENS if rank == 3 else Layout.FEATURES if rank >= 2 else None
-
-
-def _staged(drafts: list[tuple[int, Slot, nn.Module, Layout, Sighting]]) -> tuple[Place, ...]:
+def _staged(drafts: list[Draft]) -> tuple[Place, ...]:
     places: list[Place] = []
     stage, before = -1, None
-    for order, (_, slot, module, layout, seen) in enumerate(drafts):
-        channels, extent = _size(layout, seen.shape or ())
+    for order, (_, slot, module, layout, shape) in enumerate(drafts):
+        channels, extent = channels_and_extent(layout, shape)
         if before != (layout, channels, extent):
             stage, before = stage + 1, (layout, channels, extent)
         places.append(Place(slot.name, module, layout, channels, extent, order, stage, slot.causal))
     return tuple(places)
-
-
-def _size(layout: Layout, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    if layout.is_channels_first:
-        return shape[1], shape[2:]
-    return shape[-1], shape[1:-1] if layout is Layout.TOKENS else ()
 
 
 def _skips_submodules(model: nn.Module, name: str) -> str | None:

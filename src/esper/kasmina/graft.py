@@ -1,9 +1,8 @@
 """Joining a kernel to a slot of the host, and taking it out again."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,99 +10,9 @@ from torch import Tensor, nn
 from esper.blueprints import KernelModule, initial_state, load_kernel
 from esper.errors import ConfigError, Conflict
 from esper.ir import BlueprintIR
-from esper.kasmina.morph import drop_role, role_of, take_role
-from esper.kasmina.placement import Place, placement_of
-
-CHILD = "esper_grafts"
-"""Name of the one child that a grafted module has more than its host."""
-
-
-class Graft(nn.Module):
-    """One joined kernel: ``h + alpha * F(h)``.
-
-    Args:
-        kernel: F.
-        alpha: Strength; a buffer, so that changing it never recompiles.
-        kernel_id: Content address of the kernel.
-        blueprint: Name of its blueprint.
-
-    Attributes:
-        active: Whether the kernel is called at all; a Python state.
-    """
-
-    alpha: Tensor
-
-    def __init__(self, kernel: KernelModule, alpha: Tensor, *, kernel_id: str, blueprint: str) -> None:
-        super().__init__()
-        self.kernel = kernel
-        self.register_buffer("alpha", alpha)
-        self.kernel_id = kernel_id
-        self.blueprint = blueprint
-        self.active = True
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Return the host's value with what the kernel adds."""
-        if not self.active:
-            return h
-        added: Tensor = self.alpha * self.kernel(h)
-        return h + added.to(h.dtype)
-
-
-class Grafts(nn.ModuleDict):
-    """The grafts of one slot, applied in the order of their index."""
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Return the host's value with what every graft adds."""
-        for name in sorted(self, key=int):
-            h = self[name](h)
-        return h
-
-
-class GraftedModule:
-    """The role of a slot's module while something is joined to it.
-
-    Its child ``esper_grafts`` is hidden from iteration, so that a container which runs its children does not run it.
-    """
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the host's value with what the grafts add."""
-        host: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]
-        grown: Tensor = grafts_of(cast(nn.Module, self))(host)
-        return grown
-
-    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """Iterate over the host's own children."""
-        for name, module in super().named_children():  # type: ignore[misc]
-            if name != CHILD:
-                yield name, module
-
-    def train(self, mode: bool = True) -> Any:
-        """Set the mode, of the grafts too."""
-        grafts_of(cast(nn.Module, self)).train(mode)
-        return super().train(mode)  # type: ignore[misc]
-
-    def apply(self, fn: Any) -> Any:
-        """Apply a function to every submodule, the grafts too."""
-        grafts_of(cast(nn.Module, self)).apply(fn)
-        return super().apply(fn)  # type: ignore[misc]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        if recurse:
-            grafts_of(cast(nn.Module, self))._apply(fn)  # type: ignore[no-untyped-call]
-        return super()._apply(fn, recurse)  # type: ignore[misc]
-
-
-class GraftedSequential(GraftedModule):
-    """The same role for ``nn.Sequential``, whose forward iterates over itself."""
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter(_own(self).values())
-
-    def __len__(self) -> int:
-        return len(_own(self))
-
-    def __getitem__(self, index: int | slice) -> nn.Module:
-        return nn.Sequential(*_own(self).values())[index]
+from esper.kasmina.grafted import Graft, Grafts, grafts_of, is_grafted, obstacle, role_for
+from esper.kasmina.morph import drop_role, take_role
+from esper.kasmina.placement import CHILD, Place, placement_of
 
 
 @dataclass(frozen=True)
@@ -146,11 +55,6 @@ class GraftEntry:
     active: bool = True
 
 
-def grafts_of(module: nn.Module) -> Grafts:
-    """Return the grafts of a grafted module."""
-    return cast(Grafts, module._modules[CHILD])
-
-
 def join(
     model: nn.Module, slot: str, seed_idx: int, data: bytes, *, kernel_id: str, blueprint: str = "", alpha: float = 1.0
 ) -> Newborn:
@@ -173,7 +77,7 @@ def join(
     place = placement_of(model).place(slot)
     kernel = load_kernel(data, digest=kernel_id)
     _check_fit(kernel.ir, place)
-    _attach(place, seed_idx, kernel, kernel_id=kernel_id, blueprint=blueprint, alpha=alpha)
+    _attach(model, place, seed_idx, kernel, kernel_id=kernel_id, blueprint=blueprint, alpha=alpha)
     path = f"{slot}.{CHILD}.{seed_idx}.kernel"
     parameters = {f"{path}.{name}": parameter for name, parameter in kernel.named_parameters()}
     return Newborn(slot, seed_idx, kernel_id, kernel, parameters)
@@ -184,25 +88,24 @@ def detach(model: nn.Module, slot: str, seed_idx: int) -> None:
 
     Raises:
         Conflict: If nothing is joined there.
+        ConfigError: If somebody else changed the class of the module since; nothing is taken out then.
     """
     module = placement_of(model).place(slot).module
-    if not is_grafted(module) or str(seed_idx) not in grafts_of(module):
-        raise Conflict(f"nothing is joined to seed {seed_idx} of {slot}")
-    del grafts_of(module)[str(seed_idx)]
-    if not len(grafts_of(module)):
-        del module._modules[CHILD]
+    _graft(module, slot, seed_idx)
+    if len(grafts_of(module)) == 1:
         drop_role(module)
+        del module._modules[CHILD]
+    else:
+        del grafts_of(module)[str(seed_idx)]
 
 
 def set_active(model: nn.Module, slot: str, seed_idx: int, active: bool) -> None:
-    """Switch a graft on or off; an inactive one is not called."""
-    module = placement_of(model).place(slot).module
-    cast(Graft, grafts_of(module)[str(seed_idx)]).active = active
+    """Switch a graft on or off; an inactive one is not called.
 
-
-def is_grafted(module: nn.Module) -> bool:
-    """Tell whether something is joined to a module."""
-    return role_of(module) in (GraftedModule, GraftedSequential)
+    Raises:
+        Conflict: If nothing is joined there.
+    """
+    _graft(placement_of(model).place(slot).module, slot, seed_idx).active = active
 
 
 def topology(model: nn.Module) -> tuple[GraftEntry, ...]:
@@ -213,7 +116,7 @@ def topology(model: nn.Module) -> tuple[GraftEntry, ...]:
         )
         for name, place in placement_of(model).slots.items()
         if is_grafted(place.module)
-        for index, graft in sorted(cast("dict[str, Graft]", dict(grafts_of(place.module).items())).items())
+        for index, graft in cast("dict[str, Graft]", dict(grafts_of(place.module).items())).items()
     )
 
 
@@ -221,53 +124,78 @@ def restore_topology(model: nn.Module, entries: tuple[GraftEntry, ...]) -> None:
     """Make a model's grafts exactly ``entries``; values of rebuilt ones come from a state afterwards.
 
     Parameters of grafts that stay are the same objects as before.
+
+    Raises:
+        NotFound: If the model has no such slot; it is left as it was.
     """
+    places = {(entry.slot, entry.seed_idx): placement_of(model).place(entry.slot) for entry in entries}
     wanted = {(entry.slot, entry.seed_idx): entry for entry in entries}
-    for now in topology(model):
-        entry = wanted.get((now.slot, now.seed_idx))
-        if entry is None or entry.ir != now.ir:
-            detach(model, now.slot, now.seed_idx)
-    present = {(now.slot, now.seed_idx) for now in topology(model)}
+    present = {(now.slot, now.seed_idx): now for now in topology(model)}
+    for key, now in present.items():
+        if key not in wanted or wanted[key].ir != now.ir:
+            detach(model, *key)
     for key, entry in wanted.items():
-        if key not in present:
-            _rebuild(placement_of(model).place(entry.slot), entry)
-        set_active(model, entry.slot, entry.seed_idx, entry.active)
+        if key not in present or present[key].ir != entry.ir:
+            _rebuild(model, places[key], entry)
+        graft = _graft(places[key].module, *key)
+        graft.kernel_id, graft.blueprint, graft.active = entry.kernel_id, entry.blueprint, entry.active
 
 
-def _rebuild(place: Place, entry: GraftEntry) -> None:
+def _graft(module: nn.Module, slot: str, seed_idx: int) -> Graft:
+    if not is_grafted(module) or str(seed_idx) not in grafts_of(module):
+        raise Conflict(f"nothing is joined to seed {seed_idx} of {slot}")
+    return cast(Graft, grafts_of(module)[str(seed_idx)])
+
+
+def _rebuild(model: nn.Module, place: Place, entry: GraftEntry) -> None:
     ir = BlueprintIR.from_json(json.loads(entry.ir))
     kernel = KernelModule(ir, initial_state(ir, seed=0, dtype=torch.float32))
-    _attach(place, entry.seed_idx, kernel, kernel_id=entry.kernel_id, blueprint=entry.blueprint, alpha=1.0)
+    _attach(model, place, entry.seed_idx, kernel, kernel_id=entry.kernel_id, blueprint=entry.blueprint, alpha=1.0)
 
 
-def _attach(place: Place, seed_idx: int, kernel: KernelModule, *, kernel_id: str, blueprint: str, alpha: float) -> None:
+def _attach(
+    model: nn.Module,
+    place: Place,
+    seed_idx: int,
+    kernel: KernelModule,
+    *,
+    kernel_id: str,
+    blueprint: str,
+    alpha: float,
+) -> None:
     module = place.module
-    if is_grafted(module) and str(seed_idx) in grafts_of(module):
-        raise Conflict(f"seed {seed_idx} of {place.name} is taken", todo="choose another seed or take it out first")
-    _like_host(kernel, module)
-    own = next(iter(kernel.parameters()))
-    graft = Graft(
-        kernel,
-        torch.full((), alpha, dtype=own.dtype, device=own.device),
-        kernel_id=kernel_id,
-        blueprint=blueprint,
-    )
+    _check_free(place, seed_idx)
+    like = _like_host(kernel, module, model)
+    strength = torch.full((), alpha, dtype=like.dtype, device=like.device)
+    graft = Graft(kernel, strength, kernel_id=kernel_id, blueprint=blueprint)
     graft.train(module.training)
     if not is_grafted(module):
-        _check_swappable(place)
-        take_role(module, GraftedSequential if isinstance(module, nn.Sequential) else GraftedModule)
-        module._modules[CHILD] = Grafts()
-    grafts_of(module)[str(seed_idx)] = graft
+        take_role(module, role_for(module))
+        module._modules[CHILD] = Grafts().train(module.training)
+    grafts_of(module).put(seed_idx, graft)
 
 
-def _like_host(kernel: KernelModule, module: nn.Module) -> None:
-    """Give a kernel the type, device and memory format of the module that it joins."""
-    own = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
-    if own:
-        kernel.to(device=own[0].device, dtype=own[0].dtype)
+def _like_host(kernel: KernelModule, module: nn.Module, model: nn.Module) -> Tensor:
+    """Give a kernel the type, device and memory format of the module that it joins, or else of the model.
+
+    Returns:
+        An empty tensor of that type and device.
+    """
+    own = _floating(module) or _floating(model) or list(kernel.parameters())
+    # A module of several types computes in that of its bulk; one spread over devices returns where its last layer lies.
+    like = torch.empty((), dtype=max(own, key=Tensor.numel).dtype, device=own[-1].device)
+    kernel.to(device=like.device, dtype=like.dtype)
     images = [tensor for tensor in own if tensor.ndim == 4]
-    if images and all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in images):
+    # A 1x1 kernel is contiguous in both formats and tells nothing.
+    if any(not t.is_contiguous() for t in images) and all(
+        t.is_contiguous(memory_format=torch.channels_last) for t in images
+    ):
         kernel.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return like
+
+
+def _floating(module: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
 
 
 def _check_fit(ir: BlueprintIR, place: Place) -> None:
@@ -280,16 +208,11 @@ def _check_fit(ir: BlueprintIR, place: Place) -> None:
         )
 
 
-def _check_swappable(place: Place) -> None:
-    if "forward" in vars(place.module):
-        raise ConfigError(
-            f"the forward of {place.name} was replaced on the instance",
-            why="what replaced it would bypass the graft",
-            todo="choose the module around it",
-            code="ESP-2221",
-        )
-
-
-def _own(module: object) -> dict[str, nn.Module]:
-    children = cast(nn.Module, module)._modules
-    return {name: child for name, child in children.items() if name != CHILD and child is not None}
+def _check_free(place: Place, seed_idx: int) -> None:
+    reason = obstacle(place.module)
+    if reason is not None:
+        raise ConfigError(f"nothing can be joined to {place.name}", why=reason, code="ESP-2221")
+    if seed_idx < 0:
+        raise ConfigError(f"seed {seed_idx} of {place.name}", why="seeds are counted from 0", code="ESP-2223")
+    if is_grafted(place.module) and str(seed_idx) in grafts_of(place.module):
+        raise Conflict(f"seed {seed_idx} of {place.name} is taken", todo="choose another seed or take it out first")

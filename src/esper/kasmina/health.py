@@ -49,14 +49,20 @@ class HealthMeter:
         for name, place in placement_of(self._model).slots.items():
             trained = [p for p in place.module.parameters() if p.grad is not None]
             if trained:
-                gradient = _norm(p.grad for p in trained if p.grad is not None)
+                gradient = _norm(_dense(p.grad) for p in trained if p.grad is not None)
                 self._measured[name] = {"grad_norm": gradient, "weight_norm": _norm(trained)}
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the Euclidean norm over all tensors."""
-    total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+    """Return the Euclidean norm over all tensors, of whatever types and devices they are."""
+    norms = torch._foreach_norm(list(tensors))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]))
     return total
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """Return the values of a gradient, which an embedding may hold sparsely."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _signal(slot: str, values: dict[str, Tensor], run_id: str, step: int, now: datetime) -> HealthSignal:

@@ -76,7 +76,7 @@ class ObservingModel(MorphableModel):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, and learn the shapes of its slots on the way."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or "_is_replica" in vars(self):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         model = cast(nn.Module, self)
         with watched(model) as record:

@@ -34,7 +34,7 @@ def base_of(module: nn.Module) -> type[nn.Module]:
 
 def role_of(module: nn.Module) -> type | None:
     """Return the role that a module's class plays, or None where it is the user's own."""
-    return vars(type(module)).get("_esper_role")
+    return getattr(type(module), "_esper_role", None)
 
 
 def take_role(module: nn.Module, role: type) -> None:
@@ -52,7 +52,18 @@ def take_role(module: nn.Module, role: type) -> None:
 
 
 def drop_role(module: nn.Module) -> None:
-    """Give a module its own class back."""
+    """Give a module its own class back.
+
+    Raises:
+        ConfigError: If somebody else changed its class since it took the role.
+    """
+    if "_esper_base" not in vars(type(module)):
+        raise ConfigError(
+            f"the class of {type(module).__name__} was changed since",
+            why="something else derived it from the class that Esper gave the module, as a parametrization does",
+            todo="undo that first",
+            code="ESP-2206",
+        )
     module.__class__ = base_of(module)
 
 

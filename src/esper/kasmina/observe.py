@@ -7,21 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-CHANNELS_FIRST = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-)
-FEATURES_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention)
+from esper.ir import Layout
+from esper.kasmina.layouts import Tell, layout_of, tell_of
 
 
 @dataclass
@@ -33,8 +22,7 @@ class Sighting:
         order: Position among first calls, by the time of their return.
         shape: Shape of its output, or None where that is not one tensor.
         dtype: Type of its output.
-        inputs: Number of elements per position axis of its first tensor argument, as a shape.
-        family: ``first`` or ``last`` for where the last layer inside puts its channels, None where that is not known.
+        tells: What the layers inside say of its layout, in forward order.
         output: Identity of the output tensor, to find the model's own.
     """
 
@@ -42,7 +30,7 @@ class Sighting:
     order: int = 0
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
-    family: str | None = None
+    tells: tuple[Tell, ...] = ()
     output: int = 0
 
 
@@ -54,46 +42,50 @@ class Record:
         sightings: By module.
         final: Identities of the tensors that the model returned.
         kept: Outputs, held so that identities stay unique while the record lives.
+        batch_first: Whether no layer said that its first axis is the sequence.
     """
 
     sightings: dict[nn.Module, Sighting] = field(default_factory=dict)
     final: set[int] = field(default_factory=set)
     kept: list[Tensor] = field(default_factory=list)
+    batch_first: bool = True
+
+    def layout(self, seen: Sighting) -> Layout | None:
+        """Return the layout of a module's output, or None where the layers inside do not settle it."""
+        return layout_of(seen.shape or (), seen.tells, batch_first=self.batch_first)
 
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Record]:
-    """Watch every module of a model inside the block, with hooks that are gone after it."""
+    """Watch every module of a model inside the block.
+
+    The hooks are torch's global ones: a module that has hooks of its own leaves its fast path, and computes other bits.
+    """
     record = Record()
-    families: list[str] = []
+    own = set(model.modules())
+    tells: list[Tell] = []
     entries: dict[nn.Module, list[int]] = {}
 
     def enter(module: nn.Module, _inputs: Any) -> None:
-        entries.setdefault(module, []).append(len(families))
+        if module in own:
+            entries.setdefault(module, []).append(len(tells))
 
     def leave(module: nn.Module, _inputs: Any, output: Any) -> None:
-        family = family_of(module)
-        if family is not None:
-            families.append(family)
-        since = entries[module].pop()
-        _note(record, module, output, families[-1] if len(families) > since else None)
+        if module not in own:
+            return
+        record.batch_first = record.batch_first and getattr(module, "batch_first", True) is not False
+        tell = tell_of(module, output)
+        if tell is not None:
+            tells.append(tell)
+        _note(record, module, output, tuple(tells[entries[module].pop() :]))
 
-    hooks = []
-    for module in model.modules():
-        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    hooks = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave))
     try:
         yield record
     finally:
         for hook in hooks:
             hook.remove()
         record.kept.clear()
-
-
-def family_of(module: nn.Module) -> str | None:
-    """Return where a layer puts its channels, ``first`` or ``last``; None for layers that leave them where they are."""
-    if isinstance(module, CHANNELS_FIRST):
-        return "first"
-    return "last" if isinstance(module, FEATURES_LAST) else None
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
@@ -108,10 +100,10 @@ def tensors_in(value: object) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def _note(record: Record, module: nn.Module, output: object, family: str | None) -> None:
+def _note(record: Record, module: nn.Module, output: object, tells: tuple[Tell, ...]) -> None:
     seen = record.sightings.setdefault(module, Sighting(order=len(record.sightings)))
     seen.calls += 1
-    seen.family = family or seen.family
+    seen.tells += tells
     if isinstance(output, Tensor) and not output.is_nested:
         record.kept.append(output)
         seen.shape, seen.dtype, seen.output = tuple(output.shape), output.dtype, id(output)

@@ -13,6 +13,8 @@ from esper.ports import Library
 
 KEY = "_esper_placement"
 """Where a wrapped model keeps its placement: a plain attribute, no module, buffer or key."""
+CHILD = "esper_grafts"
+"""Name of the one child that a grafted module has more than its host."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,24 @@ class Slot:
         name: Qualified name of the module after which something may grow.
         layout: Where its output has its channels; needed where the layer type does not tell.
         causal: Whether tokens may look back only.
+
+    Raises:
+        ConfigError: If there is no such layout.
     """
 
     name: str
     layout: Layout | None = None
     causal: bool = True
+
+    def __post_init__(self) -> None:
+        known = [layout.value for layout in Layout]
+        if self.layout is not None and self.layout not in known:
+            raise ConfigError(
+                f"slot {self.name!r} has the layout {self.layout!r}",
+                why=f"layouts are {', '.join(known)}",
+                code="ESP-2215",
+            )
+        object.__setattr__(self, "layout", None if self.layout is None else Layout(self.layout))
 
 
 @dataclass(frozen=True)

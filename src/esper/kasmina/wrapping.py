@@ -6,7 +6,7 @@ from esper.errors import ConfigError
 from esper.kasmina.discovery import Wanted, check_wanted, run_example
 from esper.kasmina.graft import detach, topology
 from esper.kasmina.model import MorphableModel, ObservingModel, settle
-from esper.kasmina.morph import drop_role, take_role
+from esper.kasmina.morph import drop_role, role_of, take_role
 from esper.kasmina.placement import KEY, Placement, placement_of
 from esper.ports import Library
 
@@ -34,8 +34,8 @@ def wrap(model: nn.Module, slots: Wanted = "auto", example: object = None, libra
     placement = Placement(wanted=slots, library=library)
     if example is not None:
         settle(model, placement, run_example(model, example))
-    vars(model)[KEY] = placement
     take_role(model, MorphableModel if placement.ready else ObservingModel)
+    vars(model)[KEY] = placement
     return model
 
 
@@ -59,15 +59,22 @@ def _check_host(model: nn.Module) -> None:
         raise ConfigError(f"{type(model).__name__} is not a torch module", code="ESP-2200")
     if isinstance(model, MorphableModel):
         raise ConfigError("this model is wrapped already", todo="esper.unwrap(model) first", code="ESP-2202")
+    if role_of(model) is not None:
+        raise ConfigError(
+            "this module is part of a wrapped model",
+            why="something has grown there",
+            todo="wrap one of them",
+            code="ESP-2207",
+        )
     taken = [name for name in NAMES if hasattr(model, name)]
     if taken:
         raise ConfigError(
             f"the model has {', '.join(taken)} of its own", why="a wrapped model needs these names", code="ESP-2204"
         )
-    if type(model).__module__.startswith("torch.jit"):
+    if type(model).__module__.startswith(("torch.jit", "torch._dynamo")):
         raise ConfigError(
-            "a scripted module cannot grow",
+            "a scripted or compiled module cannot grow",
             why="its code is fixed",
-            todo="wrap the module that it was made from",
+            todo="wrap the module that it was made from, and compile that afterwards",
             code="ESP-2205",
         )

@@ -11,7 +11,7 @@ from esper.ir import Layout
 from esper.kasmina.placement import Place, placement_of
 
 ROWS = 2048
-"""Positions that enter the regression of one forward pass."""
+"""Positions that enter the regression of one forward pass, at most."""
 RIDGE = 1e-3
 """Ridge, as a share of the mean variance of a feature."""
 
@@ -73,7 +73,7 @@ class BottleneckProbe:
         def seen(_module: nn.Module, inputs: Any, output: Any) -> None:
             if not (isinstance(output, Tensor) and output.requires_grad and torch.is_grad_enabled()):
                 return
-            features = _rows(_source(inputs, output), place.layout)
+            features = _rows(_source(inputs, output, place.layout), place.layout)
 
             def with_gradient(gradient: Tensor) -> None:
                 samples.features.append(features)
@@ -99,15 +99,21 @@ class BottleneckProbe:
         return min(energy, float((y - x @ weights).square().sum())), energy
 
 
-def _source(inputs: Any, output: Tensor) -> Tensor:
+def _source(inputs: Any, output: Tensor, layout: Layout) -> Tensor:
     """Return the module's own input where it has the output's positions, its output otherwise."""
     first = inputs[0] if isinstance(inputs, tuple) and inputs and isinstance(inputs[0], Tensor) else output
-    same = first.is_floating_point() and first.ndim == output.ndim and first.shape[0] == output.shape[0]
-    return first if same and first.shape[2:] == output.shape[2:] else output
+    same = first.is_floating_point() and first.ndim == output.ndim
+    return first if same and _positions(first, layout) == _positions(output, layout) else output
+
+
+def _positions(tensor: Tensor, layout: Layout) -> tuple[int, ...]:
+    """Return the sizes of all axes but that of the channels."""
+    shape = tuple(tensor.shape)
+    return (shape[0], *shape[2:]) if layout.is_channels_first else shape[:-1]
 
 
 def _rows(tensor: Tensor, layout: Layout) -> Tensor:
-    """Return positions as rows, evenly thinned to ``ROWS``, as a copy of its own."""
+    """Return positions as rows, evenly thinned to ``ROWS`` at most, as a copy of its own."""
     last = tensor.detach().movedim(1, -1) if layout.is_channels_first else tensor.detach()
     rows = last.reshape(-1, last.shape[-1])
-    return rows[:: max(1, len(rows) // ROWS)].clone()
+    return rows[:: max(1, -(-len(rows) // ROWS))].clone()
