@@ -77,16 +77,31 @@ def preserved_rng() -> Iterator[None]:
 def quiet(model: nn.Module) -> Iterator[None]:
     """Leave no trace of what runs inside: a model's modes and buffers and the generators are put back."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [_Held(module, name) for module in model.modules() for name in module._buffers]
     with preserved_rng():
         try:
             yield
         finally:
             for module, training in modes:
                 module.training = training
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+            for buffer in buffers:
+                buffer.put_back()
+
+
+class _Held:
+    """A buffer as it was found: the very tensor, as a forward pass may put another in its place, and its values."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self._module, self._name = module, name
+        self._tensor = module._buffers[name]
+        self._values = None if self._tensor is None else self._tensor.detach().clone()
+
+    def put_back(self) -> None:
+        """Restore it, in a way that autograd does not take for a change of what it saved."""
+        self._module._buffers[self._name] = self._tensor
+        if self._tensor is not None and self._values is not None:
+            with torch.inference_mode(self._tensor.is_inference()):
+                self._tensor.data.copy_(self._values)
 
 
 @contextmanager
