@@ -1,0 +1,1 @@
+"""What the questions share: hosts, timing, and the report that every benchmark prints."""
