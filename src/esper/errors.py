@@ -10,7 +10,8 @@ EsperError
 │   ├── StoreUnavailable
 │   ├── ForgeUnavailable
 │   ├── CircuitOpen
-│   └── DeadlineExceeded
+│   ├── DeadlineExceeded
+│   └── ChildDied
 ├── NotFound                  nothing by that name
 ├── Conflict                  somebody else was first, or the time is wrong
 │   ├── IllegalTransition
@@ -128,6 +129,24 @@ class DeadlineExceeded(Unavailable):
     """The answer did not come in time."""
 
     default_code = "ESP-4500"
+
+
+class ChildDied(Unavailable):
+    """A supervised child process ended while it was needed.
+
+    Args:
+        what: Which child, and what it was doing.
+        how: How it ended, such as ``signal SIGSEGV`` or ``exit code 1``.
+        stderr: The end of what it wrote to its standard error.
+    """
+
+    default_code = "ESP-4600"
+
+    def __init__(self, what: str, *, how: str, stderr: str = "") -> None:
+        self.how = how
+        self.stderr = stderr
+        last = stderr.strip().rpartition("\n")[2]
+        super().__init__(what, why=f"{how}; it last said: {last}" if last else how)
 
 
 class NotFound(EsperError):

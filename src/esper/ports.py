@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 from esper.contracts.adaptation import AdaptationDecision, Outcome, SystemStatePacket
 from esper.contracts.ids import MessageId
 from esper.contracts.kernel import (
+    BlueprintStatus,
     BlueprintSubmissionRequest,
     BlueprintSubmissionResponse,
     BuildSpec,
@@ -167,7 +168,9 @@ class CompileQueue(Protocol):
         """Store the kernel with its report, and end the job."""
         ...
 
-    async def fail(self, job_id: str, worker: str, reason: str, *, retry: bool, killed: bool = False) -> None:
+    async def fail(
+        self, job_id: str, worker: str, reason: str, *, retry: bool, killed: bool = False
+    ) -> BlueprintStatus:
         """Give a job up, for another try or for good; the reason is stored.
 
         Args:
@@ -176,6 +179,9 @@ class CompileQueue(Protocol):
             reason: Why it failed.
             retry: Whether another try may help.
             killed: Whether it killed the process that worked on it.
+
+        Returns:
+            What became of the blueprint.
 
         Raises:
             Conflict: If the lease ran out and somebody else holds the job.

@@ -89,8 +89,13 @@ class JobQueue:
             row.blueprint.status = BlueprintStatus.VALIDATED if report.passed else BlueprintStatus.REJECTED
             return kernel_contract(kernel)
 
-    async def fail(self, job_id: str, worker: str, reason: str, *, retry: bool, killed: bool = False) -> None:
+    async def fail(
+        self, job_id: str, worker: str, reason: str, *, retry: bool, killed: bool = False
+    ) -> BlueprintStatus:
         """Give a job up, for another try or for good; the reason is stored.
+
+        Returns:
+            What became of the blueprint.
 
         Raises:
             Conflict: If the lease ran out and somebody else holds the job.
@@ -107,6 +112,7 @@ class JobQueue:
                 row.blueprint.status = BlueprintStatus.REJECTED
             else:
                 self._return(row)
+            return row.blueprint.status
 
     async def release(self, job_id: str, worker: str) -> None:
         """Return a job untried, because the worker stops.

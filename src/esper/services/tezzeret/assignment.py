@@ -1,0 +1,216 @@
+"""One claimed job, from its start to its stored end."""
+
+import asyncio
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from esper.contracts.events import CompilationEvent
+from esper.contracts.kernel import (
+    BlueprintStatus,
+    CompiledKernelArtifact,
+    CompileJob,
+    KernelStatus,
+    ValidationResult,
+)
+from esper.contracts.topics import COMPILATIONS
+from esper.errors import (
+    BusUnavailable,
+    ChildDied,
+    Conflict,
+    DeadlineExceeded,
+    EsperError,
+    StoreUnavailable,
+    Unavailable,
+)
+from esper.ports import CompileQueue, MessageBus
+from esper.services.tezzeret.orders import order_of
+from esper.services.tezzeret.pool import ForgePool
+from esper.services.tezzeret.screening import ForgeLimits, knows_all_operations, screen
+
+_STORE_TRIES = 5
+_STORE_PAUSE_S = 0.5
+_LONGEST_REASON = 2_000
+
+
+class Ending(StrEnum):
+    """How a job left the worker's hands; the first five are the statuses of compilation events."""
+
+    COMPILED = "compiled"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"
+    RELEASED = "released"
+    LOST = "lost"
+
+
+@dataclass(frozen=True)
+class _Built:
+    artifact: CompiledKernelArtifact
+    report: ValidationResult
+
+
+@dataclass(frozen=True)
+class _Broken:
+    reason: str
+    retry: bool
+    killed: bool = False
+
+
+@dataclass(frozen=True)
+class _Withdrawn:
+    """The worker stops before the job is done."""
+
+
+_Attempt: TypeAlias = _Built | _Broken | _Withdrawn
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a worker's jobs share.
+
+    Attributes:
+        worker: Name under which jobs are held.
+        queue: Where they come from, and where results go.
+        bus: Where progress is announced, or None.
+        pool: Where they are built.
+        limits: What one build may take.
+        lease_s: How long a job is held without a sign of life.
+        highest_level: Level that builds get at most.
+        closing: Set when the worker stops.
+    """
+
+    worker: str
+    queue: CompileQueue
+    bus: MessageBus | None
+    pool: ForgePool
+    limits: ForgeLimits
+    lease_s: float
+    highest_level: str
+    closing: asyncio.Event
+
+
+class Assignment:
+    """Works on one job.
+
+    Args:
+        job: What was claimed.
+        desk: What the worker's jobs share.
+
+    Attributes:
+        outages: How often store, bus or forge did not answer.
+    """
+
+    def __init__(self, job: CompileJob, desk: Desk) -> None:
+        self.outages = 0
+        self._job, self._desk = job, desk
+        self._began_s = asyncio.get_running_loop().time()
+
+    async def run(self) -> Ending:
+        """Build, store, then announce; a job that is cut short goes back to the queue.
+
+        Returns:
+            How the job ended; ``LOST`` where somebody else holds it now, or the store did not take the result.
+        """
+        await self._announce("started")
+        keeping = asyncio.create_task(self._keep_lease())
+        try:
+            return await self._settled(await self._attempted())
+        except asyncio.CancelledError:
+            await self._released()
+            raise
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
+    async def _attempted(self) -> _Attempt:
+        """Build until it is done or the worker stops."""
+        work = asyncio.create_task(self._built())
+        closing = asyncio.create_task(self._desk.closing.wait())
+        try:
+            await asyncio.wait({work, closing}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else _Withdrawn()
+        finally:
+            # A build that is cut short kills its child, which takes a moment.
+            unfinished = {task for task in (work, closing) if not task.done()}
+            for task in unfinished:
+                task.cancel()
+            if unfinished:
+                await asyncio.wait(unfinished)
+
+    async def _built(self) -> _Attempt:
+        try:
+            if knows_all_operations(self._job.architecture_ir):
+                await asyncio.to_thread(screen, self._job.architecture_ir, self._desk.limits)
+            return _Built(*await self._desk.pool.forge(order_of(self._job, self._desk.highest_level)))
+        except (ChildDied, DeadlineExceeded) as death:
+            return _Broken(str(death), retry=True, killed=True)
+        except Unavailable as outage:
+            self.outages += 1
+            return _Broken(str(outage), retry=True)
+        except EsperError as refusal:
+            return _Broken(str(refusal), retry=False)
+
+    async def _settled(self, attempt: _Attempt) -> Ending:
+        """Store what came out, and tell the others; the store's outages are waited out for a while."""
+        if isinstance(attempt, _Withdrawn):
+            return await self._released()
+        for _ in range(_STORE_TRIES):
+            try:
+                return await (self._completed(attempt) if isinstance(attempt, _Built) else self._failed(attempt))
+            except StoreUnavailable:
+                self.outages += 1
+                await asyncio.sleep(_STORE_PAUSE_S)
+            except Conflict:
+                break
+        return Ending.LOST
+
+    async def _completed(self, built: _Built) -> Ending:
+        kernel = await self._desk.queue.complete(self._job.job_id, self._desk.worker, built.artifact, built.report)
+        ending = Ending.COMPILED if kernel.status is KernelStatus.VALIDATED else Ending.REJECTED
+        await self._announce(ending, kernel_id=kernel.kernel_id, reason="; ".join(built.report.reasons))
+        return ending
+
+    async def _failed(self, broken: _Broken) -> Ending:
+        became = await self._desk.queue.fail(
+            self._job.job_id, self._desk.worker, broken.reason, retry=broken.retry, killed=broken.killed
+        )
+        ending = Ending.FAILED if broken.retry else Ending.REJECTED
+        if became is BlueprintStatus.QUARANTINED:
+            ending = Ending.QUARANTINED
+        await self._announce(ending, reason=broken.reason)
+        return ending
+
+    async def _released(self) -> Ending:
+        try:
+            await self._desk.queue.release(self._job.job_id, self._desk.worker)
+        except (Conflict, StoreUnavailable):
+            return Ending.LOST  # the lease runs out by itself
+        return Ending.RELEASED
+
+    async def _keep_lease(self) -> None:
+        """Renew three times per lease; one that was lost is found out when the result is stored."""
+        while True:
+            await asyncio.sleep(self._desk.lease_s / 3)
+            try:
+                await self._desk.queue.renew(self._job.job_id, self._desk.worker, lease_s=self._desk.lease_s)
+            except StoreUnavailable:
+                continue
+            except Conflict:
+                return
+
+    async def _announce(self, status: str, *, kernel_id: str | None = None, reason: str = "") -> None:
+        if self._desk.bus is None:
+            return
+        elapsed_s = asyncio.get_running_loop().time() - self._began_s
+        event = CompilationEvent(
+            blueprint_id=self._job.blueprint_id,
+            status=status,
+            kernel_id=kernel_id,
+            reason=reason[:_LONGEST_REASON],
+            elapsed_ms=elapsed_s * 1e3,
+        )
+        try:
+            await self._desk.bus.publish(COMPILATIONS.stream, event)
+        except BusUnavailable:
+            self.outages += 1

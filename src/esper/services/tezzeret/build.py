@@ -1,0 +1,45 @@
+"""One build from order to reply, in the process that calls it."""
+
+from esper.errors import CompilationError, EsperError
+from esper.ir import BlueprintIR
+from esper.services.tezzeret.compiler import KernelCompiler
+from esper.services.tezzeret.gates.verdict import OutOfMemory, is_exhaustion
+from esper.services.tezzeret.orders import Exhausted, Order, Reply, build_of, forged, refused
+from esper.services.tezzeret.validator import KernelValidator
+
+
+class Builder:
+    """Compiles and validates.
+
+    Args:
+        compiler: Makes the bytes.
+        validator: Tries them.
+    """
+
+    def __init__(self, compiler: KernelCompiler, validator: KernelValidator) -> None:
+        self._compiler, self._validator = compiler, validator
+
+    def reply(self, order: Order) -> Reply:
+        """Return the kernel with its report, or why there is none; nothing is raised."""
+        try:
+            return self._forged(order)
+        except EsperError as error:
+            return refused(error)
+        except OutOfMemory as error:
+            return Exhausted(why=str(error))
+        except Exception as error:
+            if is_exhaustion(error):
+                return Exhausted(why=str(error))
+            why = f"{type(error).__name__}: {str(error)[:500]}"
+            return refused(CompilationError("the blueprint could not be built", why=why))
+
+    def _forged(self, order: Order) -> Reply:
+        blueprint = BlueprintIR.from_json(order.architecture_ir)
+        if blueprint.digest != order.blueprint_id:
+            raise CompilationError(
+                f"blueprint {order.blueprint_id[:80]} was not built",
+                why=f"its architecture has the digest {blueprint.digest}",
+                todo="submit it again",
+            )
+        artifact = self._compiler.compile(blueprint, build_of(order))
+        return forged(artifact, self._validator.validate(artifact, blueprint))

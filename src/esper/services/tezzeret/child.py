@@ -1,0 +1,63 @@
+"""The forge's child process: ``python -m esper.services.tezzeret.child SETTINGS``.
+
+It reads orders from its standard input and writes replies to its standard output until its input is closed.
+"""
+
+import importlib
+import os
+import sys
+
+import msgspec
+
+from esper.runtime.pipe import take_over_pipes
+from esper.services.tezzeret.limits import limit_job, limit_process
+from esper.services.tezzeret.orders import ORDERS, ChildSettings, Exhausted, Ready
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from esper.services.tezzeret.build import Builder
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe or a job has used memory up."""
+    pipe = take_over_pipes()
+    settings = msgspec.json.decode(sys.argv[1], type=ChildSettings)
+    builder = _builder(settings)
+    trouble = _imported(settings.extensions)
+    pipe.send(msgspec.msgpack.encode(Ready(trouble=trouble, base_mb=limit_process(settings.memory_limit_mb))))
+    while not trouble and (message := pipe.receive()) is not None:
+        limit_job(settings.deadline_s)
+        reply = builder.reply(ORDERS.decode(message))
+        pipe.send(msgspec.msgpack.encode(reply))
+        if isinstance(reply, Exhausted):
+            break
+    # Nothing is left to be saved, and tearing torch down takes longer than a build.
+    os._exit(0)
+
+
+def _builder(settings: ChildSettings) -> "Builder":
+    """Import torch, after the pipes were taken over: libraries print."""
+    import torch
+
+    from esper.services.tezzeret.build import Builder
+    from esper.services.tezzeret.compiler import KernelCompiler
+    from esper.services.tezzeret.screening import ForgeLimits
+    from esper.services.tezzeret.validator import KernelValidator
+
+    torch.set_num_threads(1)
+    limits = ForgeLimits(memory_limit_mb=settings.memory_limit_mb, deadline_s=settings.deadline_s)
+    return Builder(KernelCompiler(limits), KernelValidator())
+
+
+def _imported(extensions: tuple[str, ...]) -> str:
+    """Import the modules with custom operations; return what went wrong, or nothing."""
+    for name in extensions:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            return f"extension {name!r} cannot be imported: {type(error).__name__}: {error}"
+    return ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What the forge and its children say to each other, as msgspec structs."""
+
+from typing import TypeAlias
+
+import msgspec
+from msgspec.msgpack import Decoder
+
+from esper.contracts.kernel import BuildSpec, CompiledKernelArtifact, CompileJob, ValidationResult
+from esper.errors import CompilationError, EsperError
+
+CHILD_MODULE = "esper.services.tezzeret.child"
+
+
+class ChildSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a child is to work; it travels as JSON in the command line.
+
+    Attributes:
+        extensions: Modules with custom operations to import.
+        memory_limit_mb: Address space that jobs may use on top of what the interpreter and torch take.
+        deadline_s: Processor time of one job, in seconds, after which the kernel ends the child whatever the parent does.
+    """
+
+    extensions: tuple[str, ...] = ()
+    memory_limit_mb: int
+    deadline_s: float
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """A child's greeting.
+
+    Attributes:
+        trouble: Why it cannot work, or nothing.
+        base_mb: Address space that it takes before any job.
+    """
+
+    trouble: str = ""
+    base_mb: int = 0
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """One build.
+
+    Attributes:
+        blueprint_id: Content address that the architecture must have.
+        architecture_ir: Its JSON.
+        build: The build, as JSON.
+    """
+
+    blueprint_id: str
+    architecture_ir: bytes
+    build: bytes
+
+
+class Forged(msgspec.Struct, frozen=True, kw_only=True, tag="forged"):
+    """A kernel, and what validation found on its bytes.
+
+    Attributes:
+        kernel: The bytes.
+        artifact: The rest of the artifact, as JSON.
+        report: The report, as JSON.
+    """
+
+    kernel: bytes
+    artifact: bytes
+    report: bytes
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """Why there is no kernel; trying again would not help."""
+
+    what: str
+    why: str = ""
+    todo: str = ""
+    code: str = CompilationError.default_code
+
+
+class Exhausted(msgspec.Struct, frozen=True, kw_only=True, tag="exhausted"):
+    """The job ran out of memory; the child ends after this."""
+
+    why: str
+
+
+Reply: TypeAlias = Forged | Refused | Exhausted
+
+READY: Decoder[Ready] = Decoder(Ready)
+ORDERS: Decoder[Order] = Decoder(Order)
+REPLIES: Decoder[Reply] = Decoder(Reply)
+
+
+def order_of(job: CompileJob, highest_level: str) -> Order:
+    """Return a job as a child gets it, its level lowered to the highest one that is built."""
+    build = job.build.model_copy(update={"level": min(job.build.level, highest_level)})
+    return Order(
+        blueprint_id=job.blueprint_id,
+        architecture_ir=msgspec.json.encode(job.architecture_ir),
+        build=build.model_dump_json().encode(),
+    )
+
+
+def build_of(order: Order) -> BuildSpec:
+    """Return the build that an order asks for."""
+    return BuildSpec.model_validate_json(order.build)
+
+
+def forged(artifact: CompiledKernelArtifact, report: ValidationResult) -> Forged:
+    """Return a finished build as the parent gets it."""
+    return Forged(
+        kernel=artifact.kernel_binary,
+        artifact=artifact.model_dump_json(exclude={"kernel_binary"}).encode(),
+        report=report.model_dump_json().encode(),
+    )
+
+
+def finished(reply: Forged) -> tuple[CompiledKernelArtifact, ValidationResult]:
+    """Return the artifact and the report of a finished build."""
+    fields = msgspec.json.decode(reply.artifact, type=dict[str, object])
+    artifact = CompiledKernelArtifact.model_validate({**fields, "kernel_binary": reply.kernel})
+    return artifact, ValidationResult.model_validate_json(reply.report)
+
+
+def refused(error: EsperError) -> Refused:
+    """Return a refusal as the parent gets it."""
+    return Refused(what=error.what, why=error.why, todo=error.todo, code=error.code)
+
+
+def refusal(reply: Refused) -> CompilationError:
+    """Return a refusal as the error that it was."""
+    return CompilationError(reply.what, why=reply.why, todo=reply.todo, code=reply.code)

@@ -1,0 +1,182 @@
+"""Children that build, kept from job to job and replaced when they die."""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import msgspec
+
+from esper.contracts.kernel import CompiledKernelArtifact, ValidationResult
+from esper.errors import ChildDied, ForgeUnavailable, Unavailable
+from esper.runtime.supervision import ChildCommand, SupervisedChild
+from esper.services.tezzeret.orders import (
+    CHILD_MODULE,
+    READY,
+    REPLIES,
+    ChildSettings,
+    Exhausted,
+    Forged,
+    Order,
+    Refused,
+    Reply,
+    finished,
+    refusal,
+)
+from esper.services.tezzeret.screening import ForgeLimits
+
+_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {
+        # Children share the cores with training: each uses one.
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        # glibc reserves 64 MiB of address space for each arena, which would count against the memory limit.
+        "MALLOC_ARENA_MAX": "1",
+        # Kernels are built and tried on the CPU; a CUDA context would take seconds and gigabytes.
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+)
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """How children are kept.
+
+    Attributes:
+        num_children: Builds at a time.
+        limits: What one build may take.
+        extensions: Modules with custom operations that each child imports.
+        jobs_per_child: Builds after which a child is replaced, so that whatever a foreign operation leaks has an end; a start
+            of 1.5 s adds 3 ms to each build.
+        start_limit_s: How long a child may take until it is ready.
+    """
+
+    num_children: int = 1
+    limits: ForgeLimits = field(default_factory=ForgeLimits)
+    extensions: tuple[str, ...] = ()
+    jobs_per_child: int = 500
+    start_limit_s: float = 60.0
+
+
+@dataclass
+class _Seat:
+    """A child with its record."""
+
+    child: SupervisedChild
+    jobs: int = 0
+    used_at_s: float = 0.0
+
+
+class ForgePool:
+    """Builds in child processes, one job per child at a time; the first job starts the first child.
+
+    Args:
+        config: How children are kept.
+    """
+
+    def __init__(self, config: PoolConfig | None = None) -> None:
+        self.started = 0
+        self._config = config or PoolConfig()
+        self._free = asyncio.Semaphore(self._config.num_children)
+        self._idle: deque[_Seat] = deque()
+
+    @property
+    def idle_pids(self) -> list[int]:
+        """Process ids of the children that wait for work."""
+        return [seat.child.pid for seat in self._idle if seat.child.alive and seat.child.pid is not None]
+
+    async def forge(self, order: Order) -> tuple[CompiledKernelArtifact, ValidationResult]:
+        """Compile and validate in a child.
+
+        Args:
+            order: The build.
+
+        Returns:
+            The artifact and its report; whether it passed is in the report.
+
+        Raises:
+            CompilationError: If the child refused it.
+            ChildDied: If it killed the child, or used its memory up.
+            DeadlineExceeded: If it took longer than the deadline; the child was killed.
+            ForgeUnavailable: If no child could be started.
+        """
+        async with self._free:
+            seat = await self._seat()
+            try:
+                reply = await seat.child.ask(order, REPLIES, limit_s=self._config.limits.deadline_s)
+            finally:
+                await self._put_back(seat)
+        return self._taken(reply)
+
+    async def retire(self, *, idle_s: float) -> None:
+        """End children that have had nothing to do for that long; the next job starts one again."""
+        now = asyncio.get_running_loop().time()
+        while self._idle and now - self._idle[0].used_at_s >= idle_s:
+            await self._idle.popleft().child.close()
+
+    async def close(self) -> None:
+        """End every idle child; those at work end with their job."""
+        await self.retire(idle_s=0.0)
+
+    async def _seat(self) -> _Seat:
+        """Return the child that was used last and lives, or a new one."""
+        while self._idle:
+            seat = self._idle.pop()
+            if seat.child.alive:
+                return seat
+            await seat.child.close()
+        return _Seat(await self._started())
+
+    async def _started(self) -> SupervisedChild:
+        settings = ChildSettings(
+            extensions=self._config.extensions,
+            memory_limit_mb=self._config.limits.memory_limit_mb,
+            deadline_s=self._config.limits.deadline_s,
+        )
+        arguments = (msgspec.json.encode(settings).decode(),)
+        child = SupervisedChild(
+            ChildCommand(CHILD_MODULE, arguments, _ENVIRONMENT, start_limit_s=self._config.start_limit_s)
+        )
+        try:
+            ready = await child.start(READY)
+        except Unavailable as error:
+            await child.close()
+            raise ForgeUnavailable("no child of the forge could be started", why=str(error)) from error
+        except BaseException:
+            await child.close()
+            raise
+        self.started += 1
+        if ready.trouble:
+            await child.close()
+            raise ForgeUnavailable(
+                "no child of the forge could be started", why=ready.trouble, todo="check the extensions of the forge"
+            )
+        return child
+
+    async def _put_back(self, seat: _Seat) -> None:
+        """Keep a child for the next job, unless it is broken or worn out."""
+        seat.jobs += 1
+        seat.used_at_s = asyncio.get_running_loop().time()
+        if seat.child.alive and seat.jobs < self._config.jobs_per_child:
+            self._idle.append(seat)
+        else:
+            await seat.child.close()
+
+    def _taken(self, reply: Reply) -> tuple[CompiledKernelArtifact, ValidationResult]:
+        match reply:
+            case Forged():
+                return finished(reply)
+            case Refused():
+                raise refusal(reply)
+            case Exhausted():
+                limit_mb = self._config.limits.memory_limit_mb
+                raise ChildDied(
+                    "a child of the forge ended",
+                    how=f"it ran out of memory; {limit_mb} MiB are allowed",
+                    stderr=reply.why,
+                )
+
+
+__all__ = ["ForgePool", "PoolConfig"]

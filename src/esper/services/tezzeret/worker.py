@@ -1,0 +1,205 @@
+"""The forge's worker: claims builds, has them done in child processes, and stores what comes out."""
+
+import asyncio
+from collections import Counter
+from importlib.util import find_spec
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from esper.contracts.ids import new_id
+from esper.contracts.kernel import CompileJob
+from esper.contracts.topics import SUBMITTED
+from esper.errors import BusUnavailable, ConfigError, ForgeUnavailable, StoreUnavailable
+from esper.ports import CompileQueue, Delivery, MessageBus
+from esper.services.tezzeret.assignment import Assignment, Desk, Ending
+from esper.services.tezzeret.pool import ForgePool, PoolConfig
+from esper.services.tezzeret.screening import ForgeLimits
+
+GROUP = "tezzeret"
+"""Consumer group of all workers: an announcement wakes one of them."""
+_STOP_LIMIT_S = 1.0
+
+
+class WorkerConfig(BaseModel):
+    """How a worker works.
+
+    Attributes:
+        urza_url: Address of the store; a queue that is handed over is used instead.
+        num_workers: Builds at a time, each in a child process of its own.
+        optimization_level: Highest level that is built; builds that ask for more get this one.
+        lease_s: How long a job is held without a sign of life; it is renewed three times as often.
+        poll_s: How long to wait for an announcement before looking for jobs anyway.
+        deadline_s: Time of one build.
+        memory_limit_mb: Memory of one build, on top of what a child takes when it starts.
+        extensions: Modules with custom operations that each child imports.
+        jobs_per_child: Builds after which a child is replaced.
+        idle_s: After how long without work a child is ended, to give its 240 MB back.
+        outage_s: Pause after the store, the bus or a child was not available.
+        close_limit_s: How long closing may take.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    urza_url: str | None = None
+    num_workers: int = Field(default=1, ge=1, le=256)
+    optimization_level: str = Field(default="O2", pattern="^O[0-3]$")
+    lease_s: float = Field(default=30.0, gt=0)
+    poll_s: float = Field(default=1.0, gt=0)
+    deadline_s: float = Field(default=60.0, gt=0)
+    memory_limit_mb: int = Field(default=2048, ge=64)
+    extensions: tuple[str, ...] = ()
+    jobs_per_child: int = Field(default=500, ge=1)
+    idle_s: float = Field(default=60.0, gt=0)
+    outage_s: float = Field(default=1.0, gt=0)
+    close_limit_s: float = Field(default=10.0, gt=0)
+
+
+class TezzeretWorker:
+    """Builds what waits in a queue until it is closed.
+
+    Args:
+        config: How it works.
+        queue: Where jobs come from.
+        bus: Wakes it early and carries its announcements; without one it polls and is silent.
+
+    Attributes:
+        endings: How many jobs ended in which way.
+        outages: How often store, bus or forge did not answer.
+
+    Raises:
+        ConfigError: If there is no queue, or an extension is not installed.
+    """
+
+    def __init__(
+        self, config: WorkerConfig | None = None, *, queue: CompileQueue | None = None, bus: MessageBus | None = None
+    ) -> None:
+        self.config = config or WorkerConfig()
+        self.endings: Counter[Ending] = Counter()
+        self.outages = 0
+        self._queue, self._bus = _checked(queue, self.config), bus
+        self._news, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._ended.set()
+
+    async def run(self) -> None:
+        """Work until `close` is called; cancelling it ends the children too."""
+        self._ended.clear()
+        desk = self._desk()
+        listening = asyncio.create_task(self._listen())
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                for _ in range(self.config.num_workers):
+                    lanes.create_task(self._lane(desk))
+        finally:
+            listening.cancel()
+            try:
+                await asyncio.wait([listening], timeout=_STOP_LIMIT_S)
+                await desk.pool.close()
+            finally:
+                self._ended.set()
+
+    async def close(self) -> None:
+        """Stop: jobs in hand go back to the queue, their children are killed, and `run` returns.
+
+        Raises:
+            ForgeUnavailable: If the queue does not let go within ``close_limit_s``.
+        """
+        self._closing.set()
+        self._news.set()
+        try:
+            async with asyncio.timeout(self.config.close_limit_s):
+                await self._ended.wait()
+        except TimeoutError as error:
+            raise ForgeUnavailable(
+                "the forge cannot be closed",
+                why=f"its jobs did not end within {self.config.close_limit_s:g} s",
+                todo="cancel the task that runs it",
+            ) from error
+
+    def _desk(self) -> Desk:
+        limits = ForgeLimits(memory_limit_mb=self.config.memory_limit_mb, deadline_s=self.config.deadline_s)
+        pool = ForgePool(
+            PoolConfig(
+                num_children=self.config.num_workers,
+                limits=limits,
+                extensions=self.config.extensions,
+                jobs_per_child=self.config.jobs_per_child,
+            )
+        )
+        return Desk(
+            worker=new_id("forge"),
+            queue=self._queue,
+            bus=self._bus,
+            pool=pool,
+            limits=limits,
+            lease_s=self.config.lease_s,
+            highest_level=self.config.optimization_level,
+            closing=self._closing,
+        )
+
+    async def _lane(self, desk: Desk) -> None:
+        """Claim and build, one job after the other."""
+        while not self._closing.is_set():
+            # Cleared before looking: what is announced while we look wakes us afterwards.
+            self._news.clear()
+            job = await self._claimed(desk)
+            if job is None:
+                await desk.pool.retire(idle_s=self.config.idle_s)
+                await self._pause(self.config.poll_s)
+                continue
+            assignment = Assignment(job, desk)
+            ending = await assignment.run()
+            self.endings[ending] += 1
+            if assignment.outages:
+                self.outages += assignment.outages
+                await self._pause(self.config.outage_s)
+
+    async def _claimed(self, desk: Desk) -> CompileJob | None:
+        try:
+            return await self._queue.claim(desk.worker, lease_s=self.config.lease_s)
+        except StoreUnavailable:
+            self.outages += 1
+            return None
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait for news, but not for longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        except TimeoutError:
+            return
+
+    async def _listen(self) -> None:
+        """Be woken by announcements; where the bus is away, polling must do."""
+        while self._bus is not None and not self._closing.is_set():
+            try:
+                await self._bus.subscribe(SUBMITTED.stream, GROUP, self._heard)
+                return
+            except BusUnavailable:
+                self.outages += 1
+                await asyncio.sleep(self.config.outage_s)
+
+    async def _heard(self, _: Delivery) -> None:
+        self._news.set()
+
+
+def _checked(queue: CompileQueue | None, config: WorkerConfig) -> CompileQueue:
+    if queue is None:
+        asked = (
+            "" if config.urza_url is None else f"; {config.urza_url} was given, and a queue over HTTP is not built in"
+        )
+        raise ConfigError(
+            "the forge has no queue", why=f"nothing says where builds come from{asked}", todo="pass queue="
+        )
+    for name in config.extensions:
+        try:
+            found = find_spec(name)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            raise ConfigError(
+                f"extension {name!r} cannot be imported", why="no such module is installed", todo="check its name"
+            )
+    return queue
+
+
+__all__ = ["TezzeretWorker", "WorkerConfig"]
