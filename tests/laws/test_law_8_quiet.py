@@ -1,0 +1,116 @@
+"""Law 8: nothing that Esper does draws from the global random generators."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from esper.kasmina import (
+    BottleneckProbe,
+    HealthMeter,
+    detach,
+    placement_of,
+    plan,
+    restore_topology,
+    set_active,
+    topology,
+    unwrap,
+    wrap,
+)
+from esper.kasmina.quiet import quiet, quiet_eval
+from esper.testing.zoo import ZOO, ZooHost
+from tests.laws.support import EVERY_HOST, EVERY_PLACE, gradients, graft, kernel_for, same, wrapped
+
+
+def states() -> tuple[str, ...]:
+    """Return the state of every global generator."""
+    return str(random.getstate()), str(np.random.get_state()), str(torch.get_rng_state().tolist())
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Fail where something inside draws a number."""
+    before = states()
+    yield
+    assert states() == before
+
+
+def test_the_check_notices_each_generator() -> None:
+    for draw in (random.random, np.random.random, lambda: torch.rand(1)):
+        with pytest.raises(AssertionError), undrawn():
+            draw()
+
+
+@EVERY_HOST
+def test_planning_wrapping_and_unwrapping_draw_nothing(host: ZooHost) -> None:
+    model = host.model()
+    with undrawn():
+        plan(model, host.batch().x, host.slots)
+        unwrap(wrap(model, host.slots))
+        unwrap(wrap(model, host.slots, example=host.batch().x))
+        wrap(model, host.slots, example=host.batch().x)
+
+
+@EVERY_PLACE
+def test_building_grafting_switching_and_detaching_draw_nothing(
+    name: str, slot: str, blueprints: tuple[str, ...]
+) -> None:
+    model = wrapped(ZOO[name])
+    for blueprint in blueprints:
+        with undrawn():
+            kernel_for(model, slot, blueprint)
+            graft(model, slot, blueprint)
+            set_active(model, slot, 0, False)
+            entries = topology(model)
+            detach(model, slot, 0)
+            restore_topology(model, entries)
+            restore_topology(model, ())
+
+
+@EVERY_HOST
+def test_measuring_health_and_bottlenecks_changes_neither_the_generators_nor_the_step(host: ZooHost) -> None:
+    plain, model = host.model(), wrapped(host)
+    drawn = []
+    for each in (plain, model):
+        torch.manual_seed(3)
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        if each is model:
+            with undrawn():
+                meter, probe = HealthMeter(model, optimizer), BottleneckProbe(model, tuple(placement_of(model).slots))
+                meter.arm()
+                probe.arm()
+        host.loss(each, host.batch()).backward()
+        optimizer.step()
+        drawn.append((states(), gradients(each)))
+    with undrawn():
+        probe.disarm()
+        scores = probe.read()
+        signals = meter.read(run_id="run", step=1)
+    assert drawn[0][0] == drawn[1][0]
+    assert same(drawn[0][1], drawn[1][1])
+    assert same(plain.state_dict(), model.state_dict())
+    assert scores.keys() == placement_of(model).slots.keys()
+    assert [signal.layer_id for signal in signals] == list(placement_of(model).slots)
+
+
+@EVERY_HOST
+def test_a_quiet_pass_leaves_generators_modes_and_buffers_alone(host: ZooHost) -> None:
+    model = wrapped(host)
+    model.train()
+    first = next(module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv1d)))
+    first.eval()
+    modes = [module.training for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with undrawn(), quiet(model):
+        model.train()
+        model(host.batch().x)
+        torch.rand(3)
+    with undrawn(), quiet_eval(model):
+        assert not any(module.training for module in model.modules())
+        assert not model(host.batch().x).requires_grad
+    assert [module.training for module in model.modules()] == modes
+    assert same(dict(model.named_buffers()), buffers)
