@@ -94,7 +94,7 @@ def find_places(model: nn.Module, wanted: Wanted, record: Record) -> Findings:
     drafts: list[Draft] = []
     for slot in chosen:
         seen = record.sightings.get(modules[slot.name], Sighting())
-        reason = refusal(model, slot, seen, automatic=wanted == "auto")
+        reason = refusal(model, slot, seen, automatic=wanted == "auto") or _centred(model, record, seen)
         layout = slot.layout or record.layout(seen)
         if reason is None and layout is None:
             reason = "its layers do not tell where the channels are; name it as esper.Slot(name, layout=...)"
@@ -139,6 +139,13 @@ def refusal(model: nn.Module, slot: Slot, seen: Sighting, *, automatic: bool) ->
     return obstacle(model.get_submodule(slot.name))
 
 
+def _centred(model: nn.Module, record: Record, seen: Sighting) -> str | None:
+    norm = next((n for n, m in model.named_modules() if m is record.centred.get(seen.output)), None)
+    return (
+        norm and f"{norm} takes the mean of its channels away, so that a bias grown there would be dead; choose {norm}"
+    )
+
+
 # -- automatic choice ----------------------------------------------------------------------------------------------------
 
 
@@ -160,12 +167,18 @@ def _automatic(model: nn.Module, record: Record) -> tuple[list[Slot], dict[str, 
             n for n in inner if last not in set(names[n].modules()) and not any(o.startswith(f"{n}.") for o in inner)
         ]
     if not blocks:
-        blocks = [n for n, m in names.items() if isinstance(m, LEAVES) and usable(n)]
+        blocks = [_past_norm(names, record, n) for n, m in names.items() if isinstance(m, LEAVES) and usable(n)]
     for name, module in names.items():
         seen = record.sightings.get(module, Sighting())
         if isinstance(module, LEAVES) and (seen.output in record.final or (module is last and name not in blocks)):
             refusals[name] = "it makes the model's own output"
     return [Slot(name) for name in blocks], refusals
+
+
+def _past_norm(names: dict[str, nn.Module], record: Record, name: str) -> str:
+    """Return the name of the norm that follows a layer at once, where that would take the bias of a graft away again."""
+    norm = record.centred.get(record.sightings[names[name]].output)
+    return next((n for n, m in names.items() if m is norm), name)
 
 
 def _last_layer(model: nn.Module, record: Record) -> nn.Module | None:

@@ -12,6 +12,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from esper.ir import Layout
 from esper.kasmina.layouts import Tell, layout_of, tell_of
 
+CENTRING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
 
 @dataclass
 class Sighting:
@@ -43,12 +45,14 @@ class Record:
         final: Identities of the tensors that the model returned.
         kept: Outputs, held so that identities stay unique while the record lives.
         batch_first: Whether no layer said that its first axis is the sequence.
+        centred: Norms that take the mean of every channel away, by the identity of what enters them.
     """
 
     sightings: dict[nn.Module, Sighting] = field(default_factory=dict)
     final: set[int] = field(default_factory=set)
     kept: list[Tensor] = field(default_factory=list)
     batch_first: bool = True
+    centred: dict[int, nn.Module] = field(default_factory=dict)
 
     def layout(self, seen: Sighting) -> Layout | None:
         """Return the layout of a module's output, or None where the layers inside do not settle it."""
@@ -70,9 +74,11 @@ def watched(model: nn.Module) -> Iterator[Record]:
         if module in own:
             entries.setdefault(module, []).append(len(tells))
 
-    def leave(module: nn.Module, _inputs: Any, output: Any) -> None:
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         if module not in own:
             return
+        if isinstance(module, CENTRING):
+            record.centred.update((id(tensor), module) for tensor in tensors_in(inputs))
         record.batch_first = record.batch_first and getattr(module, "batch_first", True) is not False
         tell = tell_of(module, output)
         if tell is not None:
