@@ -136,8 +136,9 @@ def _object(
 
 def _layout(value: object) -> Layout:
     text = _text(value, "$.layout")
-    if text not in list(Layout):
-        raise InvalidBlueprint(f"unknown layout {text[:80]!r}", path="$.layout", todo=ops.near(text[:80], list(Layout)))
+    known = [layout.value for layout in Layout]
+    if text not in known:
+        raise InvalidBlueprint(f"unknown layout {text[:80]!r}", path="$.layout", todo=ops.near(text[:80], known))
     return Layout(text)
 
 
