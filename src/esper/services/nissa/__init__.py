@@ -1,0 +1,1 @@
+"""Nissa: observability; counts what the parts tell each other."""

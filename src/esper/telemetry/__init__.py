@@ -1,0 +1,1 @@
+"""Telemetry: every metric declared once, and events with fields in logs; silent until it is asked for."""
