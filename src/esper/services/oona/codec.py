@@ -149,7 +149,7 @@ def _body(message: Message, stream: str) -> bytes:
     content = message.model_dump() if isinstance(message, BaseModel) else message
     try:
         return msgspec.msgpack.encode(content)
-    except (TypeError, OverflowError, msgspec.EncodeError) as error:
+    except (TypeError, OverflowError, UnicodeEncodeError, msgspec.EncodeError) as error:
         raise ContractError(f"a {type(message).__name__} cannot be sent to {stream}", why=str(error)) from error
 
 
