@@ -5,9 +5,9 @@ missed. The object is printed in either case.
 """
 
 import argparse
-import importlib
 import sys
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 
 from benchmarks.support.report import dumps, report, table
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
         print(f"no benchmark {given.name!r}: {hint}", file=sys.stderr)
         return UNKNOWN
-    question = importlib.import_module(f"benchmarks.{given.name}")
+    question = import_module(f"benchmarks.{given.name}")
     answer = question.answer(quick=given.quick, seed=given.seed)
     found = report(given.name, answer, seed=given.seed, quick=given.quick)
     if given.out is not None:
