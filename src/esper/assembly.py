@@ -198,6 +198,7 @@ def start(root: str | os.PathLike[str], advisor: Advisor, *, extensions: Sequenc
             async with embedded(root, advisor, extensions=extensions) as services:
                 started.set_result(services)
                 await ending.wait()
+                await loop.end_others()
         except BaseException as error:
             if started.done():
                 raise

@@ -81,7 +81,7 @@ class Run:
             self.schedule.step()
             self.optimizer.zero_grad()
             self.growth.step(loss)
-            total += float(loss)
+            total += float(loss.detach())
         return total / steps
 
     def outputs(self) -> Tensor:
@@ -157,7 +157,7 @@ def test_after_a_rollback_training_goes_on_as_if_nothing_had_grown(tmp_path: Pat
 
 
 def test_the_default_controller_grows_a_run_and_writes_down_why(tmp_path: Path) -> None:
-    run = Run(tmp_path, controller="plateau", late="wait", budget="x8")
+    run = Run(tmp_path, controller="plateau", late="wait", budget="x20")
     with run.growth as growth:
         torch.manual_seed(5)
         run.train(600)
@@ -177,14 +177,14 @@ def test_the_default_controller_grows_a_run_and_writes_down_why(tmp_path: Path) 
     assert {decision for decision, _ in outcomes} == {event.decision_id for event in verdicts}
     params = sum(parameter.numel() for parameter in run.model.parameters())
     host = sum(parameter.numel() for parameter in _host().parameters())
-    assert host < params <= 8 * host, "within its budget"
+    assert host < params <= 20 * host, "within its budget"
     assert growth.counters["failures"] == 0
     assert growth.counters["unasked"] == 0
 
 
 def test_equal_runs_grow_equally(tmp_path: Path) -> None:
     def grown(root: Path) -> tuple[list[tuple[int, str, str]], str]:
-        run = Run(root, controller="plateau", late="wait", steps=300, budget="x8")
+        run = Run(root, controller="plateau", late="wait", steps=300, budget="x20")
         with run.growth as growth:
             torch.manual_seed(5)
             run.train(300)
@@ -249,14 +249,16 @@ def test_what_the_packet_masks_is_refused_whoever_asks_for_it(tmp_path: Path) ->
     run = Run(tmp_path, controller=Greedy(), late="wait", budget="+10%")
     with run.growth as growth:
         run.train(100)
-    assert {event.kind for event in growth.events} == {EventKind.CANCELLED}
-    assert "over budget" in growth.events[0].why
+    assert [event.kind for event in growth.events[:2]] == [EventKind.NOTHING, EventKind.CANCELLED]
+    assert "raise budget=" in growth.events[0].why
+    assert "over budget" in growth.events[1].why
+    assert {event.kind for event in growth.events[1:]} == {EventKind.CANCELLED}
     assert not _newborn(run.model)
 
 
-def test_a_run_that_is_over_before_its_first_kernel_says_so(tmp_path: Path) -> None:
+def test_a_run_in_which_nothing_grew_says_why(tmp_path: Path) -> None:
     run = Run(tmp_path, controller="plateau", late="slip", steps=40)
     with run.growth as growth:
         run.train(40)
-    assert [event.kind for event in growth.events] == [EventKind.LATE]
-    assert 'late="wait"' in growth.events[0].why
+    assert [event.kind for event in growth.events] == [EventKind.NOTHING]
+    assert growth.events[0].why

@@ -39,7 +39,7 @@ class Host(nn.Module):
 async def test_it_trains_and_grows_beside_the_callers_event_loop(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, ticks = Host(), 0
-    config = TrainerConfig(num_epochs=15, learning_rate=1e-2, budget="x8", root=str(tmp_path), attach={"late": "wait"})
+    config = TrainerConfig(num_epochs=15, learning_rate=1e-2, budget="x20", root=str(tmp_path), attach={"late": "wait"})
     training = asyncio.create_task(TolariaTrainer(config).train(model, _loader()))
     while not training.done():
         await asyncio.sleep(0.01)

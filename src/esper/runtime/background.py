@@ -4,12 +4,14 @@ import asyncio
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-from esper.errors import DeadlineExceeded, EsperError, Unavailable
+from esper.errors import DeadlineExceeded, Unavailable
 
 Result = TypeVar("Result")
 
@@ -17,11 +19,18 @@ WAIT_THRESHOLD_S = 0.001
 """A call that blocks training for longer counts as a wait (DESIGN.md, "Training never waits")."""
 
 
+PICK_UP_S = 0.02
+"""How often the loop looks for work that was handed over; waking it for each piece would cost training a system call, and
+with it the interpreter's lock for up to 5 ms."""
+
+
 class BackgroundLoop:
     """A daemon thread that runs one event loop until it is closed."""
 
     def __init__(self, name: str = "esper") -> None:
         self._loop = asyncio.new_event_loop()
+        self._handed: deque[tuple[Coroutine[Any, Any, Any], Future[Any]]] = deque()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -31,7 +40,7 @@ class BackgroundLoop:
         return self._thread.is_alive() and not self._loop.is_closed()
 
     def submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
-        """Start a coroutine on the loop and return at once.
+        """Hand a coroutine over and return at once; it starts within ``PICK_UP_S``.
 
         Raises:
             Unavailable: If the loop is closed.
@@ -39,11 +48,18 @@ class BackgroundLoop:
         if not self.alive:
             work.close()
             raise Unavailable("the background services are closed", todo="attach again to start them")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        future: Future[Result] = Future()
+        self._handed.append((work, future))
+        return future
 
     def call(self, function: Callable[[], object]) -> None:
-        """Run a function on the loop's thread soon."""
+        """Run a function on the loop's thread now."""
         self._loop.call_soon_threadsafe(function)
+
+    def pick_up(self) -> None:
+        """Start what was handed over now; for a caller that is about to wait."""
+        if self.alive:
+            self._loop.call_soon_threadsafe(self._start_handed)
 
     def close(self, *, limit_s: float = 10.0) -> None:
         """Cancel what still runs, wait for it up to ``limit_s``, and end the thread."""
@@ -51,20 +67,54 @@ class BackgroundLoop:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(limit_s)
 
+    async def end_others(self) -> None:
+        """Cancel all that was handed over but the caller's own task, and wait until it has let go of what it held."""
+        self._start_handed()
+        others = self._tasks - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
+        self._look()
         try:
             self._loop.run_forever()
         finally:
             self._drain()
             self._loop.close()
 
+    def _look(self) -> None:
+        self._start_handed()
+        self._loop.call_later(PICK_UP_S, self._look)
+
+    def _start_handed(self) -> None:
+        while self._handed:
+            work, future = self._handed.popleft()
+            if not future.set_running_or_notify_cancel():
+                work.close()
+                continue
+            task = self._loop.create_task(work)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(_settle, future))
+
     def _drain(self) -> None:
+        self._start_handed()
         tasks = asyncio.all_tasks(self._loop)
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+
+
+def _settle(future: Future[Any], ended: "asyncio.Task[Any]") -> None:
+    if ended.cancelled():
+        future.set_exception(Unavailable("the background services were closed", todo="attach again to start them"))
+    elif (error := ended.exception()) is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(ended.result())
 
 
 @dataclass
@@ -133,6 +183,7 @@ class Bridge:
         """
         if not future.done():
             self.waits.deliberate += 1
+            self._loop.pick_up()
         try:
             return future.result(limit_s)
         except TimeoutError as error:
@@ -148,6 +199,7 @@ class Bridge:
         Raises:
             DeadlineExceeded: If one did not within ``limit_s``.
         """
+        self._loop.pick_up()
         late = wait(self._posts, limit_s).not_done
         if late:
             raise DeadlineExceeded(
@@ -164,18 +216,6 @@ class Bridge:
             self.waits.longest_s = max(self.waits.longest_s, seconds)
 
 
-def result_of(future: Future[Result]) -> Result | EsperError | None:
-    """Return a finished future's result, its Esper error, or None where it was cancelled or still runs."""
-    if not future.done():
-        return None
-    try:
-        return future.result()
-    except EsperError as error:
-        return error
-    except CancelledError:
-        return None
-
-
 def close_at_exit(owner: object, close: Callable[[], None]) -> Callable[[], None]:
     """Run ``close`` once: when it is called, when ``owner`` is collected, or when the interpreter ends.
 
@@ -186,4 +226,4 @@ def close_at_exit(owner: object, close: Callable[[], None]) -> Callable[[], None
     return finalizer
 
 
-__all__ = ["BackgroundLoop", "Bridge", "Waits", "close_at_exit", "result_of"]
+__all__ = ["BackgroundLoop", "Bridge", "Waits", "close_at_exit"]

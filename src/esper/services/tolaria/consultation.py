@@ -74,11 +74,17 @@ class Consultation:
         bus: Where decisions are announced.
         bridge: Way to the background loop.
         config: Settings of the run.
+
+    Attributes:
+        scheduled: A decision that waits for its boundary, or None.
+        unasked_count: How often the controller could not be asked.
+        last_reason: What the controller said last.
     """
 
     def __init__(self, advisor: Advisor, bus: MessageBus, bridge: Bridge, config: GrowthConfig) -> None:
         self.scheduled: Scheduled | None = None
         self.unasked_count = 0
+        self.last_reason = ""
         self._advisor, self._bus, self._bridge, self._config = advisor, bus, bridge, config
         self._answer: Future[AdaptationDecision] | None = None
 
@@ -165,6 +171,7 @@ class Consultation:
         except Unavailable as error:
             self.unasked_count += 1
             return error
+        self.last_reason = decision.reason
         if decision.action is Action.LOAD_KERNEL:
             self.scheduled = Scheduled(decision, decision.boundary if decision.boundary is not None else boundary)
         return None

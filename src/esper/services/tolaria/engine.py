@@ -73,7 +73,7 @@ class Engine:
         elif decision is not None:
             events += self._carry_out(decision, observation)
         self._consult(observation)
-        events += self._too_short()
+        events += self._nothing_grows()
         self._publish(observation, events)
         return events
 
@@ -183,14 +183,27 @@ class Engine:
             candidates=self._candidates.current(position.trials.values(), observation.scores),
         )
 
-    def _too_short(self) -> list[GrowthEvent]:
-        """Say at the end of a run that nothing grew because it was over before its first kernel was compiled."""
-        position = self.trials.position
-        waiting = [offer for offer in self._parts.shelf.offers if self._parts.shelf.ready(offer) is None]
-        if not (self.ended and waiting and len(waiting) == len(self._parts.shelf.offers) and not position.grafts):
-            return []
-        why = 'the run ended before the first kernel was compiled; late="wait" waits for them'
-        return [self._log(EventKind.LATE, why=why)]
+    def _nothing_grows(self) -> list[GrowthEvent]:
+        """Say at the first boundary that nothing can grow, and at the end that nothing did; and why."""
+        if self.trials.position.boundary == 1 and (cheapest := self._cheapest_over_budget()) is not None:
+            over = next(mask for mask in cheapest.masked if mask.startswith(OVER_BUDGET))
+            why = f"the cheapest graft, {cheapest.blueprint} at {cheapest.slot}, is {over}; raise budget="
+            return [self._log(EventKind.NOTHING, why=why)]
+        quiet = not any(event.kind in (EventKind.GRAFTED, EventKind.NOTHING) for event in self.events)
+        return [self._log(EventKind.NOTHING, why=self._why_nothing())] if self.ended and quiet else []
+
+    def _cheapest_over_budget(self) -> Candidate | None:
+        """Return the cheapest candidate where every one of them is over budget."""
+        candidates = self.candidates()
+        over = [c for c in candidates if any(mask.startswith(OVER_BUDGET) for mask in c.masked)]
+        return min(over, key=lambda c: c.params) if over and len(over) == len(candidates) else None
+
+    def _why_nothing(self) -> str:
+        shelf = self._parts.shelf
+        if shelf.offers and all(shelf.ready(offer) is None for offer in shelf.offers):
+            refused = [why for offer in shelf.offers if (why := shelf.refusal(offer)) is not None]
+            return refused[0] if refused else 'the run ended before its first kernel was compiled; use late="wait"'
+        return self.consultation.last_reason or "the controller asked for nothing"
 
     # -- grafting ----------------------------------------------------------------------------------------------------
 

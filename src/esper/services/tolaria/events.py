@@ -21,6 +21,7 @@ class EventKind(StrEnum):
     CANCELLED = "cancelled"
     LATE = "late"
     UNASKED = "unasked"
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class GrowthEvent:
     event_id: str = field(default_factory=lambda: new_id("event"))
 
     def __str__(self) -> str:
-        what = self.kind.value.replace("_", " ")
+        what = "nothing grows" if self.kind is EventKind.NOTHING else self.kind.value.replace("_", " ")
         thing = f" {self.blueprint} at {self.slot}" if self.slot else ""
         size = f" (+{100 * self.added_ratio:.1f} % params)" if self.kind is EventKind.GRAFTED else ""
         return f"step {self.step}: {what}{thing}{size}: {self.why}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.errors import EsperError, GraftFailed
-from esper.kasmina import Newborn, detach, join, placement_of
+from esper.kasmina import Newborn, detach, join, placement_of, topology
 from esper.services.tolaria.optimizer import add_newborn, host_group_of, remove_parameters
 from esper.services.tolaria.schedules import follow_groups
 from esper.services.tolaria.snapshot import Snapshot, Subject, capture, restore
@@ -61,18 +61,19 @@ class Surgeon:
         self._hold(key, before)
         return newborn
 
-    def cull(self, cut: Cut, *, key: str | None) -> bool:
+    def cull(self, cut: Cut, *, key: str, put_back: bool) -> bool:
         """Take a graft out.
 
         Args:
             cut: Which.
-            key: Of the state before its join, to put that back; None to train on without the seed.
+            key: Of the state before its join; it is held no longer after this.
+            put_back: Whether to put that state back, where it is held and nothing else joined or left since.
 
         Returns:
             Whether the state before the join was restored.
         """
-        snapshot = self.held.pop(key, None) if key is not None else None
-        if snapshot is not None:
+        snapshot = self.held.pop(key, None)
+        if put_back and snapshot is not None and self._is_alone(cut, snapshot):
             restore(self.subject, snapshot, keep_schedule=True)
             return True
         module = placement_of(self.subject.model).slots[cut.slot].module
@@ -95,6 +96,12 @@ class Surgeon:
         for name in later:
             del self.held[name]
         return True
+
+    def _is_alone(self, cut: Cut, snapshot: Snapshot) -> bool:
+        """Tell whether this graft is all that the model has more than it had then."""
+        now = {(entry.slot, entry.seed_idx): entry.kernel_id for entry in topology(self.subject.model)}
+        now.pop((cut.slot, cut.seed_idx), None)
+        return now == {(entry.slot, entry.seed_idx): entry.kernel_id for entry in snapshot.entries}
 
     def _joined(self, cut: Cut, data: bytes, kernel_id: str, blueprint: str, seen: Tensor | None) -> Newborn:
         place = placement_of(self.subject.model).slots[cut.slot]

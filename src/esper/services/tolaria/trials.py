@@ -222,12 +222,10 @@ class Trials:
         return self._verdict(trial, EventKind.KEPT, found, found.why)
 
     def _culled(self, trial: Trial, seed: Seed, found: Judgement) -> GrowthEvent:
-        newest = trial.key == next(reversed(self._surgeon.held), None)
-        wanted = self._config.on_cull is OnCull.RESTORE
         step = self.position.step
         seed.move(SeedState.CULLED, step=step)
-        restored = self._surgeon.cull(Cut(*trial.place), key=trial.key if wanted and newest else None)
-        self._surgeon.held.pop(trial.key, None)
+        wanted = self._config.on_cull is OnCull.RESTORE
+        restored = self._surgeon.cull(Cut(*trial.place), key=trial.key, put_back=wanted)
         self._books.pop(trial.key, None)
         del self.position.trials[trial.key]
         self._rest(seed)

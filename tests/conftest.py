@@ -1,4 +1,4 @@
-"""Kernels of tests are tiny: more threads only get in each other's way."""
+"""Models of tests are tiny: more threads only get in each other's way."""
 
 from collections.abc import Iterator
 
