@@ -1,0 +1,29 @@
+"""The verbs, gathered."""
+
+from typing import Annotated
+
+import typer
+
+from esper.cli.demo import demo
+
+app = typer.Typer(name="esper", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from esper import __version__
+
+        typer.echo(f"esper {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def esper(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """PyTorch models that grow while they train."""
+
+
+app.command(name="demo")(demo)

@@ -1,0 +1,69 @@
+"""What a demo prints: growth as it happens, and the table of arms in words that do not flatter."""
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from esper.demos.arms import Arm
+from esper.demos.comparison import Comparison, Standing, Verdict
+from esper.demos.messages import Grown
+
+VERBS = {
+    "grafted": "graft",
+    "kept": "keep",
+    "culled": "cull",
+    "rolled_back": "roll back",
+    "cancelled": "cancel",
+    "late": "late",
+    "unasked": "unasked",
+}
+
+
+def event_line(event: Grown) -> str:
+    """Return one event as a line: when, how good the model was, what happened where, and why."""
+    place = f"  {event.blueprint}@{event.slot}" if event.slot else ""
+    size = f"  +{event.added_params:,} params" if event.action == "grafted" else ""
+    verb = VERBS.get(event.action, event.action)
+    when = f"seed {event.seed}  step {event.step:<5} val {100 * event.validation:5.1f} %"
+    return f"{when}  {verb:<6}{place}{size}   why: {event.why}"
+
+
+def table_of(comparison: Comparison) -> Table:
+    """Return the arms as a table; FLOPs are relative to static small."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("params", "test accuracy", "training FLOPs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("esper beside it, points", no_wrap=True)
+    small = comparison.row(Arm.STATIC_SMALL).train_flops
+    for row in comparison.rows:
+        beside = "" if row.arm is Arm.ESPER else _difference(comparison.verdict(row.arm))
+        table.add_row(
+            row.arm.label,
+            f"{row.params:,}",
+            f"{100 * row.test_mean:.1f} ± {100 * row.test_sd:.1f}",
+            f"{row.train_flops / small:.1f}x",
+            beside,
+            style="bold" if row.arm is Arm.ESPER else None,
+        )
+    return table
+
+
+def verdict_lines(comparison: Comparison) -> Iterator[str]:
+    """Say for each control how esper stands beside it, and what either cost."""
+    for verdict in comparison.verdicts:
+        yield f"{verdict.control.label}: {verdict}{_cost(verdict)}"
+    winners = [verdict.control.label for verdict in comparison.verdicts if verdict.standing is Standing.LOSES]
+    if winners:
+        yield f"esper loses here to: {'; '.join(winners)}"
+
+
+def _difference(verdict: Verdict) -> str:
+    return f"{100 * verdict.difference:+.1f} ± {100 * verdict.error:.1f}"
+
+
+def _cost(verdict: Verdict) -> str:
+    percent = round(100 * (verdict.flops_ratio - 1))
+    if percent == 0:
+        return ", for the same FLOPs"
+    return f", for {abs(percent)} % {'more' if percent > 0 else 'fewer'} FLOPs"

@@ -1,0 +1,39 @@
+"""A training process of a demo: reads jobs from standard input, one per line, and answers on standard output."""
+
+import sys
+from typing import BinaryIO
+
+import torch
+
+from esper.demos.messages import Failed, Job, Message, read_job, written
+from esper.demos.training import train
+
+
+def main() -> None:
+    """Do jobs until standard input ends, or nobody listens any more."""
+    torch.set_num_threads(1)  # two of these run beside each other, and the matrices are tiny
+    answers = sys.stdout.buffer
+    sys.stdout = sys.stderr  # what a library prints must not be taken for an answer
+    try:
+        for line in sys.stdin.buffer:
+            _say(answers, _done(read_job(line), answers))
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _done(job: Job, answers: BinaryIO) -> Message:
+    try:
+        return train(job, lambda message: _say(answers, message))
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return Failed.by(job, error)
+
+
+def _say(answers: BinaryIO, message: Message) -> None:
+    answers.write(written(message))
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()
