@@ -20,6 +20,8 @@ from esper.errors import (
     Conflict,
     DeadlineExceeded,
     EsperError,
+    KernelRejected,
+    NotFound,
     StoreUnavailable,
     Unavailable,
 )
@@ -161,7 +163,9 @@ class Assignment:
             except StoreUnavailable:
                 self.outages += 1
                 await asyncio.sleep(_STORE_PAUSE_S)
-            except Conflict:
+            except KernelRejected as refusal:
+                attempt = _Broken(str(refusal), retry=False)
+            except (Conflict, NotFound):
                 break
         return Ending.LOST
 
@@ -184,7 +188,7 @@ class Assignment:
     async def _released(self) -> Ending:
         try:
             await self._desk.queue.release(self._job.job_id, self._desk.worker)
-        except (Conflict, StoreUnavailable):
+        except (Conflict, NotFound, StoreUnavailable):
             return Ending.LOST  # the lease runs out by itself
         return Ending.RELEASED
 
@@ -196,7 +200,7 @@ class Assignment:
                 await self._desk.queue.renew(self._job.job_id, self._desk.worker, lease_s=self._desk.lease_s)
             except StoreUnavailable:
                 continue
-            except Conflict:
+            except (Conflict, NotFound):
                 return
 
     async def _announce(self, status: str, *, kernel_id: str | None = None, reason: str = "") -> None:

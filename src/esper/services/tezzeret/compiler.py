@@ -10,10 +10,11 @@ from esper.blueprints import OP_LIBRARY
 from esper.blueprints.kernel import pack_kernel
 from esper.blueprints.weights import initial_state
 from esper.contracts.kernel import BuildSpec, CompiledKernelArtifact
-from esper.errors import CompilationError
+from esper.errors import CompilationError, ConfigError
 from esper.ir import BlueprintIR, digest_of
 from esper.services.tezzeret.screening import ForgeLimits, screen
 
+LEVELS = ("O0", "O1", "O2", "O3")
 REACHED_LEVEL = "O0"
 """Trainable artifacts have the same bytes at every level; what higher levels add beside them is not made yet."""
 
@@ -65,9 +66,12 @@ class KernelCompiler:
             optimization_level: What is asked for; the artifact says which level it has.
 
         Raises:
+            ConfigError: If there is no such level.
             InvalidBlueprint: If it breaks law 2 or a cap.
             CompilationError: If it is too large for the forge.
         """
+        if optimization_level not in LEVELS:
+            raise ConfigError(f"there is no level {optimization_level!r}", todo=f"choose one of {', '.join(LEVELS)}")
         return await asyncio.to_thread(self.compile, blueprint, BuildSpec(level=optimization_level))
 
 

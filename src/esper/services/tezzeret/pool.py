@@ -104,10 +104,12 @@ class ForgePool:
         """
         async with self._free:
             seat = await self._seat()
+            reply: Reply | None = None
             try:
                 reply = await seat.child.ask(order, REPLIES, limit_s=self._config.limits.deadline_s)
             finally:
-                await self._put_back(seat)
+                # One that has used its memory up ends by itself, a moment later.
+                await self._put_back(seat, worn=isinstance(reply, Exhausted))
         return self._taken(reply)
 
     async def retire(self, *, idle_s: float) -> None:
@@ -155,11 +157,11 @@ class ForgePool:
             )
         return child
 
-    async def _put_back(self, seat: _Seat) -> None:
+    async def _put_back(self, seat: _Seat, *, worn: bool) -> None:
         """Keep a child for the next job, unless it is broken or worn out."""
         seat.jobs += 1
         seat.used_at_s = asyncio.get_running_loop().time()
-        if seat.child.alive and seat.jobs < self._config.jobs_per_child:
+        if seat.child.alive and not worn and seat.jobs < self._config.jobs_per_child:
             self._idle.append(seat)
         else:
             await seat.child.close()
@@ -167,7 +169,7 @@ class ForgePool:
     def _taken(self, reply: Reply) -> tuple[CompiledKernelArtifact, ValidationResult]:
         match reply:
             case Forged():
-                return finished(reply)
+                return self._unpacked(reply)
             case Refused():
                 raise refusal(reply)
             case Exhausted():
@@ -177,6 +179,12 @@ class ForgePool:
                     how=f"it ran out of memory; {limit_mb} MiB are allowed",
                     stderr=reply.why,
                 )
+
+    def _unpacked(self, reply: Forged) -> tuple[CompiledKernelArtifact, ValidationResult]:
+        try:
+            return finished(reply)
+        except (ValueError, msgspec.MsgspecError) as garbled:
+            raise ChildDied("a child of the forge is not sane", how=f"it sent something else: {garbled}") from garbled
 
 
 __all__ = ["ForgePool", "PoolConfig"]

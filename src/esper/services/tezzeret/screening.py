@@ -8,7 +8,7 @@ from esper.ir import BlueprintIR, Caps, check_birth, ops
 from esper.services.tezzeret.probes import load_of, probes_of
 
 _MIB = 2**20
-_BYTES_PER_PARAM = 64
+_BYTES_PER_PARAM = 80
 """Weights in their own type and in float64, their bytes, copies, gradients and directions, all at once at the worst moment."""
 _BYTES_PER_ELEMENT = 64
 """Values, gradients and work space of the widest moment, most of them in float64."""

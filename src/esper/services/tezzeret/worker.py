@@ -64,6 +64,7 @@ class TezzeretWorker:
 
     Attributes:
         endings: How many jobs ended in which way.
+        pool: Its children.
         outages: How often store, bus or forge did not answer.
 
     Raises:
@@ -77,6 +78,15 @@ class TezzeretWorker:
         self.endings: Counter[Ending] = Counter()
         self.outages = 0
         self._queue, self._bus = _checked(queue, self.config), bus
+        self._limits = ForgeLimits(memory_limit_mb=self.config.memory_limit_mb, deadline_s=self.config.deadline_s)
+        self.pool = ForgePool(
+            PoolConfig(
+                num_children=self.config.num_workers,
+                limits=self._limits,
+                extensions=self.config.extensions,
+                jobs_per_child=self.config.jobs_per_child,
+            )
+        )
         self._news, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._ended.set()
 
@@ -92,10 +102,12 @@ class TezzeretWorker:
         finally:
             listening.cancel()
             try:
+                await self.pool.close()
                 await asyncio.wait([listening], timeout=_STOP_LIMIT_S)
-                await desk.pool.close()
             finally:
                 self._ended.set()
+        if listening.done() and not listening.cancelled():
+            listening.result()
 
     async def close(self) -> None:
         """Stop: jobs in hand go back to the queue, their children are killed, and `run` returns.
@@ -116,21 +128,12 @@ class TezzeretWorker:
             ) from error
 
     def _desk(self) -> Desk:
-        limits = ForgeLimits(memory_limit_mb=self.config.memory_limit_mb, deadline_s=self.config.deadline_s)
-        pool = ForgePool(
-            PoolConfig(
-                num_children=self.config.num_workers,
-                limits=limits,
-                extensions=self.config.extensions,
-                jobs_per_child=self.config.jobs_per_child,
-            )
-        )
         return Desk(
             worker=new_id("forge"),
             queue=self._queue,
             bus=self._bus,
-            pool=pool,
-            limits=limits,
+            pool=self.pool,
+            limits=self._limits,
             lease_s=self.config.lease_s,
             highest_level=self.config.optimization_level,
             closing=self._closing,
@@ -143,7 +146,7 @@ class TezzeretWorker:
             self._news.clear()
             job = await self._claimed(desk)
             if job is None:
-                await desk.pool.retire(idle_s=self.config.idle_s)
+                await self.pool.retire(idle_s=self.config.idle_s)
                 await self._pause(self.config.poll_s)
                 continue
             assignment = Assignment(job, desk)

@@ -15,11 +15,12 @@ class ValidatorConfig:
 
     Attributes:
         seed: Seed of every probe input, generic weight and direction.
-        formula_tolerance: Error against the numpy reference, both in float64, relative to the largest value. Random designs
-            stay below 1e-12 (measured over 2,000); a wrong formula is off by more than 1e-3.
-        dtype_tolerance: The same, in the kernel's own type. Random designs stay below a tenth of it (measured over 2,000).
-        slope_tolerance: Error of a gradient against central differences in float64, relative to the slope or to the change
-            that one unit of direction makes. The best step is good to about 1e-9; kinks of relu spoil single steps.
+        formula_tolerance: Error against the numpy reference, both in float64, relative to the largest value. Of 2,500 random
+            designs the worst had 7e-14.
+        dtype_tolerance: The same, in the kernel's own type. The worst of 450 to 1,100 random designs had 1e-5 in float32, 0.02
+            in float16 and 0.06 in bfloat16.
+        slope_tolerance: Error of a gradient against central differences in float64, relative to the slopes and the loss. 99 of
+            100 random designs stay below 2e-7 at the first step width; kinks of relu spoil single ones.
         slope_steps: Step widths of the central differences; the best one counts.
         zero_scales: Input scales at which F(x) must be exactly zero at birth.
         live_share: Least share of the layer's largest gradient for every parameter by step 2 (law 2).
@@ -40,11 +41,11 @@ class ValidatorConfig:
     seed: int = 20_240_229
     formula_tolerance: float = 1e-9
     dtype_tolerance: Mapping[str, float] = field(
-        default_factory=lambda: _by_dtype(float64=1e-9, float32=1e-3, float16=0.1, bfloat16=0.5)
+        default_factory=lambda: _by_dtype(float64=1e-9, float32=1e-4, float16=0.1, bfloat16=0.3)
     )
     slope_tolerance: float = 1e-5
     slope_steps: tuple[float, ...] = (1e-5, 1e-4, 1e-6, 1e-7)
-    zero_scales: tuple[float, ...] = (1.0, 1e3)
+    zero_scales: tuple[float, ...] = (1.0, 1e2)
     live_share: float = 1e-6
     live_rows: int = 64
     live_step: float = 0.05

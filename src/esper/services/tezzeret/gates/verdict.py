@@ -8,6 +8,9 @@ from typing import TypeAlias
 from esper.contracts.kernel import GateResult
 from esper.services.tezzeret.gates.trial import Trial
 
+_TOLD = 8
+"""Reasons that a gate tells; the first ones tell most."""
+
 Gate: TypeAlias = Callable[[Trial], GateResult]
 
 
@@ -32,7 +35,9 @@ class Findings:
 
     def result(self) -> GateResult:
         """Return the gate's answer."""
-        return GateResult(passed=not self.reasons, metrics=self.metrics, reasons=tuple(self.reasons))
+        told, untold = self.reasons[:_TOLD], len(self.reasons) - _TOLD
+        reasons = (*told, f"and {untold} more") if untold > 0 else tuple(told)
+        return GateResult(passed=not self.reasons, metrics=self.metrics, reasons=reasons)
 
 
 class OutOfMemory(Exception):
