@@ -9,6 +9,8 @@ CUT = 2.0
 """Residuals count as at most this many scales (Gelper et al., section 3)."""
 CONSISTENCY = 2.52
 """Makes the expected loss of a standard normal residual 1 at ``CUT`` (the same source)."""
+LARGEST = 1e100
+"""What is larger has exploded: squares and differences would overflow."""
 SMALLEST_SCALE = 1e-12
 """Keeps a series of zeros from dividing by zero."""
 
@@ -72,16 +74,16 @@ class RobustEwma:
         """Take a value in.
 
         Args:
-            value: The next one, finite.
+            value: The next one, finite and at most ``LARGEST`` in size.
 
         Returns:
             Its z-score against what came before it, or None during warm-up.
 
         Raises:
-            ValueError: If it is not finite.
+            ValueError: If it is not.
         """
-        if not math.isfinite(value):
-            raise ValueError(f"{value} is not finite")
+        if not abs(value) <= LARGEST:
+            raise ValueError(f"{value} is not finite, or has exploded")
         if self._first is not None:
             self._first.append(value)
             if len(self._first) == self._warm_up:

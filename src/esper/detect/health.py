@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from esper.detect.change import Cusum
-from esper.detect.ewma import RobustEwma
+from esper.detect.ewma import LARGEST, RobustEwma
 
 RESOLUTION = 0.01
 """Health metrics are of one minibatch; what misses the forecast by less than 1 % of the level is no news."""
@@ -79,7 +79,7 @@ class PlaceHistory:
         self._metrics: dict[str, tuple[RobustEwma, Cusum]] = {}
 
     def observe(self, metrics: Mapping[str, float], nonfinite: Iterable[str] = ()) -> HealthReading:
-        """Take one step's metrics in; those that are not finite leave their history as it is.
+        """Take one step's metrics in; those that are not finite, or beyond 1e100, leave their history as it is.
 
         Args:
             metrics: Values by name.
@@ -88,7 +88,7 @@ class PlaceHistory:
         Returns:
             Each metric against its history, and the health score.
         """
-        bad = {*nonfinite, *(name for name, value in metrics.items() if not math.isfinite(value))}
+        bad = {*nonfinite, *(name for name, value in metrics.items() if not abs(value) <= LARGEST)}
         readings = {
             name: reading
             for name, value in metrics.items()

@@ -54,9 +54,12 @@ def plateau(losses: Sequence[float], *, least_ratio: float) -> Plateau | None:
         least_ratio: Fall that matters, as a share of the level.
 
     Returns:
-        The fall, its error and what it is held against; None where there are fewer than three losses or one is not finite.
+        The fall, its error and what it is held against; None where there are fewer than three losses, or one is not finite or
+        so large that its line is not.
     """
     if len(losses) < FEWEST_POINTS or not all(map(math.isfinite, losses)):
         return None
     line = fit_line(range(len(losses)), losses)
+    if not math.isfinite(line.rise) or not math.isfinite(line.rise_error):
+        return None
     return Plateau(-line.rise, line.rise_error, abs(line.end) * least_ratio, line.points)

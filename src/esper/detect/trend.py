@@ -59,18 +59,21 @@ def fit_line(xs: Sequence[float], ys: Sequence[float]) -> Line:
         raise ValueError(f"a trend needs {FEWEST_POINTS} points, not {n} positions and {len(ys)} values")
     if not all(a < b for a, b in pairwise(xs)):
         raise ValueError("positions must rise")
-    x_mean, y_mean = math.fsum(xs) / n, math.fsum(ys) / n
-    sxx = math.fsum((x - x_mean) ** 2 for x in xs)
-    slope = math.fsum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / sxx
-    squares = math.fsum((y - y_mean - slope * (x - x_mean)) ** 2 for x, y in zip(xs, ys, strict=True))
+    size = max(map(abs, ys)) or 1.0  # squares of an exploding loss would overflow
+    x_mean, y_mean = math.fsum(xs) / n, math.fsum(y / size for y in ys) / n
+    dx, dy = [x - x_mean for x in xs], [y / size - y_mean for y in ys]
+    sxx = math.fsum(x * x for x in dx)
+    slope = math.fsum(x * y for x, y in zip(dx, dy, strict=True)) / sxx
+    squares = math.fsum((y - slope * x) ** 2 for x, y in zip(dx, dy, strict=True))
     error = math.sqrt(squares / ((n - 2) * sxx))
-    return Line(slope, error, y_mean + slope * (xs[-1] - x_mean), xs[-1] - xs[0], n)
+    return Line(slope * size, error * size, (y_mean + slope * dx[-1]) * size, xs[-1] - xs[0], n)
 
 
 class RunningTrend:
     """Least-squares line through the last values of a series, one unit apart, in constant time per value.
 
-    Sums are kept relative to an anchor and formed anew once per window, so that rounding does not add up.
+    Sums are kept relative to an anchor and formed anew once per window, so that rounding does not add up. Values beyond 1e100
+    are not meant: their squares would overflow.
 
     Args:
         window: Values that count.

@@ -118,7 +118,7 @@ def test_scores_do_not_depend_on_the_unit(values: list[float], factor: float, of
             assert other == pytest.approx(one, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e101])
 def test_what_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
         RobustEwma().observe(value)

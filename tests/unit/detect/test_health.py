@@ -71,6 +71,11 @@ def test_what_is_not_finite_scores_zero_and_leaves_the_history_alone() -> None:
     assert place.observe({"grad_norm": 2.05}).metrics == untouched.observe({"grad_norm": 2.05}).metrics
 
 
+def test_a_value_that_has_exploded_counts_as_not_finite() -> None:
+    reading = _settled(np.random.default_rng(3)).observe({"grad_norm": 1e200})
+    assert (reading.score, reading.nonfinite) == (0.0, ("grad_norm",))
+
+
 def test_a_lasting_shift_is_told_from_an_outlier() -> None:
     random = np.random.default_rng(4)
     outlier = _settled(random)

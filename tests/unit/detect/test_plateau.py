@@ -65,6 +65,6 @@ def test_the_verdict_does_not_depend_on_the_unit(losses: list[float], factor: fl
         assert one.flat == other.flat
 
 
-@pytest.mark.parametrize("losses", [[], [1.0, 2.0], [1.0, math.nan, 1.0], [1.0, 1.0, math.inf]])
+@pytest.mark.parametrize("losses", [[], [1.0, 2.0], [1.0, math.nan, 1.0], [1.0, 1.0, math.inf], [-1e308, 1.0, 1e308]])
 def test_there_is_no_verdict_without_three_finite_losses(losses: list[float]) -> None:
     assert plateau(losses, least_ratio=0.01) is None

@@ -71,3 +71,9 @@ def test_rounding_does_not_add_up_over_a_long_series() -> None:
 def test_points_without_a_line_are_refused(xs: list[float], ys: list[float]) -> None:
     with pytest.raises(ValueError, match=r"trend needs|must rise"):
         fit_line(xs, ys)
+
+
+def test_an_exploded_value_has_a_line_and_no_overflow() -> None:
+    line = fit_line([0, 1, 2], [1.0, 2.0, 1e300])
+    assert line.slope == pytest.approx(5e299)
+    assert line.error == pytest.approx(1e300 / 12**0.5)
