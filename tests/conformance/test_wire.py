@@ -59,17 +59,19 @@ class Listening:
 
     def __init__(self) -> None:
         self.groups: set[tuple[str, str]] = set()
+        self._joined = asyncio.Semaphore(0)
 
     async def publish(self, stream: str, message: Message, *, run_id: str | None = None) -> MessageId:
         return MessageId("message-1")
 
     async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
         self.groups.add((stream, group))
+        self._joined.release()
 
     async def heard(self, groups: int) -> None:
         """Return once so many groups have subscribed."""
-        while len(self.groups) < groups:
-            await asyncio.sleep(0.005)
+        for _ in range(groups):
+            await self._joined.acquire()
 
     async def close(self) -> None:
         return None
