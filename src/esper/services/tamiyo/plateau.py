@@ -3,7 +3,8 @@
 import hashlib
 
 from esper.contracts.adaptation import Action, AdaptationDecision, Candidate, Outcome, Reason, SystemStatePacket
-from esper.services.tamiyo.config import PlateauConfig, Where
+from esper.services.tamiyo.config import PlateauConfig as PlateauConfig
+from esper.services.tamiyo.config import Where as Where
 from esper.services.tamiyo.experience import AdvisorStatus, Experience
 from esper.services.tamiyo.placement import Choice, choose, is_pending, masks, pool, room
 from esper.services.tamiyo.timing import Timing, when
