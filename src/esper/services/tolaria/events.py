@@ -70,7 +70,8 @@ class GrowthEvent:
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as JSON-able data."""
-        return {**asdict(self), "evidence": [reason.model_dump() for reason in self.evidence]}
+        evidence = [reason.model_dump() for reason in self.evidence]
+        return {**asdict(self), "kind": self.kind.value, "evidence": evidence}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "GrowthEvent":
