@@ -5,7 +5,8 @@ one copy's time over the plain one's in the same turn.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from esper.kasmina import wrap
 LIMIT = 1.01
 """A ratio below which a cost cannot be told from noise on a machine like this."""
 LEARNING_RATE = 1e-4
+
+Arm: TypeAlias = Callable[[nn.Module, Host, int], Work]
+"""Makes the work of one arm from its model, its host and a seed."""
 
 
 def answer(*, quick: bool, seed: int) -> Answer:
@@ -56,17 +60,17 @@ def training_step(model: nn.Module, host: Host, seed: int) -> Work:
     model.train()
 
     def work() -> None:
-        host.loss(model(inputs), targets).backward()
+        torch.autograd.backward(host.loss(model(inputs), targets))
         optimizer.step()
         optimizer.zero_grad()
 
     return work
 
 
-def _compare(result: Answer, host: Host, job: str, arm: object, plan: Plan) -> None:
+def _compare(result: Answer, host: Host, job: str, arm: Arm, plan: Plan) -> None:
     def make(index: int) -> Mapping[str, Work]:
         models = _copies(host, plan.seed + index)
-        return {name: arm(model, host, plan.seed) for name, model in models.items()}  # type: ignore[operator]
+        return {name: arm(model, host, plan.seed) for name, model in models.items()}
 
     times = interleaved(make, plan)
     microseconds = {name: 1e6 * sorted(taken)[len(taken) // 2] for name, taken in times.items()}

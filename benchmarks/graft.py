@@ -63,7 +63,7 @@ class Training:
     def step(self) -> None:
         """Train for one step; gradients stay for whoever wants to look at them."""
         self.optimizer.zero_grad()
-        self.host.loss(self.model(self.inputs), self.targets).backward()
+        torch.autograd.backward(self.host.loss(self.model(self.inputs), self.targets))
         self.optimizer.step()
 
     def graft(self) -> Newborn:

@@ -40,7 +40,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x and what the block adds."""
-        return functional.relu(x + self.second(functional.relu(self.norm(self.first(x)))))
+        added: Tensor = self.second(functional.relu(self.norm(self.first(x))))
+        return functional.relu(x + added)
 
 
 class ResidualNet(nn.Module):
@@ -57,7 +58,8 @@ class ResidualNet(nn.Module):
         x = self.stem(x)
         for block in self.blocks:
             x = block(x)
-        return self.head(x.mean(dim=(2, 3)))
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
 
 
 class TransformerBlock(nn.Module):
@@ -81,7 +83,8 @@ class TransformerBlock(nn.Module):
         parts = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+        added: Tensor = self.down(functional.gelu(self.up(self.norm2(x))))
+        return x + added
 
 
 class LanguageModel(nn.Module):
@@ -100,7 +103,8 @@ class LanguageModel(nn.Module):
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x)).transpose(1, 2)
+        logits: Tensor = self.head(self.norm(x))
+        return logits.transpose(1, 2)
 
 
 class Recurrent(nn.Module):
@@ -116,7 +120,8 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
         states, _ = self.gru(torch.tanh(self.enter(x)))
-        return self.head(torch.tanh(self.leave(states[:, -1])))
+        logits: Tensor = self.head(torch.tanh(self.leave(states[:, -1])))
+        return logits
 
 
 def _perceptron() -> nn.Module:

@@ -66,7 +66,7 @@ def defaults(kind: Any) -> dict[str, object]:
     """Return every field of a record with its default."""
     if issubclass(kind, BaseModel):
         return {
-            name: NEEDED if field.is_required() else field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+            name: NEEDED if field.is_required() else field.get_default(call_default_factory=True)
             for name, field in kind.model_fields.items()
         }
     if issubclass(kind, msgspec.Struct):

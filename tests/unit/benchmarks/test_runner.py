@@ -1,6 +1,7 @@
 """The runner of the benchmarks, on questions that are asked for the test alone."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,7 +92,7 @@ def test_wrong_usage_ends_with_two(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_file_of_the_folder_is_a_question_with_an_answer() -> None:
     assert set(runner.names()) >= {"dormant", "graft", "startup"}
     for name in runner.names():
-        assert callable(runner.import_module(f"benchmarks.{name}").answer)
+        assert callable(import_module(f"benchmarks.{name}").answer)
 
 
 @pytest.mark.parametrize(

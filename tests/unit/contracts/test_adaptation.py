@@ -40,7 +40,7 @@ def test_a_packet_of_a_later_version_can_be_read() -> None:
 
 def test_a_packet_cannot_be_changed_under_its_reader() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        PACKET.step = 0  # type: ignore[misc]
+        PACKET.step = 0
 
 
 def test_the_default_decision_does_nothing_and_was_asked_for() -> None:

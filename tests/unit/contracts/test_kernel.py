@@ -147,13 +147,13 @@ def test_a_status_is_its_word() -> None:
 
 def test_what_was_written_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        BuildSpec().weight_seed = 3  # type: ignore[misc]
+        BuildSpec().weight_seed = 3
     artifact = CompiledKernelArtifact(
         artifact_id="a", blueprint_id="b", kernel_binary=b"", compilation_time_ms=1.0, target_device="cpu",
         optimization_level="O0",
     )  # fmt: skip
     with pytest.raises(ValidationError, match="frozen"):
-        artifact.kernel_binary = b"other"  # type: ignore[misc]
+        artifact.kernel_binary = b"other"
 
 
 @pytest.mark.parametrize("gate", ["correctness", "performance", "safety", "stability"])

@@ -38,8 +38,8 @@ def image() -> Document:
 
 def edit(*steps: str | int, to: object, source: Callable[[], Document] = document) -> Document:
     """Return a document with one place changed."""
-    changed: Any = source()
-    place = changed
+    changed = source()
+    place: Any = changed
     for step in steps[:-1]:
         place = place[step]
     place[steps[-1]] = to
@@ -47,8 +47,8 @@ def edit(*steps: str | int, to: object, source: Callable[[], Document] = documen
 
 
 def without(*steps: str | int) -> Document:
-    changed: Any = document()
-    place = changed
+    changed = document()
+    place: Any = changed
     for step in steps[:-1]:
         place = place[step]
     del place[steps[-1]]

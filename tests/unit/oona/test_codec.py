@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from esper.contracts.adaptation import AdaptationDecision, Outcome, Verdict
+from esper.contracts.adaptation import Action, AdaptationDecision, Outcome, Verdict
 from esper.contracts.envelope import DeadLetter, Envelope
 from esper.contracts.events import CompilationEvent, EpochEvent
 from esper.contracts.health import HealthBatch, HealthSignal
@@ -142,7 +142,7 @@ OUTCOME = Outcome(
 CONTRACTS: dict[str, msgspec.Struct | BaseModel] = {
     HEALTH.stream: HealthBatch(run_id="r", step=3, signals=(SIGNAL,)),
     COMPILATIONS.stream: CompilationEvent(blueprint_id="sha256:b", status="rejected", reason="why"),
-    DECISIONS.stream: AdaptationDecision(action="load_kernel", target_layer="fc", kernel_id="k"),
+    DECISIONS.stream: AdaptationDecision(action=Action.LOAD_KERNEL, target_layer="fc", kernel_id="k"),
     OUTCOMES.stream: OUTCOME,
 }
 

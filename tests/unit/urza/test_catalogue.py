@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from esper.contracts.kernel import BlueprintContract, BuildSpec, CompiledKernelContract, KernelStatus
+from esper.contracts.kernel import BlueprintContract, BuildSpec, CompiledKernelContract, JsonObject, KernelStatus
 from esper.errors import ConfigError, InvalidBlueprint, KernelRejected, NotFound
 from esper.ir import digest_of
 from esper.services.urza.kernel_manager import KernelManager
@@ -175,7 +175,7 @@ async def test_a_kernel_that_was_withdrawn_is_not_handed_out_any_more(library: K
 
 
 async def test_a_dead_design_is_refused_on_both_ways_in(library: KernelManager) -> None:
-    loud = {
+    loud: JsonObject = {
         "layout": "features",
         "channels": 2,
         "nodes": [{"id": "t", "op": "tanh", "inputs": ["input"]}],
