@@ -23,7 +23,7 @@ from esper.testing.packets import random_packet
 
 NewAdvisor: TypeAlias = Callable[[], Advisor]
 
-PACKETS = 300
+PACKETS = 150
 
 
 def packets(seed: int, count: int = PACKETS) -> list[SystemStatePacket]:
