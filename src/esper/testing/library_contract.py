@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from esper.contracts.adaptation import Outcome, Verdict
-from esper.contracts.kernel import BuildSpec, CompiledKernelContract, CompileJob, KernelStatus
+from esper.contracts.kernel import BlueprintStatus, BuildSpec, CompiledKernelContract, CompileJob, KernelStatus
 from esper.errors import Conflict, EsperError, InvalidBlueprint, KernelRejected, NotFound
 from esper.ports import CompileQueue, Library
 from esper.testing.clock import ManualClock
@@ -131,7 +131,8 @@ class LibraryContract:
         await library.submit(request_for(adapter()))
         for n in (1, 2):
             job = await claimed(library, "a")
-            await library.fail(job.job_id, "a", f"signal {n}", retry=True, killed=True)
+            became = await library.fail(job.job_id, "a", f"signal {n}", retry=True, killed=True)
+            assert (became is BlueprintStatus.QUARANTINED) == (n == 2)
         assert await library.claim("a", lease_s=LEASE_S) is None
         error = await refused(library.find(job.blueprint_id, BuildSpec()), KernelRejected)
         assert "quarantined" in str(error)
