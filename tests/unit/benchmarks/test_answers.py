@@ -1,0 +1,34 @@
+"""Every question is answered whole; what does not depend on how busy the machine is must be met."""
+
+import math
+from importlib import import_module
+
+import pytest
+
+from benchmarks.__main__ import names
+from benchmarks.support.report import Answer
+
+CERTAIN = {
+    "graft": {
+        "largest_logit_change",
+        "smallest_zero_factor_gradient",
+        "smallest_gradient_beside_largest",
+        "rollback_equal",
+    },
+    "startup": {"stray_bytes"},
+}
+"""Targets that no clock decides."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_a_question_is_answered_with_figures_baselines_and_targets(name: str) -> None:
+    answer = import_module(f"benchmarks.{name}").answer(quick=True, seed=0)
+    assert isinstance(answer, Answer)
+    assert answer.method
+    for figures in (answer.metrics, answer.baselines, answer.ratios):
+        assert figures
+        assert all(math.isfinite(value) for value in figures.values())
+    held = {target.metric: target.met for target in answer.targets}
+    assert held
+    assert [metric for metric in CERTAIN.get(name, set()) if not held[metric]] == []
