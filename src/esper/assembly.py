@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 START_LIMIT_S = 60.0
 """A library is opened within milliseconds; a locked one is waited for as long as its own limits say, and no longer."""
 
+DRAIN_LIMIT_S = 1.0
+"""Readers take milliseconds for what was sent last; who does not is not waited for."""
+
 STOP_LIMIT_S = 10.0
 """The forge ends its children within less; what is not done by then is cancelled."""
 
@@ -44,18 +47,20 @@ class Embedded:
         bus: In-process messages.
         library: The artifact store in a local folder.
         advisor: The controller.
+        counts: Returns what was counted from the messages so far, also after the end.
     """
 
     bus: MessageBus
     library: Library
     advisor: Advisor
+    counts: Callable[[], dict[str, dict[str, int]]]
 
 
 @asynccontextmanager
 async def embedded(
     root: str | os.PathLike[str], advisor: Advisor, *, forge_workers: int = 1, extensions: Sequence[str] = ()
 ) -> AsyncIterator[Embedded]:
-    """Run bus, store and forge in this event loop until the block ends.
+    """Run bus, store, forge, analyzer and counters in this event loop until the block ends.
 
     Args:
         root: Folder for everything that is written; its library is shared by all runs below it.
@@ -67,7 +72,9 @@ async def embedded(
         ConfigError: If the folder cannot be written.
         StoreUnavailable: If the library in it cannot be opened.
     """
+    from esper.services.nissa.counters import RunCounters
     from esper.services.oona.memory_bus import MemoryBus
+    from esper.services.tamiyo.analyzer_service import AnalyzerService
     from esper.services.tezzeret.worker import TezzeretWorker, WorkerConfig
     from esper.services.urza.kernel_manager import KernelManager
     from esper.services.urza.outbox import OutboxRelay
@@ -77,14 +84,17 @@ async def embedded(
             WorkerConfig(num_workers=forge_workers, extensions=tuple(extensions)), queue=library, bus=bus
         )
         relay = OutboxRelay(library.outbox, bus)
+        counters = RunCounters(bus)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(forge.run())
-            tasks.create_task(relay.run())
+            for part in (forge, relay, counters, AnalyzerService(bus)):
+                tasks.create_task(part.run())
             try:
-                yield Embedded(bus, library, advisor)
+                yield Embedded(bus, library, advisor, counters.snapshot)
             finally:
                 await forge.close()
                 await relay.close()
+                await bus.drain(limit_s=DRAIN_LIMIT_S)
                 await bus.close()
 
 
@@ -221,8 +231,8 @@ def start(root: str | os.PathLike[str], advisor: Advisor, *, extensions: Sequenc
             loop.close()
 
     return Platform(
-        bridge=Bridge(loop), library=services.library, bus=services.bus, advisor=services.advisor, running=running,
-        close=close,
+        bridge=Bridge(loop), library=services.library, bus=services.bus, advisor=services.advisor,
+        counts=services.counts, running=running, close=close,
     )  # fmt: skip
 
 

@@ -92,4 +92,4 @@ def test_faulty_blueprints_are_contained_while_training_goes_on(tmp_path: Path) 
     (sound,) = [c for c in candidates if c.blueprint == "sound"]
     assert sound.kernel_id is not None, "the sound one behind the faulty ones was compiled"
     assert not any(event.kind is EventKind.UNASKED for event in growth.events)
-    assert growth.counters["failures"] == 0
+    assert growth.counters["run"]["failures"] == 0

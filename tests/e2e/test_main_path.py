@@ -178,8 +178,12 @@ def test_the_default_controller_grows_a_run_and_writes_down_why(tmp_path: Path) 
     params = sum(parameter.numel() for parameter in run.model.parameters())
     host = sum(parameter.numel() for parameter in _host().parameters())
     assert host < params <= 20 * host, "within its budget"
-    assert growth.counters["failures"] == 0
-    assert growth.counters["unasked"] == 0
+    assert growth.counters["run"]["failures"] == 0
+    assert growth.counters["run"]["unasked"] == 0
+    assert growth.counters["decisions"]["load_kernel"] == len(grafted)
+    assert growth.counters["outcomes"] == {"kept": len(verdicts)}
+    assert growth.counters["messages"]["telemetry.seed.health"] == 30
+    assert growth.counters["health_signals"] == {"finite": 2 * 30}
 
 
 def test_equal_runs_grow_equally(tmp_path: Path) -> None:
@@ -216,7 +220,7 @@ def test_a_controller_that_cannot_be_asked_is_counted_and_training_goes_on(tmp_p
     run = Run(tmp_path, controller=Away(), late="wait")
     with run.growth as growth:
         run.train(100)
-    assert growth.counters["unasked"] == 4, "asked at boundaries 1 to 5, answered from the second on"
+    assert growth.counters["run"]["unasked"] == 4, "asked at boundaries 1 to 5, answered from the second on"
     unasked = [event for event in growth.events if event.kind is EventKind.UNASKED]
     assert [event.step for event in unasked] == [40, 60, 80, 100]
     assert "planted" in unasked[0].why

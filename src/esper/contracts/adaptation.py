@@ -46,6 +46,12 @@ class SlotState(Record):
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
+KERNEL_NOT_READY = "kernel not ready"
+"""The one mask that time removes."""
+OVER_BUDGET = "over budget"
+"""How the masks begin that no controller may pass."""
+
+
 class Candidate(Record):
     """One graft that could be made.
 

@@ -1,6 +1,7 @@
 """Health of every slot, read from gradients and weights in the optimizer's pre-step: no forward hook."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.contracts.health import HealthSignal
+from esper.detect.health import PlaceHistory
 from esper.kasmina.placement import placement_of
 
 
@@ -25,6 +27,7 @@ class HealthMeter:
         self._model = model
         self._armed = False
         self._measured: dict[str, dict[str, Tensor]] = {}
+        self._histories: defaultdict[str, PlaceHistory] = defaultdict(PlaceHistory)
         self._hook = optimizer.register_step_pre_hook(self._before_step)
 
     def arm(self) -> None:
@@ -35,7 +38,10 @@ class HealthMeter:
         """Return one signal per slot of what was measured last; the only place that synchronises."""
         measured, self._measured = self._measured, {}
         now = datetime.now(UTC)
-        return [_signal(slot, values, run_id, step, now) for slot, values in measured.items()]
+        return [
+            _signal(slot, values, self._histories[slot], run_id=run_id, step=step, now=now)
+            for slot, values in measured.items()
+        ]
 
     def close(self) -> None:
         """Take the hook away."""
@@ -65,16 +71,20 @@ def _dense(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
-def _signal(slot: str, values: dict[str, Tensor], run_id: str, step: int, now: datetime) -> HealthSignal:
+def _signal(
+    slot: str, values: dict[str, Tensor], history: PlaceHistory, *, run_id: str, step: int, now: datetime
+) -> HealthSignal:
     metrics = {name: float(value) for name, value in values.items()}
     metrics["grad_to_weight"] = metrics["grad_norm"] / metrics["weight_norm"] if metrics["weight_norm"] else 0.0
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    nonfinite = tuple(sorted(metrics.keys() - finite.keys()))
     return HealthSignal(
         layer_id=slot,
         seed_idx=0,
         timestamp=now,
         metrics=finite,
+        health_score=history.observe(finite, nonfinite).score,
         run_id=run_id,
         step=step,
-        nonfinite=tuple(sorted(metrics.keys() - finite.keys())),
+        nonfinite=nonfinite,
     )

@@ -226,7 +226,9 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "example", [torch.randn(3, 5), (torch.randn(3, 5), 2.0), {"x": torch.randn(3, 5), "scale": 2.0}], ids=type
+    "example",
+    [torch.randn(3, 5), (torch.randn(3, 5), 2.0), {"x": torch.randn(3, 5), "scale": 2.0}],
+    ids=["tensor", "tuple", "dict"],
 )
 def test_an_example_is_a_tensor_a_tuple_or_a_dict_and_leaves_no_trace(example: object) -> None:
     model = Counting()
@@ -238,7 +240,9 @@ def test_an_example_is_a_tensor_a_tuple_or_a_dict_and_leaves_no_trace(example: o
     assert [module.training for module in model.modules()] == modes
 
 
-@pytest.mark.parametrize("example", [torch.randn(3, 4), (1, 2, 3), {"y": 1}, None, "text"], ids=str)
+@pytest.mark.parametrize(
+    "example", [torch.ones(3, 4), (1, 2, 3), {"y": 1}, None, "text"], ids=["tensor", "tuple", "dict", "none", "text"]
+)
 def test_an_example_that_the_model_does_not_take_gets_the_reason_and_leaves_the_model_unwrapped(
     example: object,
 ) -> None:

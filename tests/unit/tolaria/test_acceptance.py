@@ -21,8 +21,7 @@ def test_the_spread_is_that_of_windows_of_equal_length() -> None:
     found = placebo(losses, [], length=3)
     assert found is not None
     changes = [3 - 5, 1 - 4, 1 - 4]
-    mean = sum(changes) / 3
-    assert found.spread == pytest.approx(math.sqrt(sum((c - mean) ** 2 for c in changes) / 2))
+    assert found.spread == pytest.approx(math.sqrt(sum(c * c for c in changes) / 3))
 
 
 def test_too_few_windows_of_equal_length_scale_the_shorter_ones_as_a_random_walk() -> None:
@@ -31,6 +30,20 @@ def test_too_few_windows_of_equal_length_scale_the_shorter_ones_as_a_random_walk
     assert found is not None
     assert found.windows == 3
     assert found.spread == pytest.approx(math.sqrt(4 / 2) * 0.0)
+
+
+def test_a_loss_that_is_not_finite_leaves_its_windows_out() -> None:
+    found = placebo([1.0, math.nan, 1.0, 2.0, 1.0, 2.0], [], length=1)
+    assert found is not None
+    assert (found.spread, found.windows) == (1.0, 3)
+
+
+def test_a_steady_drift_is_no_harm_of_the_graft() -> None:
+    for step in (-0.01, 0.01):
+        losses = [1.0 + step * n for n in range(20)]
+        control = placebo(losses, [10], length=4)
+        assert not judge(losses[10], losses[14] + 1e-7, control).harmful
+        assert judge(losses[10], losses[14] + 0.2, control).harmful
 
 
 def test_without_windows_there_is_no_spread_and_a_graft_is_kept() -> None:

@@ -163,6 +163,20 @@ class MemoryBus:
                     todo="mend that handler",
                 ) from error
 
+    async def drain(self, *, limit_s: float) -> bool:
+        """Wait until every group has handled what was published, but no longer than ``limit_s``; tell whether it has."""
+        changed = self._bound()
+        try:
+            async with asyncio.timeout(limit_s), changed:
+                await changed.wait_for(self._is_idle)
+        except TimeoutError:
+            return False
+        return True
+
+    def _is_idle(self) -> bool:
+        groups = [group for stream in self.counts().values() for group in stream.groups.values()]
+        return not any(group.lag or group.in_hand for group in groups)
+
     def counts(self) -> dict[str, StreamCounts]:
         """Return what every stream holds, has handed out and has lost."""
         return {name: _counted(stream) for name, stream in self._streams.items()}

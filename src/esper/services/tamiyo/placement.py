@@ -6,14 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from esper.contracts.adaptation import Candidate, Reason, SystemStatePacket
+from esper.contracts.adaptation import KERNEL_NOT_READY, OVER_BUDGET, Candidate, Reason, SystemStatePacket
 from esper.ir.registry import Kind
 from esper.services.tamiyo.config import Where
 
 LIVE = frozenset({"blending", "holding", "evaluating", "fossilized"})
 """Lifecycle states in which a seed is part of the model."""
-NOT_READY = "kernel not ready"
-"""The one mask that time removes, as the trainer writes it."""
 KINDS = (Kind.GATED_MIXING, Kind.GATED, Kind.MIXING, Kind.PLAIN)
 """Best first (ANCHORS.md, "what": a gated conv beats a conv bottleneck by 3.2 ± 0.6 points, a plain 1×1 loses 0.9)."""
 
@@ -57,7 +55,7 @@ def is_ready(candidate: Candidate) -> bool:
 
 def is_pending(candidate: Candidate) -> bool:
     """Whether only its kernel is missing."""
-    return candidate.kernel_id is None and set(candidate.masked) <= {NOT_READY}
+    return candidate.kernel_id is None and set(candidate.masked) <= {KERNEL_NOT_READY}
 
 
 def fits(candidate: Candidate, packet: SystemStatePacket) -> bool:
@@ -78,7 +76,7 @@ def room(candidates: Sequence[Candidate], packet: SystemStatePacket) -> int:
 
 def masks(candidates: Iterable[Candidate]) -> str:
     """Say why nothing may be chosen, with how many candidates each reason holds back."""
-    counts = Counter(mask.partition(":")[0] for c in candidates for mask in c.masked or ("over budget",))
+    counts = Counter(mask.partition(":")[0] for c in candidates for mask in c.masked or (OVER_BUDGET,))
     return ", ".join(f"{mask} ({count})" for mask, count in sorted(counts.items()))
 
 

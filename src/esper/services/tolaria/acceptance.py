@@ -2,11 +2,11 @@
 
 The error of a gain is not the spread over held-out examples: paired trajectories diverge, so that error is far too small
 and keeps 18–45 % of useless grafts. It is the spread of the same difference over windows of this run in which nothing was
-grafted (the placebo).
+grafted (the placebo). That spread is taken around no change, not around the mean change: a run that falls or rises steadily
+has none around its mean, and any graft would then be harm.
 """
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +21,8 @@ class Judgement:
     """What an evaluation found.
 
     Attributes:
-        gain: Fall of the mean held-out loss from before the join to now; positive is better.
+        gain: Fall of the mean held-out loss from before the join to now; positive is better. What training would have
+            brought without the graft is in it.
         error: One spread of the same difference over graft-free windows, or None where there are too few.
         windows: Graft-free windows behind ``error``.
         harmful: Whether it is clearly worse.
@@ -37,7 +38,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Placebo:
-    """Spread of the loss difference over windows in which nothing was grafted."""
+    """Root mean square of the loss difference over windows in which nothing was grafted."""
 
     spread: float
     windows: int
@@ -59,12 +60,14 @@ def placebo(losses: Sequence[float], grafted: Sequence[int], *, length: int) -> 
     """
     for span in range(length, 0, -1):
         changes = [
-            losses[start + span] - losses[start]
+            change
             for start in range(len(losses) - span)
-            if not any(start <= boundary < start + span for boundary in grafted)
+            if math.isfinite(change := losses[start + span] - losses[start])
+            and not any(start <= boundary < start + span for boundary in grafted)
         ]
         if len(changes) >= FEWEST_WINDOWS:
-            return Placebo(statistics.stdev(changes) * math.sqrt(length / span), len(changes))
+            square = sum(change * change for change in changes) / len(changes)
+            return Placebo(math.sqrt(square * length / span), len(changes))
     return None
 
 
@@ -85,8 +88,12 @@ def judge(before: float, now: float, control: Placebo | None) -> Judgement:
             gain, control.spread if control else None, control.windows if control else 0, True, "loss is not finite"
         )
     if control is None:
-        return Judgement(gain, None, 0, False, f"gain {gain:+.4f}; too few graft-free windows to tell harm from noise")
+        return Judgement(gain, None, 0, False, f"{_moved(gain)}; too few graft-free windows to tell harm from noise")
     harmful = -gain > HARM_SPREADS * control.spread
     verdict = "clear harm" if harmful else "no clear harm"
-    why = f"gain {gain:+.4f} ± {control.spread:.4f} (spread of {control.windows} graft-free windows): {verdict}"
+    why = f"{_moved(gain)} ± {control.spread:.3g} (over {control.windows} graft-free windows): {verdict}"
     return Judgement(gain, control.spread, control.windows, harmful, why)
+
+
+def _moved(gain: float) -> str:
+    return f"held-out loss {'fell' if gain >= 0 else 'rose'} by {abs(gain):.3g}"

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 
-from esper.contracts.adaptation import Candidate, SlotState
+from esper.contracts.adaptation import KERNEL_NOT_READY, OVER_BUDGET, Candidate, SlotState
 from esper.contracts.health import HealthSignal
 from esper.kasmina import Placement, Seed, SeedState
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.kernels import KernelShelf, Offer
 from esper.services.tolaria.record import Trial
-
-OVER_BUDGET = "over budget"
-"""How the mask begins that no controller may pass."""
 
 
 class Candidates:
@@ -77,7 +74,7 @@ class Candidates:
         if refusal is not None:
             yield f"refused by the forge: {refusal}"
         elif ready is None:
-            yield "kernel not ready"
+            yield KERNEL_NOT_READY
         if self.free_seed(offer.place.name) is None:
             states = ", ".join(seed.state.value for seed in self._seeds_of(offer.place.name))
             yield f"no free seed: {states}"

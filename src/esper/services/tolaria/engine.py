@@ -5,13 +5,13 @@ from dataclasses import asdict
 
 from torch import nn
 
-from esper.contracts.adaptation import Action, AdaptationDecision, Candidate, SystemStatePacket
+from esper.contracts.adaptation import OVER_BUDGET, Action, AdaptationDecision, Candidate, SystemStatePacket
 from esper.contracts.health import HealthBatch
 from esper.contracts.topics import HEALTH, OUTCOMES
 from esper.errors import ConfigError, Conflict, EsperError, GraftFailed, UnsafeAdaptation
 from esper.kasmina import Placement, SeedState, placement_of, topology
 from esper.services.tolaria.budget import Budget
-from esper.services.tolaria.candidates import OVER_BUDGET, Candidates
+from esper.services.tolaria.candidates import Candidates
 from esper.services.tolaria.config import GrowthConfig, Late
 from esper.services.tolaria.consultation import Consultation
 from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
@@ -72,9 +72,9 @@ class Engine:
             self.changed()
         elif decision is not None:
             events += self._carry_out(decision, observation)
-        self._consult(observation)
         events += self._nothing_grows()
         self._publish(observation, events)
+        self._consult(observation)
         return events
 
     def candidates(self) -> tuple[Candidate, ...]:

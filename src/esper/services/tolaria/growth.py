@@ -173,14 +173,15 @@ class Growth:
         return {"evaluation": observer.held_out.spent_flops, "statistics": observer.statistics_flops}
 
     @property
-    def counters(self) -> dict[str, int]:
-        """What was dropped or failed in the background, and how often the controller could not be asked."""
+    def counters(self) -> dict[str, dict[str, int]]:
+        """What went on in the background: under ``run`` what was dropped, failed or not asked, then messages by kind."""
         bridge = self._parts.platform.bridge
-        return {
+        run = {
             "dropped": bridge.dropped,
             "failures": len(bridge.failures),
             "unasked": self._engine.consultation.unasked_count,
         }
+        return {"run": run, **self._parts.platform.counts()}
 
     def __enter__(self) -> Self:
         return self

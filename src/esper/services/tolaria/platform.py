@@ -19,6 +19,7 @@ class Platform:
         library: Blueprints and kernels.
         bus: Where health, decisions and outcomes go.
         advisor: The controller.
+        counts: Returns what was counted from the messages so far, also after the end.
         running: Ends when the services end; with their error where they failed.
         close: Ends them.
     """
@@ -27,6 +28,7 @@ class Platform:
     library: Library
     bus: MessageBus
     advisor: Advisor
+    counts: Callable[[], dict[str, dict[str, int]]]
     running: Future[None]
     close: Callable[[], None]
 
