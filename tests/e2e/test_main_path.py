@@ -183,7 +183,7 @@ def test_the_default_controller_grows_a_run_and_writes_down_why(tmp_path: Path) 
     assert growth.counters["decisions"]["load_kernel"] == len(grafted)
     assert growth.counters["outcomes"] == {"kept": len(verdicts)}
     assert growth.counters["messages"]["telemetry.seed.health"] == 30
-    assert growth.counters["health_signals"] == {"finite": 2 * 30}
+    assert growth.counters["health_signals"] == {"finite": 2 * 30, "nonfinite": 0}
 
 
 def test_equal_runs_grow_equally(tmp_path: Path) -> None:
