@@ -59,6 +59,7 @@ class Stage:
             self._advance(message.arm, message.seed, message.step / self._planned[message.arm, message.seed])
         elif isinstance(message, Trained):
             self._advance(message.arm, message.seed, 1.0)
+            self._note_done(message.arm)
 
     def conclude(self) -> None:
         """Show the table, how esper stands beside every control, and what can be done next."""
@@ -90,6 +91,12 @@ class Stage:
     def _advance(self, arm: Arm, seed: int, share: float) -> None:
         self._share[arm, seed] = share
         self._bar.update(self._whole, completed=sum(self._share.values()))
+
+    def _note_done(self, arm: Arm) -> None:
+        """Where there is no bar, say which arms are done."""
+        done = sum(trained.arm is arm for trained in self._demo.results)
+        if done == len(self._demo.seeds) and not self._console.is_terminal:
+            self._print(f"trained {arm.label} on {done} seeds")
 
     def _waits(self) -> str:
         results = self._demo.results

@@ -17,6 +17,7 @@ CLOSE = 1.0
 class Standing(StrEnum):
     """How esper stands beside one control, by the paired difference and its standard error."""
 
+    SAME = "the same result on every seed"
     WINS = "esper wins"
     AHEAD = "esper is ahead, not by two standard errors"
     LEVEL = "level, within one standard error"
@@ -62,6 +63,8 @@ class Verdict:
     @property
     def standing(self) -> Standing:
         """Who wins, by how sure a margin."""
+        if self.difference == self.error == 0:
+            return Standing.SAME
         if abs(self.difference) <= CLOSE * self.error:
             return Standing.LEVEL
         clear = abs(self.difference) > CLEAR * self.error

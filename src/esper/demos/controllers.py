@@ -15,9 +15,10 @@ def controller_of(arm: Arm, *, seed: int) -> "str | Decides":
         arm: ``ESPER`` has the default; ``RANDOM_GROWTH`` and ``FRONT_FIRST`` differ from it in where they grow alone.
         seed: Of the random one.
     """
-    from esper.services.tamiyo.plateau import PlateauAdvisor, PlateauConfig
+    from esper.services.tamiyo.config import PlateauConfig, Where
+    from esper.services.tamiyo.plateau import PlateauAdvisor
 
     if arm is Arm.ESPER:
         return "plateau"
-    where = "random" if arm is Arm.RANDOM_GROWTH else "front_first"
+    where = Where.RANDOM if arm is Arm.RANDOM_GROWTH else Where.FRONT_FIRST
     return PlateauAdvisor(PlateauConfig(where=where, seed=seed))

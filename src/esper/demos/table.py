@@ -1,5 +1,6 @@
 """What a demo prints: growth as it happens, and the table of arms in words that do not flatter."""
 
+import math
 from collections.abc import Iterator
 
 from rich.table import Table
@@ -50,20 +51,14 @@ def table_of(comparison: Comparison) -> Table:
 
 
 def verdict_lines(comparison: Comparison) -> Iterator[str]:
-    """Say for each control how esper stands beside it, and what either cost."""
+    """Say for each control how esper stands beside it, and at what share of its FLOPs; then who beats it."""
     for verdict in comparison.verdicts:
-        yield f"{verdict.control.label}: {verdict}{_cost(verdict)}"
+        yield f"esper beside {verdict.control.label}: {verdict}, at {verdict.flops_ratio:.2f} of its FLOPs"
     winners = [verdict.control.label for verdict in comparison.verdicts if verdict.standing is Standing.LOSES]
     if winners:
-        yield f"esper loses here to: {'; '.join(winners)}"
+        yield f"here esper loses to {' and to '.join(winners)}"
 
 
 def _difference(verdict: Verdict) -> str:
-    return f"{100 * verdict.difference:+.1f} ± {100 * verdict.error:.1f}"
-
-
-def _cost(verdict: Verdict) -> str:
-    percent = round(100 * (verdict.flops_ratio - 1))
-    if percent == 0:
-        return ", for the same FLOPs"
-    return f", for {abs(percent)} % {'more' if percent > 0 else 'fewer'} FLOPs"
+    error = f" ± {100 * verdict.error:.1f}" if math.isfinite(verdict.error) else ""
+    return f"{100 * verdict.difference:+.1f}{error}"

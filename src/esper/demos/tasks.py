@@ -19,7 +19,7 @@ class Task:
         name: As users type it.
         about: What it shows, in one line.
         load: Makes the data of a seed.
-        slots: Patterns of the host's slots.
+        slots: Names of the host's slots.
         budget: How far the host may grow.
         batch_size: Examples in one optimizer step.
         steps: Optimizer steps of the arms that train for equal steps.
@@ -59,9 +59,9 @@ TASKS = {
             load=_digits,
             slots=("stage1.0", "stage1.1", "stage2.0", "stage2.1"),
             budget="x4.4",
-            batch_size=32,
-            steps=400,
-            every=20,
+            batch_size=64,
+            steps=300,
+            every=15,
         ),
         Task(
             name="spirals",

@@ -13,8 +13,6 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from esper import assembly
-from esper.blueprints import initial_state, pack_kernel
-from esper.contracts.kernel import BuildSpec
 from esper.datasets import Examples
 from esper.demos.arms import Arm
 from esper.demos.controllers import controller_of
@@ -23,9 +21,9 @@ from esper.demos.hosts import make_host
 from esper.demos.messages import Grown, Job, Message, Place, Progress, Started, Trained
 from esper.demos.tasks import Task, task_named
 from esper.ir import REGISTRY
-from esper.ir.digest import digest_of
 from esper.kasmina import join, placement_of, topology, wrap
 from esper.kasmina.quiet import quiet_eval
+from esper.services.tezzeret.compiler import KernelCompiler
 from esper.services.tolaria.events import GrowthEvent
 from esper.services.tolaria.growth import Growth
 
@@ -235,15 +233,15 @@ def batches(num_examples: int, batch_size: int, *, seed: int) -> Iterator[Tensor
 
 
 def graft_from_the_start(model: nn.Module, places: tuple[Place, ...]) -> None:
-    """Give a model the blocks that another one grew, with the weights that they were born with.
+    """Give a model the blocks that another one grew, with the weights that the forge gave them at birth.
 
     A static network of the final size thus has the very blocks of the grown one, zero-initialised last layers included.
     """
-    build = BuildSpec()
+    compiler = KernelCompiler()
     for place in places:
         ir = REGISTRY.build(place.blueprint, placement_of(model).place(place.slot).site())
-        data = pack_kernel(ir, initial_state(ir, seed=build.weight_seed, dtype=build.dtype), seed=build.weight_seed)
-        join(model, place.slot, place.seed_idx, data, kernel_id=digest_of(data), blueprint=place.blueprint)
+        kernel = compiler.compile(ir)
+        join(model, place.slot, place.seed_idx, kernel.kernel_binary, kernel_id=kernel.artifact_id, blueprint=ir.name)
 
 
 def places_of(model: nn.Module) -> tuple[Place, ...]:

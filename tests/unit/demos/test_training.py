@@ -1,0 +1,108 @@
+"""Arms are paired, schedules span their own steps, budgets are kept, and tuning never reads the test part."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from esper.demos import training
+from esper.demos.arms import Arm
+from esper.demos.hosts import make_host
+from esper.demos.messages import Job, Message, Place, Progress, Started
+from esper.demos.training import batches, graft_from_the_start, num_params, peak_share, train
+from esper.errors import NotFound
+from esper.kasmina import topology, unwrap, wrap
+
+BOTH = (Place("block1", 0, "gated_mlp"), Place("block2", 0, "gated_mlp"))
+
+
+def job(arm: Arm, **changes: object) -> Job:
+    given = {"task": "spirals", "arm": arm, "seed": 1, "rate": 0.01, "root": "nowhere", "quick": True}
+    return Job(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_equal_seeds_give_equal_hosts_and_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    first, again, other = (make_host("digits", seed=seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["stem.0.weight"], other["stem.0.weight"])
+
+
+@pytest.mark.parametrize(("task", "params"), [("spirals", 114), ("digits", 656)])
+def test_hosts_are_as_small_as_the_documentation_says(task: str, params: int) -> None:
+    assert num_params(make_host(task, seed=0)) == params
+
+
+def test_every_pass_over_the_data_has_every_example_at_most_once() -> None:
+    stream = batches(10, 3, seed=0)
+    for _ in range(4):
+        rows = np.concatenate([next(stream).numpy() for _ in range(3)])
+        assert len(set(rows.tolist())) == 9
+
+
+def test_a_longer_training_begins_with_the_batches_of_a_shorter_one() -> None:
+    short = [rows.tolist() for rows in itertools.islice(batches(100, 8, seed=5), 20)]
+    long = [rows.tolist() for rows in itertools.islice(batches(100, 8, seed=5), 200)]
+    assert long[:20] == short
+    assert [rows.tolist() for rows in itertools.islice(batches(100, 8, seed=6), 20)] != short
+
+
+def test_every_schedule_warms_up_reaches_its_peak_and_ends_near_zero_within_its_own_steps() -> None:
+    for steps in (100, 2000):
+        shares = [peak_share(step, steps) for step in range(steps)]
+        warmup = steps // 20
+        assert shares[0] == pytest.approx(1 / warmup, rel=0.01)
+        assert shares.index(max(shares)) == warmup - 1
+        assert shares[steps // 2] == pytest.approx(0.5)
+        assert shares[-1] < 0.01
+
+
+def test_a_static_network_of_the_final_size_computes_what_the_host_does_at_birth_and_has_its_grafts() -> None:
+    host, final = make_host("spirals", seed=2), make_host("spirals", seed=2)
+    points = torch.linspace(-1, 1, 20).reshape(10, 2)
+    wrap(final, slots=["block1", "block2"], example=points)
+    graft_from_the_start(final, BOTH)
+    assert torch.equal(host(points), final(points))
+    assert num_params(final) == 114 + 2 * 1272
+    assert [(entry.slot, entry.blueprint) for entry in topology(final)] == [
+        ("block1", "gated_mlp"),
+        ("block2", "gated_mlp"),
+    ]
+    unwrap(final)
+    assert all(torch.equal(host.state_dict()[name], value) for name, value in final.state_dict().items())
+
+
+def test_steps_follow_from_flops_and_are_never_more_than_these_pay_for() -> None:
+    per_step = 128 * (2 * 192 + 160)
+    done = train(job(Arm.STATIC_SMALL_EQUAL_FLOPS, flops=10 * per_step + per_step // 2), lambda message: None)
+    assert (done.steps, done.train_flops) == (10, 10 * per_step)
+
+
+def test_equal_jobs_end_equal_and_the_test_part_is_read_when_it_is_asked_for() -> None:
+    first, again = (train(job(Arm.STATIC_SMALL), lambda message: None) for _ in range(2))
+    assert first == again
+    assert first.test is not None
+
+
+def test_tuning_never_reads_the_test_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    really = training.score
+    monkeypatch.setattr(training, "score", lambda model, part: (seen.append(len(part.labels)), really(model, part))[1])
+    done = train(job(Arm.STATIC_SMALL, read_test=False), lambda message: None)
+    assert done.test is None
+    assert seen == [500]
+
+
+def test_a_training_says_how_long_it_will_be_and_how_far_it_is() -> None:
+    said: list[Message] = []
+    train(job(Arm.STATIC_FINAL, places=BOTH), said.append)
+    assert said[0] == Started(Arm.STATIC_FINAL, 1, 200, 2658)
+    assert said[-1] == Progress(Arm.STATIC_FINAL, 1, 200)
+    assert [message.step for message in said[1:] if isinstance(message, Progress)] == list(range(4, 201, 4))
+
+
+def test_an_unknown_task_is_not_trained() -> None:
+    with pytest.raises(NotFound, match="Did you mean spirals"):
+        train(job(Arm.STATIC_SMALL, task="spiral"), lambda message: None)
