@@ -66,8 +66,21 @@ def test_random_blueprints_that_are_statically_alive_pass(ir: BlueprintIR) -> No
     report = validated(ir)
     gates = (report.performance, report.safety, report.stability)
     assert all(gate.passed for gate in gates), report.reasons
-    # What is nearly dead (a norm of a norm, an eighth power) is alive by the static rules, and dead when measured.
-    assert all("is dead" in reason for reason in report.correctness.reasons), report.reasons
+    assert report.correctness.passed or is_special(ir), report.reasons
+    told = ("is dead", "has no gradient", "more")
+    assert all(any(word in reason for word in told) for reason in report.correctness.reasons), report.reasons
+
+
+def is_special(ir: BlueprintIR) -> bool:
+    """Say whether a design may be dead although the static rules, made for generic values, let it live.
+
+    A relu can be shut for every input, a norm after a norm or of few channels has next to nothing left to do, and a high
+    power leaves gradients of all sizes.
+    """
+    ops = [node.op for node in ir.nodes]
+    narrow = any(node.op.endswith("norm") and min(use.inputs) <= 2 for node, use in zip(ir.nodes, ir.uses, strict=True))
+    norms = sum(op.endswith("norm") for op in ops)
+    return narrow or norms > 1 or "relu" in ops or ops.count("mul") > 1
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ _LONGEST_REASON = 2_000
 
 
 class Ending(StrEnum):
-    """How a job left the worker's hands; the first five are the statuses of compilation events."""
+    """How a job left the worker's hands; the first four are statuses of compilation events."""
 
     COMPILED = "compiled"
     REJECTED = "rejected"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from esper.errors import CompilationError, InvalidBlueprint
+from esper.errors import CompilationError
 from esper.ir import BlueprintIR, Caps, check_birth, ops
 from esper.services.tezzeret.probes import load_of, probes_of
 
@@ -78,6 +78,3 @@ def knows_all_operations(document: Mapping[str, object]) -> bool:
         return True
     named = {str(node["op"]) for node in nodes if isinstance(node, dict) and "op" in node}
     return all(op in ops.names() for op in named if "." in op)
-
-
-__all__ = ["ForgeLimits", "InvalidBlueprint", "knows_all_operations", "screen"]

@@ -1,8 +1,8 @@
 """A stored kernel on the test bench, with the inputs and weights that try it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Trial:
 
     kernel: Kernel
     config: ValidatorConfig
+    _drawn: dict[tuple[Probe, int], Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def ir(self) -> BlueprintIR:
@@ -86,14 +87,11 @@ class Trial:
 
     def input(self, probe: Probe, *, scale: float = 1.0, salt: int = 0) -> Tensor:
         """Return a normal input in the kernel's own type; another salt gives other numbers."""
-        return torch.from_numpy(scale * _normal(probe.shape(self.ir), self.config.seed + salt)).to(self.dtype)
-
-
-@lru_cache(maxsize=64)
-def _normal(shape: tuple[int, ...], seed: int) -> Array:
-    numbers = np.random.default_rng(seed).standard_normal(shape)
-    numbers.flags.writeable = False
-    return numbers
+        drawn = self._drawn.get((probe, salt))
+        if drawn is None:
+            drawn = np.random.default_rng((self.config.seed, salt)).standard_normal(probe.shape(self.ir))
+            self._drawn[probe, salt] = drawn
+        return torch.from_numpy(scale * drawn).to(self.dtype)
 
 
 def arrays(state: Mapping[str, Tensor]) -> dict[str, Array]:
