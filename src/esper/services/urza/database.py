@@ -61,10 +61,22 @@ class Database:
     async def transact(self, work: Callable[[AsyncSession], Awaitable[Result]]) -> Result:
         """Run work that inserts what somebody else may be inserting too; it is run again where they were first.
 
+        Once begun it runs to its end, even where the caller is cancelled: a statement cut short would keep the write lock.
+
         Raises:
             Conflict: If somebody else is always first.
             StoreUnavailable: If the database does not answer.
         """
+        whole = asyncio.ensure_future(self._transacted(work))
+        try:
+            return await asyncio.shield(whole)
+        except asyncio.CancelledError:
+            await asyncio.wait({whole})
+            if not whole.cancelled():
+                whole.exception()  # nobody is left to hear of it
+            raise
+
+    async def _transacted(self, work: Callable[[AsyncSession], Awaitable[Result]]) -> Result:
         for _ in range(_TRANSACTION_TRIES):
             try:
                 async with self.writing() as session:
