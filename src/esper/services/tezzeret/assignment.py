@@ -1,9 +1,10 @@
 """One claimed job, from its start to its stored end."""
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from esper.contracts.events import CompilationEvent
 from esper.contracts.kernel import (
@@ -29,6 +30,8 @@ from esper.ports import CompileQueue, MessageBus
 from esper.services.tezzeret.orders import order_of
 from esper.services.tezzeret.pool import ForgePool
 from esper.services.tezzeret.screening import ForgeLimits, knows_all_operations, screen
+
+Result = TypeVar("Result")
 
 _STORE_TRIES = 5
 _STORE_PAUSE_S = 0.5
@@ -115,14 +118,15 @@ class Assignment:
             How the job ended; ``LOST`` where somebody else holds it now, or the store did not take the result.
         """
         await self._announce("started")
-        keeping = asyncio.create_task(self._keep_lease())
+        done = asyncio.Event()
+        keeping = asyncio.create_task(self._keep_lease(done))
         try:
             return await self._settled(await self._attempted())
         except asyncio.CancelledError:
             await self._released()
             raise
         finally:
-            keeping.cancel()
+            done.set()
             await asyncio.wait([keeping])
 
     async def _attempted(self) -> _Attempt:
@@ -159,7 +163,7 @@ class Assignment:
             return await self._released()
         for _ in range(_STORE_TRIES):
             try:
-                return await (self._completed(attempt) if isinstance(attempt, _Built) else self._failed(attempt))
+                return await uncut(self._completed(attempt) if isinstance(attempt, _Built) else self._failed(attempt))
             except StoreUnavailable:
                 self.outages += 1
                 await asyncio.sleep(_STORE_PAUSE_S)
@@ -187,15 +191,14 @@ class Assignment:
 
     async def _released(self) -> Ending:
         try:
-            await self._desk.queue.release(self._job.job_id, self._desk.worker)
+            await uncut(self._desk.queue.release(self._job.job_id, self._desk.worker))
         except (Conflict, NotFound, StoreUnavailable):
             return Ending.LOST  # the lease runs out by itself
         return Ending.RELEASED
 
-    async def _keep_lease(self) -> None:
+    async def _keep_lease(self, done: asyncio.Event) -> None:
         """Renew three times per lease; one that was lost is found out when the result is stored."""
-        while True:
-            await asyncio.sleep(self._desk.lease_s / 3)
+        while not await _is_set_within(done, self._desk.lease_s / 3):
             try:
                 await self._desk.queue.renew(self._job.job_id, self._desk.worker, lease_s=self._desk.lease_s)
             except StoreUnavailable:
@@ -218,3 +221,23 @@ class Assignment:
             await self._desk.bus.publish(COMPILATIONS.stream, event)
         except BusUnavailable:
             self.outages += 1
+
+
+async def uncut(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run work of the queue to its end, even where the caller is cancelled: a write that is cut short may keep its lock."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody is left to hear of it
+        raise
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False

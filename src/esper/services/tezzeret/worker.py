@@ -1,6 +1,7 @@
 """The forge's worker: claims builds, has them done in child processes, and stores what comes out."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from importlib.util import find_spec
 
@@ -9,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from esper.contracts.ids import new_id
 from esper.contracts.kernel import CompileJob
 from esper.contracts.topics import SUBMITTED
-from esper.errors import BusUnavailable, ConfigError, ForgeUnavailable, StoreUnavailable
+from esper.errors import BusUnavailable, ConfigError, Conflict, ForgeUnavailable, NotFound, StoreUnavailable
 from esper.ports import CompileQueue, Delivery, MessageBus
-from esper.services.tezzeret.assignment import Assignment, Desk, Ending
+from esper.services.tezzeret.assignment import Assignment, Desk, Ending, uncut
 from esper.services.tezzeret.pool import ForgePool, PoolConfig
 from esper.services.tezzeret.screening import ForgeLimits
 
@@ -157,11 +158,24 @@ class TezzeretWorker:
                 await self._pause(self.config.outage_s)
 
     async def _claimed(self, desk: Desk) -> CompileJob | None:
+        claiming = asyncio.ensure_future(self._queue.claim(desk.worker, lease_s=self.config.lease_s))
         try:
-            return await self._queue.claim(desk.worker, lease_s=self.config.lease_s)
+            return await asyncio.shield(claiming)
         except StoreUnavailable:
             self.outages += 1
-            return None
+        except asyncio.CancelledError:
+            await self._given_back(claiming, desk)
+            raise
+        return None
+
+    async def _given_back(self, claiming: "asyncio.Future[CompileJob | None]", desk: Desk) -> None:
+        """Release what is claimed too late."""
+        await asyncio.wait({claiming}, timeout=_STOP_LIMIT_S)
+        if not claiming.done():
+            claiming.cancel()
+        elif claiming.exception() is None and (job := claiming.result()) is not None:
+            with contextlib.suppress(Conflict, NotFound, StoreUnavailable):
+                await uncut(self._queue.release(job.job_id, desk.worker))
 
     async def _pause(self, seconds: float) -> None:
         """Wait for news, but not for longer."""
