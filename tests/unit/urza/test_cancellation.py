@@ -55,6 +55,7 @@ async def test_an_error_that_nobody_waits_for_any_more_is_quiet(tmp_path: Path) 
     await engine.dispose()
 
 
+@pytest.mark.slow
 def test_submissions_cancelled_at_any_moment_keep_no_lock(tmp_path: Path) -> None:
     """Each round has an event loop of its own that ends at once, as a run does that is closed while it asks for kernels."""
 
