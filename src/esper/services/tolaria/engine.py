@@ -1,6 +1,7 @@
 """What happens at a boundary: observe, decide, graft, evaluate, keep or undo."""
 
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict
 
 from torch import nn
@@ -98,6 +99,15 @@ class Engine:
         self._placement.place(slot)
         ready = await self._parts.shelf.fetch(kernel_id)
         self._graft_now(slot, seed_idx, ready.blueprint, ready)
+
+    def fetch(self, decision: AdaptationDecision) -> None:
+        """Wait for the kernel of a decision; where it cannot be had, the boundary of its joining says so."""
+        shelf, limit_s = self._parts.shelf, self._config.wait_limit_s
+        self.request_kernels()
+        with suppress(EsperError):  # what is not among the offers is asked for by its address alone
+            shelf.wait_for(shelf.find(str(decision.target_layer), str(decision.blueprint)), limit_s=limit_s)
+        with suppress(EsperError):
+            shelf.wait_for_id(str(decision.kernel_id), limit_s=limit_s)
 
     def request_kernels(self, *, demanded: bool = False) -> None:
         """Ask the forge for every eligible kernel, once, as soon as the shapes of the slots are known.
@@ -220,6 +230,8 @@ class Engine:
         late = self.consultation.lateness(self.trials.position.boundary)
         try:
             self._check_allowed(decision)
+            if self._config.late is Late.WAIT:
+                self.fetch(decision)
             ready = self._parts.shelf.by_id(str(decision.kernel_id))
         except EsperError as error:
             self.consultation.done()

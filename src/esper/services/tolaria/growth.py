@@ -134,6 +134,8 @@ class Growth:
         engine.trials.load_state_dict(state["trials"])
         engine.observer.load_state_dict(state["observer"])
         engine.consultation.load_state_dict(state["consultation"])
+        if (scheduled := engine.consultation.scheduled) is not None:
+            engine.fetch(scheduled.decision)  # the run that was saved had it
         self.spent_steps = state["spent_steps"]
         self.events.extend([GrowthEvent.from_json(event) for event in state["events"]])
         if engine.probes_next(engine.trials.position.step):

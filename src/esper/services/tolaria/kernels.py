@@ -140,6 +140,11 @@ class KernelShelf:
             raise refused
         return self._ready[offer.ir.digest]
 
+    def wait_for_id(self, kernel_id: str, *, limit_s: float) -> None:
+        """Wait until `by_id` has an answer."""
+        if self._known(kernel_id) is None and self.by_id(kernel_id) is None:
+            self._bridge.wait(self._fetching[kernel_id], limit_s=limit_s)
+
     async def fetch(self, kernel_id: str) -> ReadyKernel:
         """Return any validated kernel of the library.
 
