@@ -93,6 +93,11 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised map."""
+        if x.dim() == 4 and not x.requires_grad and torch.is_grad_enabled():
+            # torch 2.13 on the CPU writes through a null pointer in the backward pass of a channels-last map that needs no
+            # gradient itself (the first map of a host, or a detached one); without weight and bias there is no such pass.
+            normal = F.group_norm(x, self.groups, None, None, NORM_EPS)
+            return normal * self.weight.reshape(1, -1, 1, 1) + self.bias.reshape(1, -1, 1, 1)
         return F.group_norm(x, self.groups, self.weight, self.bias, NORM_EPS)
 
 
