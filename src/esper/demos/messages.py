@@ -1,6 +1,5 @@
 """What a demo and its training processes say to each other: one JSON object per line."""
 
-import traceback
 from typing import TypeAlias
 
 import msgspec
@@ -132,7 +131,6 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
         why: The reason.
         todo: What can be done about it.
         code: Its stable code, or None.
-        trace: Where it happened; empty for Esper's own errors, whose sentence is enough.
     """
 
     arm: Arm
@@ -142,7 +140,6 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     why: str = ""
     todo: str = ""
     code: str | None = None
-    trace: str = ""
 
     @classmethod
     def by(cls, job: "Job", error: Exception) -> "Failed":
@@ -150,8 +147,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
         if isinstance(error, EsperError):
             return cls(job.arm, job.seed, type(error).__name__, error.what, error.why, error.todo, error.code)
         what = f"training {job.arm} on seed {job.seed}"
-        trace = "".join(traceback.format_exception(error))
-        return cls(job.arm, job.seed, "EsperError", what, f"{type(error).__name__}: {error}", trace=trace)
+        todo = "its trace is on standard error"
+        return cls(job.arm, job.seed, "EsperError", what, f"{type(error).__name__}: {error}", todo)
 
     def error(self) -> EsperError:
         """Return the error again, of the same class where that takes what every error takes."""

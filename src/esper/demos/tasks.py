@@ -43,7 +43,7 @@ class Task:
 
 
 def _spirals(seed: int) -> Splits:
-    return spirals(seed=seed, turns=3.0, noise=0.02, num_train=1000, num_validation=500, num_test=2000)
+    return spirals(seed=seed, turns=2.5, noise=0.02, num_train=1000, num_validation=300, num_test=2000)
 
 
 def _digits(seed: int) -> Splits:
@@ -65,13 +65,13 @@ TASKS = {
         ),
         Task(
             name="spirals",
-            about="two spirals of three turns, a perceptron of 114 parameters",
+            about="two spirals of two and a half turns, a perceptron of 114 parameters",
             load=_spirals,
             slots=("block1", "block2"),
             budget="x24",
             batch_size=128,
-            steps=1000,
-            every=50,
+            steps=1200,
+            every=30,
         ),
     )
 }

@@ -27,7 +27,8 @@ from esper.services.tezzeret.compiler import KernelCompiler
 from esper.services.tolaria.events import GrowthEvent
 from esper.services.tolaria.growth import Growth
 
-WARMUP_SHARE = 0.05
+WARMUP_SHARE = 0.3
+"""As torch's OneCycleLR has it; newborns of the first boundaries warm up with the host."""
 CLIP_NORM = 1.0
 """Without it the larger networks diverge at the rates that the small ones need; every arm has it."""
 WEIGHT_DECAY = 0.0
@@ -213,14 +214,19 @@ def _scored(model: nn.Module, part: Part) -> Score:
 
 
 def peak_share(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at a step: a short linear warm-up, then half a cosine down to zero.
+    """Return the share of the peak learning rate at a step: a linear warm-up, then half a cosine down to zero.
 
     Args:
         step: From 0.
         steps: Of this arm; every arm's schedule spans its own.
+
+    References:
+        Smith, Topin 2018, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates".
     """
     warmup = max(1, round(WARMUP_SHARE * steps))
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def batches(num_examples: int, batch_size: int, *, seed: int) -> Iterator[Tensor]:

@@ -1,12 +1,14 @@
 """A training process of a demo: reads jobs from standard input, one per line, and answers on standard output."""
 
 import sys
+import traceback
 from typing import BinaryIO
 
 import torch
 
 from esper.demos.messages import Failed, Job, Message, read_job, written
 from esper.demos.training import train
+from esper.errors import EsperError
 
 
 def main() -> None:
@@ -26,7 +28,10 @@ def _done(job: Job, answers: BinaryIO) -> Message:
         return train(job, lambda message: _say(answers, message))
     except BrokenPipeError:
         raise
+    except EsperError as error:
+        return Failed.by(job, error)
     except Exception as error:
+        traceback.print_exc()
         return Failed.by(job, error)
 
 
