@@ -64,11 +64,9 @@ def test_random_blueprints_that_are_statically_alive_pass(ir: BlueprintIR) -> No
     except InvalidBlueprint:
         return
     report = validated(ir)
-    gates = (report.performance, report.safety, report.stability)
-    assert all(gate.passed for gate in gates), report.reasons
-    assert report.correctness.passed or is_special(ir), report.reasons
-    told = ("is dead", "has no gradient", "more")
-    assert all(any(word in reason for word in told) for reason in report.correctness.reasons), report.reasons
+    signs_of_death = ("is dead", "has no gradient", "the loss")
+    dead = all(any(sign in reason for sign in signs_of_death) for reason in report.reasons)
+    assert report.passed or (is_special(ir) and dead), report.reasons
 
 
 def is_special(ir: BlueprintIR) -> bool:

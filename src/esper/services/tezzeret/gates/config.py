@@ -17,8 +17,8 @@ class ValidatorConfig:
         seed: Seed of every probe input, generic weight and direction.
         formula_tolerance: Error against the numpy reference, both in float64, relative to the largest value. Of 2,500 random
             designs the worst had 7e-14.
-        dtype_tolerance: The same, in the kernel's own type. The worst of 450 to 1,100 random designs had 1e-5 in float32, 0.02
-            in float16 and 0.06 in bfloat16.
+        dtype_tolerance: The same, in the kernel's own type. The worst of 6,000 random designs had 4e-5 in float32; the worst
+            of 1,000 had 0.06 in float16 and 0.11 in bfloat16.
         slope_tolerance: Error of a gradient against central differences in float64, relative to the slopes and the loss. 99 of
             100 random designs stay below 2e-7 at the first step width; kinks of relu spoil single ones.
         slope_steps: Step widths of the central differences; the best one counts.
@@ -41,7 +41,7 @@ class ValidatorConfig:
     seed: int = 20_240_229
     formula_tolerance: float = 1e-9
     dtype_tolerance: Mapping[str, float] = field(
-        default_factory=lambda: _by_dtype(float64=1e-9, float32=1e-4, float16=0.1, bfloat16=0.3)
+        default_factory=lambda: _by_dtype(float64=1e-9, float32=3e-4, float16=0.2, bfloat16=0.5)
     )
     slope_tolerance: float = 1e-5
     slope_steps: tuple[float, ...] = (1e-5, 1e-4, 1e-6, 1e-7)

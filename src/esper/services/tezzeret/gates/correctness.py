@@ -19,6 +19,7 @@ def correctness(trial: Trial) -> GateResult:
     _compare_values(trial, found)
     _compare_buffers(trial, found)
     _compare_repeats(trial, found)
+    _compare_formats(trial, found)
     if not found.reasons:  # a wrong value explains a wrong gradient
         check_slopes(trial, found)
     check_birth_measured(trial, found)
@@ -106,6 +107,24 @@ def _compare_repeats(trial: Trial, found: Findings) -> None:
         found.expect(torch.equal(y, _bits(second.eval()(x))), "is not deterministic: two builds differ")
         if trial.is_stateless:
             found.expect(torch.equal(y, _bits(second.train()(x))), "training and evaluation differ without a reason")
+
+
+def _compare_formats(trial: Trial, found: Findings) -> None:
+    """Compare a channels-last map, which needs no gradient itself, with a plain one: hosts have both."""
+    x = trial.input(trial.probes.batch)
+    if x.dim() != 4:
+        return
+    results: list[tuple[Tensor, Tensor]] = []
+    for entered in (x, x.contiguous(memory_format=torch.channels_last)):
+        module = trial.grown_module(trial.dtype).train()
+        y = module(entered)
+        y.float().square().mean().backward()
+        grads = [p.grad.double().flatten() for p in module.parameters() if p.grad is not None]
+        results.append((y.detach().double(), torch.cat(grads)))
+    allowed = trial.config.dtype_tolerance[trial.kernel.dtype]
+    for what, plain, last in zip(("values", "gradients"), *results, strict=True):
+        error = largest(plain - last) / max(largest(plain), 1e-30)
+        found.expect(error <= allowed, f"{what} on channels-last maps differ by {error:.3g}; {allowed:g} is allowed")
 
 
 def _bits(values: Tensor) -> Tensor:
