@@ -1,8 +1,11 @@
 """Law 8: nothing that Esper does draws from the global random generators."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,3 +117,45 @@ def test_a_quiet_pass_leaves_generators_modes_and_buffers_alone(host: ZooHost) -
         assert not model(host.batch().x).requires_grad
     assert [module.training for module in model.modules()] == modes
     assert same(dict(model.named_buffers()), buffers)
+
+
+SCRIPT = """
+import random, sys
+import numpy as np
+import torch
+
+torch.set_num_threads(1)
+
+def states():
+    return str(random.getstate()), str(np.random.get_state()), str(torch.get_rng_state().tolist())
+
+model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+x = torch.linspace(0, 1, 10).reshape(5, 2)
+before = states()
+
+import esper
+
+esper.plan(model, x)
+esper.wrap(model, example=x)
+growth = esper.attach(
+    model, optimizer, validate=lambda present: present(x).square().mean(1), every=2, steps=8, budget="x99",
+    root=sys.argv[1],
+)
+with growth:
+    for _ in range(8):
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        growth.step(loss)
+    event = growth.graft("0", "mlp_adapter")
+    growth.rollback(event)
+sys.exit(states() != before)
+"""
+"""Imports draw too, and only the first time: rich does."""
+
+
+def test_a_whole_run_in_a_fresh_interpreter_draws_nothing(root: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", SCRIPT, str(root)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
