@@ -144,6 +144,7 @@ def attach(
         ConfigError: If an argument cannot be used; it says why, and what to do.
         StoreUnavailable: If the library below ``root`` cannot be opened.
     """
+    from esper.kasmina.quiet import preserved_rng
     from esper.services.tolaria import attachment
     from esper.services.tolaria.snapshot import Subject
 
@@ -155,7 +156,8 @@ def attach(
     subject = Subject(model, optimizer, scheduler, attachment.read_state(state))
     advisor = advisor_named(controller)
     folder = attachment.new_run(root)
-    platform = start(root, advisor)
+    with preserved_rng():  # what the services import may draw, as rich does
+        platform = start(root, advisor)
     growth = attachment.start_growth(
         subject, platform, folder, validate=validate, budget=limits, config=config, probe=probe
     )
