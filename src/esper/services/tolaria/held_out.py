@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.errors import ConfigError
@@ -98,11 +99,13 @@ def _captured(module: nn.Module | None, seen: list[Tensor]) -> Iterator[None]:
         yield
         return
 
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        if not seen and isinstance(output, Tensor):
-            seen.append(output.detach().clone())
+    def keep(called: nn.Module, _inputs: object, output: object) -> None:
+        if called is module and not seen and isinstance(output, Tensor):
+            dense = output.to_padded_tensor(0.0) if output.is_nested else output
+            seen.append(dense.detach().clone())
 
-    hook = module.register_forward_hook(keep)
+    # torch's global hook: a module that has one of its own leaves its fast path, and computes other bits.
+    hook = register_module_forward_hook(keep)
     try:
         yield
     finally:
