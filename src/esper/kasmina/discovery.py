@@ -188,18 +188,19 @@ def _last_layer(model: nn.Module, record: Record) -> nn.Module | None:
 
 
 def _blocks(model: nn.Module, names: dict[str, nn.Module]) -> list[str]:
-    """Return composite modules that are members of a container or one of several of their class."""
+    """Return composite modules that are members of a container, or several of one class without such members inside."""
     composite = {
         name: module
         for name, module in names.items()
         if name and any(True for _ in module.children()) and not isinstance(module, CONTAINERS)
     }
     count = Counter(type(module) for module in composite.values())
-    return [
-        name
-        for name, module in composite.items()
-        if count[type(module)] > 1 or isinstance(_parent(model, name), CONTAINERS)
-    ]
+    members = [name for name in composite if isinstance(_parent(model, name), CONTAINERS)]
+
+    def repeats(name: str) -> bool:
+        return count[type(composite[name])] > 1 and not any(member.startswith(f"{name}.") for member in members)
+
+    return [name for name in composite if name in members or repeats(name)]
 
 
 def _outermost(names: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from esper.errors import ConfigError
 from esper.ir import Layout
 from esper.kasmina import Slot, placement_of, plan, wrap
 from esper.kasmina.discovery import Wanted, run_example
-from esper.testing.zoo import ZOO, BasicBlock, Block, Mlp
+from esper.testing.zoo import ZOO, BasicBlock, Block, Mlp, ResidualBlock
 from tests.laws.support import graft, same, wrapped
 
 
@@ -51,6 +51,25 @@ def test_slots_are_asked_for_by_pattern_type_or_slot(name: str, wanted: Wanted, 
 )
 def test_auto_takes_repeated_blocks_then_nested_sequentials_then_single_layers(name: str, found: list[str]) -> None:
     assert slots(name, "auto") == found
+
+
+class Towers(nn.Module):
+    """Two of one class, each with blocks in a list; and two blocks on their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = ZOO["residual_mlp"].model(), ZOO["residual_mlp"].model(seed=1)
+        self.first, self.second = ResidualBlock(4), ResidualBlock(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(self.left(x) + self.right(x))))
+
+
+def test_auto_looks_for_blocks_inside_what_is_there_twice() -> None:
+    found = [place.name for place in plan(Towers(), torch.randn(3, 5)).places]
+    towers = [f"{side}.blocks.{index}" for side in ("left", "right") for index in range(4)]
+    assert found == [*towers, "first", "second"]
 
 
 class Ending(nn.Module):
