@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
-from torch.utils.flop_counter import FlopCounterMode
 
 from esper.errors import ConfigError
+from esper.kasmina.flop_counter import FlopCounter
 from esper.kasmina.quiet import quiet_eval
 
 Validate = Callable[[nn.Module], Tensor]
@@ -69,10 +69,10 @@ class HeldOut:
         known = self._flops.get(topology_version)
         if known is not None or _compiled(self._model):
             return self._validate(self._model), known or 0
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             losses = self._validate(self._model)
-        self._flops[topology_version] = counter.get_total_flops()
-        return losses, counter.get_total_flops()
+        self._flops[topology_version] = counter.total
+        return losses, counter.total
 
 
 def _checked(losses: object) -> Tensor:

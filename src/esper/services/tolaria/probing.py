@@ -5,10 +5,10 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from esper.errors import ConfigError
 from esper.kasmina import BottleneckProbe, placement_of
+from esper.kasmina.flop_counter import FlopCounter
 from esper.kasmina.quiet import quiet
 
 Probe: TypeAlias = Callable[[nn.Module], Tensor]
@@ -33,13 +33,13 @@ def probe_bottlenecks(model: nn.Module, probe: Probe) -> tuple[dict[str, float],
     bottleneck = BottleneckProbe(model, tuple(placement_of(model).slots))
     bottleneck.arm()
     try:
-        with quiet(model), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        with quiet(model), torch.enable_grad(), FlopCounter() as counter:
             model.train()
             loss = _checked(probe(model))
             torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
     finally:
         bottleneck.disarm()
-    return bottleneck.read(), counter.get_total_flops() + bottleneck.flops
+    return bottleneck.read(), counter.total + bottleneck.flops
 
 
 def _checked(loss: object) -> Tensor:
