@@ -1,6 +1,7 @@
 """What ``esper demo`` shows while it runs: events as they happen, and a bar on a terminal."""
 
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -70,6 +71,7 @@ class Stage:
         for line in verdict_lines(comparison):
             self._print(line)
         self._print(self._waits())
+        self._print(f"every event, with its evidence: {Path(self._demo.root) / '*' / 'events.jsonl'}")
         if self._demo.quick:
             self._print("quick: a fifth of the steps, at rates tuned for all of them; these numbers prove nothing")
         other = next(name for name in TASKS if name != self._demo.task.name)

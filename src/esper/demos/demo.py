@@ -45,7 +45,7 @@ class Demo:
         self.seeds = tuple(range(count))
         self.results: list[Trained] = []
         self.events: list[Grown] = []
-        self._root = root
+        self.root = root
 
     @property
     def num_jobs(self) -> int:
@@ -89,7 +89,7 @@ class Demo:
 
     def _job(self, arm: Arm, seed: int) -> Job:
         return Job(
-            task=self.task.name, arm=arm, seed=seed, rate=self.tuning.arms[arm].rate, root=self._root, quick=self.quick
+            task=self.task.name, arm=arm, seed=seed, rate=self.tuning.arms[arm].rate, root=self.root, quick=self.quick
         )
 
     def _following(self, trained: Trained) -> list[Job]:

@@ -35,7 +35,7 @@ def table_of(comparison: Comparison) -> Table:
     table.add_column("")
     for heading in ("params", "test accuracy", "training FLOPs"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("esper beside it, points", no_wrap=True)
+    table.add_column("esper beside it", no_wrap=True)
     small = comparison.row(Arm.STATIC_SMALL).train_flops
     for row in comparison.rows:
         beside = "" if row.arm is Arm.ESPER else _difference(comparison.verdict(row.arm))
@@ -53,7 +53,7 @@ def table_of(comparison: Comparison) -> Table:
 def verdict_lines(comparison: Comparison) -> Iterator[str]:
     """Say for each control how esper stands beside it, and at what share of its FLOPs; then who beats it."""
     for verdict in comparison.verdicts:
-        yield f"esper beside {verdict.control.label}: {verdict}, at {verdict.flops_ratio:.2f} of its FLOPs"
+        yield f"esper beside {verdict.control.label}: {verdict}, at {verdict.flops_ratio:.2f}x its FLOPs"
     winners = [verdict.control.label for verdict in comparison.verdicts if verdict.standing is Standing.LOSES]
     if winners:
         yield f"here esper loses to {' and to '.join(winners)}"

@@ -35,7 +35,7 @@ class Task:
     batch_size: int
     steps: int
     every: int
-    num_seeds: int = 5
+    num_seeds: int = 4
 
     def quick(self) -> "Task":
         """Return the same task with fewer steps: it shows how things work, and proves nothing."""
@@ -43,7 +43,7 @@ class Task:
 
 
 def _spirals(seed: int) -> Splits:
-    return spirals(seed=seed, turns=2.5, noise=0.02, num_train=1000, num_validation=300, num_test=2000)
+    return spirals(seed=seed, turns=2.25, noise=0.02, num_train=1000, num_validation=300, num_test=2000)
 
 
 def _digits(seed: int) -> Splits:
@@ -65,7 +65,7 @@ TASKS = {
         ),
         Task(
             name="spirals",
-            about="two spirals of two and a half turns, a perceptron of 114 parameters",
+            about="two spirals of two and a quarter turns, a perceptron of 114 parameters",
             load=_spirals,
             slots=("block1", "block2"),
             budget="x24",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from esper import assembly
@@ -87,6 +87,7 @@ class Course:
         if job.arm.grows or job.places:
             wrap(self.model, slots=list(task.slots), example=self.train.inputs[:2])
         graft_from_the_start(self.model, job.places)
+        self.model.train()
         first = slice(0, task.batch_size)
         self.meter = FlopMeter(self.model, self.train.inputs[first], self.train.labels[first], self.validation.inputs)
         self.steps = task.steps if job.flops is None else max(1, job.flops // self.meter.per_step)
@@ -114,10 +115,9 @@ class Course:
         )  # fmt: skip
 
     def _step(self, rows: Tensor) -> Tensor:
-        self.model.train()
         loss = F.cross_entropy(self.model(self.train.inputs[rows]), self.train.labels[rows])
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        clip(self.optimizer, CLIP_NORM)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -227,6 +227,19 @@ def peak_share(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@torch.no_grad()
+def clip(optimizer: Optimizer, largest: float) -> None:
+    """Scale gradients so that their common norm is at most ``largest``.
+
+    It computes what ``nn.utils.clip_grad_norm_`` does in half of its time, which matters where a step takes half a millisecond.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.cat([gradient.reshape(-1) for gradient in gradients]).norm()
+    share = torch.clamp(largest / (norm + 1e-6), max=1.0)
+    for gradient in gradients:
+        gradient.mul_(share)
 
 
 def batches(num_examples: int, batch_size: int, *, seed: int) -> Iterator[Tensor]:

@@ -74,7 +74,7 @@ def test_a_control_that_wins_is_said_to_win() -> None:
 def test_where_no_control_wins_none_is_said_to() -> None:
     lines = list(verdict_lines(compared(esper=(0.9, 0.91, 0.92), static_small=(0.5, 0.5, 0.5))))
     assert not any("loses" in line or "this control wins" in line for line in lines)
-    assert "esper beside static small: +41.0 ± 0.6 points: esper wins, at 1.00 of its FLOPs" in lines
+    assert "esper beside static small: +41.0 ± 0.6 points: esper wins, at 1.00x its FLOPs" in lines
 
 
 def test_one_seed_is_said_to_tell_nothing() -> None:

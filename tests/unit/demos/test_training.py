@@ -10,7 +10,7 @@ from esper.demos import training
 from esper.demos.arms import Arm
 from esper.demos.hosts import make_host
 from esper.demos.messages import Job, Message, Place, Progress, Started
-from esper.demos.training import batches, graft_from_the_start, num_params, peak_share, train
+from esper.demos.training import batches, clip, graft_from_the_start, num_params, peak_share, train
 from esper.errors import NotFound
 from esper.kasmina import topology, unwrap, wrap
 
@@ -57,6 +57,18 @@ def test_every_schedule_warms_up_reaches_its_peak_and_ends_near_zero_within_its_
         assert shares[warmup - 1] == shares[warmup] == max(shares) == 1.0
         assert shares[(warmup + steps) // 2] == pytest.approx(0.5)
         assert 0 < shares[-1] < 0.001
+
+
+@pytest.mark.parametrize("largest", [0.5, 1e6])
+def test_gradients_are_clipped_as_torch_clips_them(largest: float) -> None:
+    ours, theirs = make_host("digits", seed=0), make_host("digits", seed=0)
+    for model in (ours, theirs):
+        model(torch.ones(4, 1, 8, 8)).square().sum().backward()
+    clip(torch.optim.SGD(ours.parameters(), lr=1.0), largest)
+    torch.nn.utils.clip_grad_norm_(theirs.parameters(), largest)
+    for mine, reference in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad, reference.grad)
 
 
 def test_a_static_network_of_the_final_size_computes_what_the_host_does_at_birth_and_has_its_grafts() -> None:
