@@ -22,7 +22,8 @@ from esper.demos.tasks import TASKS
 FIRST_TUNING_SEED = 1000
 """Reported seeds count from 0."""
 NUM_TUNING_SEEDS = 4
-START = (0.005, 0.01, 0.02, 0.04)
+START = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+"""Wide, because accuracy need not have one peak only: the small perceptron has two."""
 STEP = 2.0
 MOST_EXTENSIONS = 4
 
