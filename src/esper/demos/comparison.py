@@ -74,8 +74,8 @@ class Verdict:
 
     def __str__(self) -> str:
         if not math.isfinite(self.error):
-            return f"{100 * self.difference:+.1f} points on one seed, which tells nothing"
-        return f"{100 * self.difference:+.1f} ± {100 * self.error:.1f} points: {self.standing}"
+            return f"{100 * self.difference:+.2f} points on one seed, which tells nothing"
+        return f"{100 * self.difference:+.2f} ± {100 * self.error:.2f} points: {self.standing}"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Counting what training costs: torch counts one step of each topology, and every step that is taken is added up."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +36,19 @@ def forward_flops(model: nn.Module, inputs: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
+@dataclass(frozen=True)
+class Price:
+    """What one topology costs.
+
+    Attributes:
+        step: Of one training step.
+        held_out: Of one forward pass over the held-out inputs.
+    """
+
+    step: int
+    held_out: int
+
+
 class FlopMeter:
     """What a training has spent.
 
@@ -45,36 +60,38 @@ class FlopMeter:
 
     Attributes:
         spent: Floating-point operations so far, those of undone grafts included.
-        per_step: Of one step with the model as it is now.
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, held_out: Tensor) -> None:
         self.spent = 0
         self._model, self._inputs, self._labels, self._held_out = model, inputs, labels, held_out
-        self._steps: dict[object, int] = {}
-        self.per_step = self._step_now()
-        self._forward = forward_flops(model, held_out)
+        self._prices: dict[object, Price] = {}
+        self._price = self._price_now()
+
+    @property
+    def per_step(self) -> int:
+        """Of one step with the model as it is now."""
+        return self._price.step
 
     def step(self) -> None:
         """Add one training step."""
-        self.spent += self.per_step
+        self.spent += self._price.step
 
     def changed(self) -> None:
         """Take note that the model may be another one now; a newborn's path was probed once on the held-out inputs."""
-        self.per_step = self._step_now()
-        forward = forward_flops(self._model, self._held_out)
-        self.spent += max(0, forward - self._forward)
-        self._forward = forward
+        before, self._price = self._price, self._price_now()
+        self.spent += max(0, self._price.held_out - before.held_out)
 
-    def _step_now(self) -> int:
+    def _price_now(self) -> Price:
         key = _shape(self._model)
-        if key not in self._steps:
-            self._steps[key] = step_flops(self._model, self._inputs, self._labels)
-        return self._steps[key]
+        if key not in self._prices:
+            step = step_flops(self._model, self._inputs, self._labels)
+            self._prices[key] = Price(step, forward_flops(self._model, self._held_out))
+        return self._prices[key]
 
 
 def _shape(model: nn.Module) -> object:
-    """Return what the cost of a step depends on."""
+    """Return what the price of a step depends on."""
     if not isinstance(model, MorphableModel):
         return None
     return tuple((entry.slot, entry.seed_idx, entry.ir, entry.active) for entry in topology(model))

@@ -60,5 +60,5 @@ def verdict_lines(comparison: Comparison) -> Iterator[str]:
 
 
 def _difference(verdict: Verdict) -> str:
-    error = f" ± {100 * verdict.error:.1f}" if math.isfinite(verdict.error) else ""
-    return f"{100 * verdict.difference:+.1f}{error}"
+    error = f" ± {100 * verdict.error:.2f}" if math.isfinite(verdict.error) else ""
+    return f"{100 * verdict.difference:+.2f}{error}"

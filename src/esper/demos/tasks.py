@@ -60,8 +60,8 @@ TASKS = {
             slots=("stage1.0", "stage1.1", "stage2.0", "stage2.1"),
             budget="x4.4",
             batch_size=64,
-            steps=300,
-            every=15,
+            steps=240,
+            every=12,
         ),
         Task(
             name="spirals",

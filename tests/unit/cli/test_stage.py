@@ -75,7 +75,7 @@ def test_events_of_other_arms_are_not_taken_for_espers(monkeypatch: pytest.Monke
 
 def test_the_end_has_the_table_who_wins_the_waits_and_what_to_do_next(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, io.StringIO())
-    assert "esper beside static small: +40.0 ± 0.0 points: esper wins, at 20.00x its FLOPs" in text
+    assert "esper beside static small: +40.00 ± 0.00 points: esper wins, at 20.00x its FLOPs" in text
     assert "here esper loses to static final" in text
     assert "training waited 2 times unasked, 12 times for kernels and decisions" in text
     assert text.splitlines()[-1].startswith("next: esper demo digits")

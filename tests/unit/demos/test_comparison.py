@@ -67,14 +67,14 @@ def test_a_control_that_wins_is_said_to_win() -> None:
     comparison = compared(esper=(0.80, 0.81, 0.82), static_final_equal_flops=(0.90, 0.91, 0.93))
     lines = list(verdict_lines(comparison))
     said = next(line for line in lines if line.startswith("esper beside static final, esper's FLOPs:"))
-    assert "-10.3 ± 0.3 points: this control wins" in said
+    assert "-10.33 ± 0.33 points: this control wins" in said
     assert lines[-1] == "here esper loses to static final, esper's FLOPs"
 
 
 def test_where_no_control_wins_none_is_said_to() -> None:
     lines = list(verdict_lines(compared(esper=(0.9, 0.91, 0.92), static_small=(0.5, 0.5, 0.5))))
     assert not any("loses" in line or "this control wins" in line for line in lines)
-    assert "esper beside static small: +41.0 ± 0.6 points: esper wins, at 1.00x its FLOPs" in lines
+    assert "esper beside static small: +41.00 ± 0.58 points: esper wins, at 1.00x its FLOPs" in lines
 
 
 def test_one_seed_is_said_to_tell_nothing() -> None:
@@ -94,7 +94,7 @@ def test_the_table_has_means_deviations_and_flops_relative_to_static_small() -> 
     esper = next(line for line in shown(comparison).splitlines() if line.startswith("esper "))
     assert esper.split() == ["esper", "2,200", "85.0", "±", "7.1", "12.2x"]
     small = next(line for line in shown(comparison).splitlines() if line.startswith("static small "))
-    assert small.split() == ["static", "small", "10", "50.0", "±", "0.0", "1.0x", "+35.0", "±", "5.0"]
+    assert small.split() == ["static", "small", "10", "50.0", "±", "0.0", "1.0x", "+35.00", "±", "5.00"]
 
 
 def test_the_arms_keep_their_order() -> None:
