@@ -1,5 +1,6 @@
 """A training process of a demo: reads jobs from standard input, one per line, and answers on standard output."""
 
+import os
 import sys
 import traceback
 from typing import BinaryIO
@@ -14,8 +15,8 @@ from esper.errors import EsperError
 def main() -> None:
     """Do jobs until standard input ends, or nobody listens any more."""
     torch.set_num_threads(1)  # two of these run beside each other, and the matrices are tiny
-    answers = sys.stdout.buffer
-    sys.stdout = sys.stderr  # what a library prints must not be taken for an answer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints, from C too, must not be taken for an answer
     try:
         for line in sys.stdin.buffer:
             _say(answers, _done(read_job(line), answers))
