@@ -86,7 +86,6 @@ async def embedded(
         relay = OutboxRelay(library.outbox, bus)
         counters = RunCounters(bus)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(forge.run())
             for part in (forge, relay, counters, AnalyzerService(bus)):
                 tasks.create_task(part.run())
             try:

@@ -49,7 +49,14 @@ def _grafts(model: nn.Module) -> int:
 
 
 def _trained(
-    root: Path, penalty: Callable[[nn.Module], float], *, steps: int = STEPS, at: tuple[int, ...] = (8,), **changes: Any
+    root: Path,
+    penalty: Callable[[nn.Module], float],
+    *,
+    steps: int = STEPS,
+    planned: int = STEPS,
+    at: tuple[int, ...] = (8,),
+    open_at_end: bool = False,
+    **changes: Any,
 ) -> tuple[Growth, nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
@@ -60,17 +67,18 @@ def _trained(
         return cross_entropy(present(X[150:]), Y[150:], reduction="none") + penalty(present)
 
     growth = esper.attach(
-        model, optimizer, validate=validate, every=EVERY, steps=STEPS, budget="x30", controller=GraftAt(*at),
+        model, optimizer, validate=validate, every=EVERY, steps=planned, budget="x30", controller=GraftAt(*at),
         late="wait", root=root, **changes,
     )  # fmt: skip
-    with growth:
-        for _ in range(steps):
-            batch = torch.randint(150, (16,))
-            loss = cross_entropy(model(X[batch]), Y[batch])
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            growth.step(loss)
+    for _ in range(steps):
+        batch = torch.randint(150, (16,))
+        loss = cross_entropy(model(X[batch]), Y[batch])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        growth.step(loss)
+    if not open_at_end:
+        growth.close()
     return growth, model, optimizer
 
 
@@ -143,3 +151,51 @@ def test_a_loss_that_is_not_finite_is_rolled_back_at_once_and_the_slot_is_locked
     assert len(optimizer.param_groups) == 1
     assert seen.count(1) == 1, "one boundary was enough"
     assert not _of(growth, EventKind.CULLED)
+
+
+def test_a_graft_that_breaks_the_loss_takes_no_other_with_it(root: Path) -> None:
+    """The newest of two grafts makes the held-out loss not finite; the one that was kept before stays kept."""
+    growth, model, _ = _trained(root, lambda model: float("nan") if _grafts(model) > 1 else 0.0, at=(8, 36))
+    (kept,), (undone,) = _of(growth, EventKind.KEPT), _of(growth, EventKind.ROLLED_BACK)
+    assert kept.slot != undone.slot
+    assert not _of(growth, EventKind.CULLED)
+    assert _grafts(model) == 1
+
+
+def test_steady_harm_of_an_early_graft_is_seen(root: Path) -> None:
+    boundaries_with_graft = 0
+
+    def penalty(model: nn.Module) -> float:
+        nonlocal boundaries_with_graft
+        boundaries_with_graft += _grafts(model)
+        return 0.5 * boundaries_with_graft if _grafts(model) else 0.0
+
+    growth, model, _ = _trained(root, penalty, at=(6,))
+    assert _of(growth, EventKind.CULLED)
+    assert _grafts(model) == 0
+
+
+def test_a_run_whose_length_is_no_multiple_of_the_boundaries_is_judged_at_its_last_one(root: Path) -> None:
+    growth, model, _ = _trained(root, lambda _: 0.0, at=(38,), planned=STEPS + 3)
+    (kept,) = _of(growth, EventKind.KEPT)
+    assert kept.step == STEPS
+    assert _state(model, kept) is SeedState.FOSSILIZED
+
+
+def test_nothing_joins_at_the_last_boundary(root: Path) -> None:
+    growth, model, _ = _trained(root, lambda _: 0.0, at=(39,))
+    (cancelled,) = _of(growth, EventKind.CANCELLED)
+    assert "the run ends" in cancelled.why
+    assert _grafts(model) == 0
+
+
+def test_an_embargo_outlives_the_rollback_of_an_older_graft(root: Path) -> None:
+    growth, model, _ = _trained(
+        root, lambda model: 5.0 * (_grafts(model) > 1), at=(8, 30), steps=180, on_cull="continue", open_at_end=True
+    )
+    (culled,) = _of(growth, EventKind.CULLED)
+    first, _ = _of(growth, EventKind.GRAFTED)
+    assert _state(model, culled) is SeedState.EMBARGOED
+    growth.rollback(first)
+    assert _state(model, culled) is SeedState.EMBARGOED
+    growth.close()

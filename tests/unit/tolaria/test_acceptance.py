@@ -63,3 +63,13 @@ def test_harm_begins_at_two_spreads(before: float, change: float) -> None:
     found = judge(before, before + change, control)
     assert found.harmful == ((before + change) - before > 2 * control.spread)
     assert found.gain == before - (before + change)
+
+
+def test_an_early_graft_with_steady_harm_is_not_its_own_yardstick() -> None:
+    """Losses flat, a join at index 3, then steadily worse: the boundaries on trial are no placebo."""
+    losses = [1.0, 1.001, 0.999, 1.0, *(1.0 + 0.1 * n for n in range(1, 11))]
+    on_trial = list(range(3, len(losses) - 1))
+    control = placebo(losses, on_trial, length=10)
+    assert control is not None
+    assert control.spread < 0.01
+    assert judge(losses[3], losses[-1], control).harmful

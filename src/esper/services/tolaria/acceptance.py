@@ -52,7 +52,8 @@ def placebo(losses: Sequence[float], grafted: Sequence[int], *, length: int) -> 
 
     Args:
         losses: Mean held-out loss of the averaged weights at each boundary, oldest first.
-        grafted: Indices of boundaries at which a graft joined or left.
+        grafted: Indices of boundaries after which the loss is not that of a graft-free training: a graft joined or left
+            there, or was on trial.
         length: Boundaries from the join to the verdict.
 
     Returns:
@@ -91,7 +92,7 @@ def judge(before: float, now: float, control: Placebo | None) -> Judgement:
         return Judgement(gain, None, 0, False, f"{_moved(gain)}; too few graft-free windows to tell harm from noise")
     harmful = -gain > HARM_SPREADS * control.spread
     verdict = "clear harm" if harmful else "no clear harm"
-    why = f"{_moved(gain)} ± {control.spread:.3g} (over {control.windows} graft-free windows): {verdict}"
+    why = f"{_moved(gain)} ± {control.spread:.3g} (over {control.windows} graft-free windows, which may overlap): {verdict}"
     return Judgement(gain, control.spread, control.windows, harmful, why)
 
 

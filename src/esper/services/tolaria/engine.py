@@ -127,7 +127,9 @@ class Engine:
 
     def probes_next(self, step: int) -> bool:
         """Tell whether the step after this one is measured."""
-        return (step + 1) % self._config.every == 0 and not self.ended and bool(self._parts.shelf.offers)
+        config = self._config
+        over = config.steps is not None and step >= config.steps
+        return (step + 1) % config.every == 0 and not over and bool(self._parts.shelf.offers)
 
     def changed(self) -> None:
         """The model is another one now: what was decided before is void, and the mean of its weights begins anew."""
@@ -152,9 +154,9 @@ class Engine:
 
     @property
     def ended(self) -> bool:
-        """Whether the planned length is reached."""
+        """Whether the planned length ends before the next boundary."""
         steps = self._config.steps
-        return steps is not None and self.trials.position.step >= steps
+        return steps is not None and self.trials.position.step + self._config.every > steps
 
     # -- the controller ----------------------------------------------------------------------------------------------
 
@@ -228,6 +230,9 @@ class Engine:
     def _carry_out(self, decision: AdaptationDecision, observation: Observation) -> list[GrowthEvent]:
         """Graft what was decided, where its kernel is here; at a later boundary otherwise, and the log says so."""
         late = self.consultation.lateness(self.trials.position.boundary)
+        if self.ended:
+            self.consultation.done()
+            return [self._log(EventKind.CANCELLED, decision, why="the run ends at this boundary", kept=False)]
         try:
             self._check_allowed(decision)
             if self._config.late is Late.WAIT:
@@ -263,11 +268,10 @@ class Engine:
             action=Action.LOAD_KERNEL, reason="by hand", run_id=self._run_id, target_layer=slot, seed_idx=seed_idx,
             blueprint=blueprint, kernel_id=ready.kernel_id, strategy="manual",
         )  # fmt: skip
-        seed = self.trials.seed(slot, seed_idx)
-        seed.move(SeedState.GERMINATED, step=self.trials.position.step)
-        before = self.observer.held_out.measure(
+        before = self.observer.measure(
             topology_version=self.trials.topology_version, capture=self._placement.slots[slot].module
         )
+        self.trials.seed(slot, seed_idx).move(SeedState.GERMINATED, step=self.trials.position.step)
         event = self.trials.join(decision, ready, before=before.mean, seen=before.seen)
         self.changed()
         if event.kind is EventKind.CANCELLED:

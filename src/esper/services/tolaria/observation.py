@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from esper.contracts.adaptation import LossPoint
@@ -24,8 +25,8 @@ class TrainingLoss:
 
     def add(self, loss: Tensor) -> None:
         """Take one loss in, detached."""
-        value = loss.detach()
-        self.total = value.clone() if self.total is None else self.total + value
+        value = loss.detach().to(torch.promote_types(loss.dtype, torch.float32), copy=True)
+        self.total = value if self.total is None else self.total + value
         self.count += 1
 
     def take(self) -> float | None:
@@ -108,6 +109,11 @@ class Observer:
         self.average.reset()
         point = LossPoint(step=step, train=self.loss.take(), validation=measured.mean)
         return Observation(point, measured, scores, tuple(self._health.read(run_id=self._run_id, step=step)))
+
+    def measure(self, *, topology_version: int, capture: nn.Module) -> Measurement:
+        """Measure the held-out losses of the averaged weights between two boundaries."""
+        with self.average.applied():
+            return self.held_out.measure(topology_version=topology_version, capture=capture)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to see the same."""

@@ -50,7 +50,8 @@ class Position:
         step: Optimizer steps on the way to the planned length.
         boundary: Boundaries passed.
         history: Losses at each boundary; the first boundary is at index 0.
-        changes: Indices into ``history`` at which a graft joined or left.
+        changes: Indices into ``history`` after which the loss is not that of a graft-free training: a graft joined or left
+            there, or was on trial until the next one.
         grafts: Steps at which grafts joined.
         trials: Grafts that are part of the model, by key.
     """
@@ -75,6 +76,10 @@ class Position:
     def changed(self) -> None:
         """Note that the model changed at this boundary."""
         self.changes.append(len(self.history) - 1)
+
+    def tried(self) -> None:
+        """Note that a graft was on trial since the boundary before this one."""
+        self.changes.append(len(self.history) - 2)
 
     def copy(self) -> "Position":
         """Return an independent copy."""

@@ -21,6 +21,8 @@ from esper.services.tolaria.record import Position, Trial
 from esper.services.tolaria.snapshot import Snapshot, Subject
 from esper.services.tolaria.surgery import Cut, Surgeon
 
+RESTING = (SeedState.LOCKED, SeedState.EMBARGOED)
+
 
 @dataclass(frozen=True)
 class Book:
@@ -111,7 +113,11 @@ class Trials:
         """
         self._wake()
         now = self.position.history[-1].validation
-        events = [] if math.isfinite(now) else self._undo_overflow()
+        if self.position.open_trials:
+            self.position.tried()
+        if not math.isfinite(now) and (undone := self._undo_overflow()):
+            return undone
+        events: list[GrowthEvent] = []
         for trial in self.position.open_trials:
             if trial.key in self.position.trials:
                 events += self._advance(trial, now, last=last)
@@ -261,10 +267,12 @@ class Trials:
         return Book(self.position.copy(), tuple(copy.deepcopy(list(self._placement.seeds.values()))))
 
     def _reopen(self, book: Book, *, keep: Seed) -> None:
-        """Take the position and seeds of a book; the lock and the embargoes that came since stay."""
+        """Take the position and seeds of a book; the locks and the embargoes that came since stay."""
+        rewound = self.position.boundary - book.position.boundary
         self.position = book.position.copy()
-        locked = [seed for seed in self._placement.seeds.values() if seed.state is SeedState.LOCKED]
-        self._set_seeds([*copy.deepcopy(list(book.seeds)), *locked, keep])
+        resting = [seed for seed in self._placement.seeds.values() if seed.state in RESTING]
+        self._embargoes = {place: until - rewound for place, until in self._embargoes.items()}
+        self._set_seeds([*copy.deepcopy(list(book.seeds)), *resting, keep])
         self._books = {key: self._books[key] for key in self._surgeon.held}
         self._topology_changed()
 
