@@ -157,9 +157,13 @@ def attach(
     folder = attachment.new_run(root)
     with preserved_rng():  # what the services import may draw, as rich does
         platform = start(root, advisor)
-    growth = attachment.start_growth(
-        subject, platform, folder, validate=validate, budget=limits, config=config, probe=probe
-    )
+    try:
+        growth = attachment.start_growth(
+            subject, platform, folder, validate=validate, budget=limits, config=config, probe=probe
+        )
+    except BaseException:
+        platform.close()
+        raise
     close_at_exit(growth, platform.close)
     return growth
 
@@ -226,10 +230,14 @@ def start(root: str | os.PathLike[str], advisor: Advisor, *, extensions: Sequenc
         raise
 
     def close() -> None:
-        if loop.alive:
-            loop.call(ending.set)
-            wait([running], STOP_LIMIT_S)
-            loop.close()
+        if not loop.alive:
+            return
+        loop.call(ending.set)
+        if loop.is_current:
+            running.add_done_callback(lambda _: loop.close())
+            return
+        wait([running], STOP_LIMIT_S)
+        loop.close()
 
     return Platform(
         bridge=Bridge(loop), library=services.library, bus=services.bus, advisor=services.advisor,

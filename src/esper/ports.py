@@ -139,7 +139,7 @@ class Library(Protocol):
         ...
 
     async def report(self, outcome: Outcome) -> None:
-        """Record what a graft brought; the same decision is recorded once."""
+        """Record what a graft brought; a decision has one record, with the verdict that came last."""
         ...
 
 

@@ -5,8 +5,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +19,9 @@ Result = TypeVar("Result")
 WAIT_THRESHOLD_S = 0.001
 """A call that blocks training for longer counts as a wait (DESIGN.md, "Training never waits")."""
 
+
+KEPT_FAILURES = 64
+"""The latest failures of a run that are kept whole; all are counted."""
 
 PICK_UP_S = 0.02
 """How often the loop looks for work that was handed over; waking it for each piece would cost training a system call, and
@@ -62,10 +66,16 @@ class BackgroundLoop:
             self._loop.call_soon_threadsafe(self._start_handed)
 
     def close(self, *, limit_s: float = 10.0) -> None:
-        """Cancel what still runs, wait for it up to ``limit_s``, and end the thread."""
+        """Cancel what still runs, wait for it up to ``limit_s`` (not on the loop's own thread), and end the thread."""
         if self.alive:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(limit_s)
+            if not self.is_current:
+                self._thread.join(limit_s)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the loop's own thread, as when an object is collected there."""
+        return threading.current_thread() is self._thread
 
     async def end_others(self) -> None:
         """Cancel all that was handed over but the caller's own task, and wait until it has let go of what it held."""
@@ -143,17 +153,16 @@ class Bridge:
     def __init__(self, loop: BackgroundLoop, *, capacity: int = 64) -> None:
         self.waits = Waits()
         self.dropped = 0
-        self.failures: list[BaseException] = []
+        self.failed = 0
+        self.failures: deque[BaseException] = deque(maxlen=KEPT_FAILURES)
         self._loop = loop
         self._capacity = capacity
         self._posts: set[Future[Any]] = set()
 
     def submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
         """Start work whose result is looked for later."""
-        began = time.perf_counter()
-        future = self._loop.submit(work)
-        self._count(time.perf_counter() - began)
-        return future
+        with self.watched():
+            return self._loop.submit(work)
 
     def post(self, work: Coroutine[Any, Any, object], *, droppable: bool = False) -> bool:
         """Start work whose result nobody needs; a failure is kept in ``failures``.
@@ -206,8 +215,18 @@ class Bridge:
                 "handing over what happened", why=f"{len(late)} messages were not taken within {limit_s:g} s"
             )
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count what training does inside as a wait where it takes too long, such as writing to a file."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._count(time.perf_counter() - began)
+
     def _keep_failure(self, post: Future[Any]) -> None:
         if not post.cancelled() and (error := post.exception()) is not None:
+            self.failed += 1
             self.failures.append(error)
 
     def _count(self, seconds: float) -> None:

@@ -38,6 +38,7 @@ class AveragedWeights:
         if not self._count:
             self._sums = {name: _summable(tensor) for name, tensor in present.items()}
         else:
+            self._sums = {name: total for name, total in self._sums.items() if _alike(present.get(name), total)}
             torch._foreach_add_(list(self._sums.values()), [present[name] for name in self._sums])
         self._count += 1
 
@@ -50,7 +51,8 @@ class AveragedWeights:
         present = _floating(self._model)
         own = {name: tensor.detach().clone() for name, tensor in present.items()}
         try:
-            _copy_into(present, {name: total / self._count for name, total in self._sums.items()})
+            means = {n: total / self._count for n, total in self._sums.items() if _alike(present.get(n), total)}
+            _copy_into(present, means)
             yield
         finally:
             _copy_into(present, own)
@@ -69,6 +71,11 @@ def _floating(model: nn.Module) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {name: parameter.data for name, parameter in model.named_parameters()}
     named.update((name, buffer) for name, buffer in model.named_buffers() if buffer.is_floating_point())
     return named
+
+
+def _alike(present: Tensor | None, total: Tensor) -> bool:
+    """Tell whether a tensor still has the shape that was averaged; a cache that grows has not, and has no mean."""
+    return present is not None and present.shape == total.shape
 
 
 def _summable(tensor: Tensor) -> Tensor:

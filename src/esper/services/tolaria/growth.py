@@ -45,9 +45,13 @@ class Growth:
         self._engine = Engine(subject, parts, observer, budget, config)
         self.events = self._engine.events
         self._placement = placement_of(subject.model)
+        try:
+            self._engine.request_kernels()
+            self._engine.write_manifest()
+        except BaseException:
+            observer.close()
+            raise
         self._placement.grower = self
-        self._engine.request_kernels()
-        self._engine.write_manifest()
 
     def step(self, loss: Tensor | float | None = None) -> list[GrowthEvent]:
         """Take note of one optimizer step; at a boundary observe, decide, graft, evaluate, keep or undo.
@@ -180,7 +184,7 @@ class Growth:
         bridge = self._parts.platform.bridge
         run = {
             "dropped": bridge.dropped,
-            "failures": len(bridge.failures),
+            "failures": bridge.failed,
             "unasked": self._engine.consultation.unasked_count,
         }
         return {"run": run, **self._parts.platform.counts()}

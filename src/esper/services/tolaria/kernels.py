@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from esper.contracts.kernel import BlueprintSubmissionRequest, BuildSpec
 from esper.contracts.topics import COMPILATIONS
-from esper.errors import EsperError, NotFound
+from esper.errors import EsperError, KernelRejected, NotFound, Unavailable
 from esper.ir import BlueprintIR, BlueprintRegistry, cost
 from esper.kasmina import Place
 from esper.ports import Delivery, Library, MessageBus
@@ -55,12 +55,17 @@ class KernelShelf:
         bus: Tells when the forge has finished something.
         registry: Designs to choose from.
         run_id: Names the consumer group.
+
+    Attributes:
+        offers: Every blueprint at every place that it fits.
+        outages: How often the library did not answer; it is asked again.
     """
 
     def __init__(
         self, bridge: Bridge, library: Library, bus: MessageBus, registry: BlueprintRegistry, *, run_id: str
     ) -> None:
         self.offers: list[Offer] = []
+        self.outages = 0
         self._bridge, self._library, self._bus, self._registry = bridge, library, bus, registry
         self._run_id = run_id
         self._ready: dict[str, ReadyKernel] = {}
@@ -125,8 +130,9 @@ class KernelShelf:
             return known
         if kernel_id not in self._fetching:
             self._fetching[kernel_id] = self._bridge.submit(self._fetched(kernel_id))
-        fetching = self._fetching[kernel_id]
-        return fetching.result() if fetching.done() else None
+        if not self._fetching[kernel_id].done():
+            return None
+        return self._fetching.pop(kernel_id).result()
 
     def wait_for(self, offer: Offer, *, limit_s: float) -> ReadyKernel:
         """Return the kernel of an offer, waiting for the forge where it is not done.
@@ -175,10 +181,20 @@ class KernelShelf:
             self._news.notify_all()
 
     async def _obtain(self, ir: BlueprintIR) -> None:
-        try:
-            self._ready[ir.digest] = await self._compiled(ir)
-        except EsperError as error:
-            self._refused[ir.digest] = error
+        while ir.digest not in self._ready:
+            try:
+                self._ready[ir.digest] = await self._compiled(ir)
+            except Unavailable:
+                self.outages += 1
+                await asyncio.sleep(POLL_S)
+            except EsperError as error:
+                self._refused[ir.digest] = error
+                return
+            except Exception as error:
+                self._refused[ir.digest] = KernelRejected(
+                    f"{ir.name} could not be had", why=f"{type(error).__name__}: {error}", todo="report this"
+                )
+                raise
 
     async def _compiled(self, ir: BlueprintIR) -> ReadyKernel:
         build = BuildSpec()

@@ -115,7 +115,8 @@ def restore_optimizer(
         kept = now.get(id(parameters[0])) if keep_options and parameters else None
         groups.append({"params": parameters, **(kept or copy.deepcopy(saved.options))})
     optimizer.param_groups[:] = groups
-    optimizer.state.clear()
+    for parameter in [key for key in optimizer.state if isinstance(key, Tensor)]:
+        del optimizer.state[parameter]
     for name, moments in state.moments.items():
         optimizer.state[named[name]] = _copied(moments)
 

@@ -94,7 +94,7 @@ def capture(subject: Subject) -> Snapshot:
     """Return a copy of the whole training state; the training is left as it was."""
     return Snapshot(
         entries=topology(subject.model),
-        tensors={name: _copy(tensor) for name, tensor in _tensors(subject.model).items()},
+        tensors={name: _copy(tensor) for name, tensor in _tensors(subject).items()},
         optimizer=capture_optimizer(subject.optimizer, name_parameters(subject.model, subject.optimizer)),
         schedule=capture_schedule(subject.schedule),
         others=tuple(copy.deepcopy(other.state_dict()) for other in subject.others),
@@ -112,7 +112,7 @@ def restore(subject: Subject, snapshot: Snapshot, *, keep_schedule: bool = False
             a cull, whose steps count as spent.
     """
     restore_topology(subject.model, snapshot.entries)
-    _load(subject.model, snapshot.tensors)
+    _load(subject, snapshot.tensors)
     named = name_parameters(subject.model, subject.optimizer)
     restore_optimizer(subject.optimizer, snapshot.optimizer, named, keep_options=keep_schedule)
     if keep_schedule:
@@ -125,11 +125,23 @@ def restore(subject: Subject, snapshot: Snapshot, *, keep_schedule: bool = False
     subject.optimizer.zero_grad(set_to_none=True)
 
 
+def withdraw(subject: Subject, before: Snapshot) -> None:
+    """Take back a join that failed: topology, optimizer and schedule; nothing else has changed yet.
+
+    Args:
+        subject: The training; gradients and what is in ``state=`` are left alone.
+        before: What ``capture`` returned before the join.
+    """
+    restore_topology(subject.model, before.entries)
+    restore_optimizer(subject.optimizer, before.optimizer, name_parameters(subject.model, subject.optimizer))
+    restore_schedule(subject.schedule, before.schedule, subject.optimizer)
+
+
 def digest(subject: Subject) -> str:
     """Return one SHA-256 over every parameter, buffer and optimizer moment, by name: equal states, equal digests."""
     named = name_parameters(subject.model, subject.optimizer)
     moments = capture_optimizer(subject.optimizer, named).moments
-    tensors = {f"model.{name}": tensor for name, tensor in _tensors(subject.model).items()}
+    tensors = {f"model.{name}": tensor for name, tensor in _tensors(subject).items()}
     for name, state in moments.items():
         tensors.update({f"moment.{name}.{key}": v for key, v in state.items() if isinstance(v, Tensor)})
     total = hashlib.sha256()
@@ -139,8 +151,9 @@ def digest(subject: Subject) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def _tensors(subject: Subject) -> dict[str, Tensor]:
+    """Return every parameter, those that only the optimizer knows included, and every buffer."""
+    return {**name_parameters(subject.model, subject.optimizer), **dict(subject.model.named_buffers())}
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -148,6 +161,12 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    for name, tensor in _tensors(model).items():
-        tensor.copy_(tensors[name])
+def _load(subject: Subject, tensors: dict[str, Tensor]) -> None:
+    present = _tensors(subject)
+    for name, saved in tensors.items():
+        now = present.get(name)
+        if now is not None and now.shape == saved.shape:
+            now.copy_(saved)
+        else:  # a buffer that the forward pass replaced by one of another shape, such as a cache
+            owner, _, leaf = name.rpartition(".")
+            subject.model.get_submodule(owner)._buffers[leaf] = _copy(saved)

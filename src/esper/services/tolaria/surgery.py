@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from esper.errors import EsperError, GraftFailed
+from esper.errors import GraftFailed
 from esper.kasmina import Newborn, detach, join, placement_of, topology
 from esper.services.tolaria.optimizer import add_newborn, host_group_of, remove_parameters
 from esper.services.tolaria.schedules import follow_groups
-from esper.services.tolaria.snapshot import Snapshot, Subject, capture, restore
+from esper.services.tolaria.snapshot import Snapshot, Subject, capture, restore, withdraw
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,10 @@ class Surgeon:
         before = capture(self.subject)
         try:
             newborn = self._joined(cut, data, kernel_id, blueprint, seen)
-        except (EsperError, RuntimeError) as error:
-            restore(self.subject, before)
+        except BaseException as error:
+            withdraw(self.subject, before)
+            if not isinstance(error, Exception):
+                raise
             raise GraftFailed(f"grafting at {cut.slot}", why=str(error), todo="the host was restored") from error
         self._hold(key, before)
         return newborn

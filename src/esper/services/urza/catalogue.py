@@ -119,11 +119,10 @@ class Catalogue:
         return await self._blobs.get(_graftable(kernel).kernel_binary_ref)
 
     async def report(self, outcome: Outcome) -> None:
-        """Record what a graft brought; the same decision is recorded once."""
+        """Record what a graft brought; a decision has one row, with what was reported last."""
 
         async def recorded(session: AsyncSession) -> None:
-            if await session.get(OutcomeRow, outcome.decision_id) is None:
-                session.add(_outcome_row(outcome))
+            await session.merge(_outcome_row(outcome))
 
         await self._database.transact(recorded)
 
