@@ -151,6 +151,7 @@ def attach(
         every=every, steps=steps, lead=lead, late=late, on_cull=on_cull, control=control, probe=probe
     )
     attachment.check_host(model, optimizer)
+    attachment.check_parts(optimizer, validate, scheduler)
     limits = attachment.read_budget(budget, model)
     subject = Subject(model, optimizer, scheduler, attachment.read_state(state))
     advisor = advisor_named(controller)

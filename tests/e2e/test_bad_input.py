@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
 
 import esper
 from esper.errors import ConfigError
+from esper.ir import REGISTRY
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
 
@@ -132,6 +133,11 @@ def test_an_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
         ({"state": [object()]}, ("ESP-2114", "rollback")),
         ({"controller": "platau"}, ("ESP-2131", 'did you mean "plateau"?')),
         ({"probe": "loss"}, ("ESP-2111",)),
+        ({"validate": 3}, ("ESP-2122", "one per held-out example")),
+        ({"scheduler": 3}, ("ESP-2115",)),
+        ({"state": torch.optim.SGD(_host().parameters(), lr=0.1)}, ("ESP-2113", "state=(scaler,)")),
+        ({"state": [torch.optim.swa_utils.AveragedModel(_host())]}, ("ESP-2117", "position")),
+        ({"budget": "4x"}, ("ESP-2104", 'Did you mean "x4"?')),
         ({"controller": object()}, ("ESP-2132", "decide(packet)")),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -143,3 +149,44 @@ def test_a_setting_that_cannot_be_used_is_refused_by_name(
         _attach(tmp_path, **changes)
     _check(caught.value, *words)
     assert not list(tmp_path.iterdir()), "something was started all the same"
+
+
+def test_a_schedule_that_was_forgotten_is_missed_at_once(tmp_path: Path) -> None:
+    model = _wrapped()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 0.9**n)
+    with pytest.raises(ConfigError) as caught:
+        _attach(tmp_path, model=model, optimizer=optimizer)
+    _check(caught.value, "ESP-2116", "scheduler=")
+
+
+def test_a_blueprint_with_a_mistake_is_left_out_by_name_and_stops_nobody(tmp_path: Path) -> None:
+    @esper.blueprint("with_a_typo")
+    def with_a_typo(g: Any, site: Any) -> Any:
+        return g.pointwize(g.input)
+
+    try:
+        left_out = esper.plan(_host(), X).refusals["0/with_a_typo"]
+        assert "pointwize" in left_out
+        _attach(tmp_path).close()
+    finally:
+        del REGISTRY._entries["with_a_typo"]
+
+
+def test_a_loss_that_is_no_scalar_is_refused(tmp_path: Path) -> None:
+    with _attach(tmp_path) as growth, pytest.raises(ConfigError) as caught:
+        growth.step(torch.ones(3))
+    _check(caught.value, "ESP-2123", "scalar")
+
+
+def test_a_loader_with_an_order_of_its_own_is_refused(tmp_path: Path) -> None:
+    data = TensorDataset(X, X[:, 0].long())
+    sampler = BatchSampler(WeightedRandomSampler([1.0] * len(X), len(X)), 4, drop_last=False)
+    loaders: tuple[DataLoader[Any], ...] = (
+        DataLoader(data, batch_sampler=sampler),
+        DataLoader(data, batch_size=4, sampler=WeightedRandomSampler([1.0] * len(X), len(X))),
+    )
+    for loader in loaders:
+        with pytest.raises(ConfigError) as caught:
+            esper.Trainer(esper.TrainerConfig(root=str(tmp_path))).fit(_host(), loader)
+        _check(caught.value, "ESP-2164", "Sampler of its own", "shuffle=True")

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import esper
 from esper.contracts.adaptation import AdaptationDecision, SystemStatePacket
-from esper.errors import NotFound
+from esper.errors import ConfigError, GraftFailed, NotFound
 from esper.ir import REGISTRY, Graph, Handle, Site, digest_of
 from esper.services.tolaria.events import EventKind
 from esper.services.tolaria.growth import Growth
@@ -40,12 +41,13 @@ def _ring(g: Graph, site: Site) -> Handle:
 
 
 @pytest.fixture
-def ring() -> str:
-    """A design that is in no catalogue."""
+def ring() -> Iterator[str]:
+    """A design that is in no catalogue; gone after the test, as the registry belongs to the process."""
     name = "ring_of_the_main_path"
     esper.blueprint(name)(_ring)
     assert name in REGISTRY.names()
-    return name
+    yield name
+    del REGISTRY._entries[name]
 
 
 def _host() -> nn.Sequential:
@@ -140,6 +142,11 @@ def test_a_new_design_is_compiled_proven_grafted_learns_and_is_undone_to_the_bit
         assert not _newborn(run.model)
         with pytest.raises(NotFound):
             growth.rollback(event)
+        with pytest.raises(GraftFailed, match="locked"):
+            growth.graft("2", ring)
+        growth.unlock("2")
+        growth.graft("2", ring)
+    assert _stored(tmp_path, "SELECT verdict FROM outcomes") == [("rolled_back",)]
 
 
 def test_after_a_rollback_training_goes_on_as_if_nothing_had_grown(tmp_path: Path, ring: str) -> None:
@@ -266,3 +273,112 @@ def test_a_run_in_which_nothing_grew_says_why(tmp_path: Path) -> None:
         run.train(40)
     assert [event.kind for event in growth.events] == [EventKind.NOTHING]
     assert growth.events[0].why
+
+
+def test_a_kernel_asked_for_by_another_thread_joins_between_two_steps_of_the_training(
+    tmp_path: Path, ring: str
+) -> None:
+    run = Run(tmp_path)
+    with run.growth as growth:
+        kernel_id = growth.graft("0", ring).kernel_id
+        run.train(1)
+        threads: list[int] = []
+        join = growth._engine.graft_now
+        growth._engine.graft_now = lambda *given: (threads.append(threading.get_ident()), join(*given))[1]  # type: ignore[method-assign]
+        load: Callable[..., Any] = run.model.load_kernel
+        asking = threading.Thread(target=lambda: asyncio.run(load("2", 0, kernel_id)))
+        asking.start()
+        while asking.is_alive():
+            run.train(1)
+        asking.join()
+        assert threads == [threading.get_ident()]
+        assert any(name.startswith("2.esper_grafts.0.") for name in _newborn(run.model))
+
+
+def test_a_decision_without_a_boundary_joins_after_the_lead_and_is_not_late(tmp_path: Path) -> None:
+    class Once:
+        def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
+            if packet.boundary != 4:
+                return AdaptationDecision(reason="not now")
+            chosen = packet.candidates[0]
+            return AdaptationDecision(action="load_kernel", target_layer=chosen.slot, kernel_id=chosen.kernel_id)
+
+    run = Run(tmp_path, controller=Once(), late="wait", lead=2)
+    with run.growth as growth:
+        run.train(160)
+    assert [(event.kind, event.step) for event in growth.events] == [(EventKind.GRAFTED, 6 * 20)]
+    assert growth.events[0].blueprint, "the record has the design's own name"
+
+
+def test_a_kernel_over_budget_is_refused_under_whatever_name(tmp_path: Path) -> None:
+    class Nameless:
+        def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
+            chosen = packet.candidates[0]
+            return AdaptationDecision(action="load_kernel", target_layer=chosen.slot, kernel_id=chosen.kernel_id)
+
+    run = Run(tmp_path, controller=Nameless(), late="wait", budget="+1%")
+    with run.growth:
+        run.train(80)
+    assert not _newborn(run.model)
+
+
+def test_one_decision_is_applied_once(tmp_path: Path) -> None:
+    class Parrot:
+        def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
+            free = [candidate for candidate in packet.candidates if not candidate.masked]
+            if not free:
+                return AdaptationDecision(reason="nothing is free")
+            return AdaptationDecision(
+                action="load_kernel", decision_id="always the same", target_layer=free[0].slot,
+                blueprint=free[0].blueprint, kernel_id=free[0].kernel_id,
+            )  # fmt: skip
+
+    run = Run(tmp_path, controller=Parrot(), late="wait")
+    with run.growth as growth:
+        run.train(100)
+    kinds = [event.kind for event in growth.events]
+    assert kinds.count(EventKind.GRAFTED) == 1
+    assert any("applied already" in event.why for event in growth.events if event.kind is EventKind.CANCELLED)
+
+
+def test_a_closed_run_says_so(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.growth.close()
+    with pytest.raises(ConfigError, match="closed"):
+        run.growth.step(0.0)
+
+
+def test_a_saved_run_of_another_training_is_refused_before_anything_changes(tmp_path: Path, ring: str) -> None:
+    run = Run(tmp_path)
+    with run.growth as growth:
+        run.train(20)
+        state = growth.state_dict()
+    other = Run(tmp_path)
+    with other.growth as growth:
+        before = growth.digest()
+        for odd, word in (
+            ({**state, "subject": {**state["subject"], "optimizer": "SGD"}}, "SGD"),
+            (
+                {**state, "subject": {**state["subject"], "host": {**state["subject"]["host"], "0.weight": [9, 2]}}},
+                "0.weight",
+            ),
+            (run.model.state_dict(), "version"),
+        ):
+            with pytest.raises(ConfigError, match=word):
+                growth.load_state_dict(odd)
+        assert growth.digest() == before
+        growth.load_state_dict(state)
+        growth.load_state_dict(state)
+        assert len(growth.events) == len(state["events"]), "loading twice doubles no event"
+
+
+def test_grafts_of_an_earlier_run_count_against_the_budget_of_the_next(tmp_path: Path, ring: str) -> None:
+    run = Run(tmp_path)
+    with run.growth as growth:
+        growth.graft("0", ring)
+    again: Growth = esper.attach(
+        run.model, run.optimizer, validate=_held_out, every=20, scheduler=run.schedule, budget="x6", root=tmp_path
+    )
+    with again:
+        own = {candidate.slot: candidate for candidate in again.propose() if candidate.blueprint == ring}
+        assert "over budget: 1296 of 570 parameters" in own["2"].masked

@@ -153,7 +153,7 @@ class AdaptationDecision(Record):
         decision_id: A trainer applies each id once.
         run_id: The run it was made for.
         topology_version: Void where the model has changed since.
-        boundary: Boundary at which the graft joins; None means the next one.
+        boundary: Boundary at which the graft joins; None means the packet's ``lead`` after the one of the packet.
         target_layer: Name of the slot.
         seed_idx: Index of the seed in the slot.
         blueprint: Name of the blueprint.

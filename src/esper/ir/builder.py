@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from esper.errors import InvalidBlueprint
+from esper.errors import EsperError, InvalidBlueprint
 from esper.ir.caps import CAPS
 from esper.ir.graph_check import completed_node
 from esper.ir.representation import BlueprintIR
@@ -210,4 +210,15 @@ def build(design: Design, site: Site, name: str) -> BlueprintIR:
         InvalidBlueprint: If the design breaks a rule.
     """
     graph = Graph(site.layout, site.channels)
-    return graph.finish(design(graph, site), name)
+    try:
+        output = design(graph, site)
+    except EsperError:
+        raise
+    except Exception as error:
+        raise InvalidBlueprint(
+            f"blueprint {name!r} could not be drawn",
+            path=f"$.nodes[{len(graph.nodes)}]",
+            why=f"{type(error).__name__}: {error}",
+            todo="Draw with the methods of g on values of g only.",
+        ) from error
+    return graph.finish(output, name)

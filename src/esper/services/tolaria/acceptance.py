@@ -14,6 +14,8 @@ HARM_SPREADS = 2.0
 """How many placebo spreads worse counts as clear harm (DESIGN.md, "Accept")."""
 FEWEST_WINDOWS = 3
 """A spread needs at least this many windows."""
+LATEST_WINDOWS = 8
+"""Older windows are left out: a run moves less the longer it lasts, and its steep start would hide every later harm."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class Placebo:
 def placebo(losses: Sequence[float], grafted: Sequence[int], *, length: int) -> Placebo | None:
     """Measure how much the held-out loss changes over graft-free windows.
 
-    Windows of the asked length are used where there are three; otherwise the longest shorter ones of which there are
-    three, their spread scaled by the square root of the ratio of lengths, as for a random walk, which errs towards keeping.
+    The latest eight windows of the asked length are used where there are three; otherwise the longest shorter ones of which
+    there are three, their spread scaled by the square root of the ratio of lengths, as for a random walk, which errs towards
+    keeping.
 
     Args:
         losses: Mean held-out loss of the averaged weights at each boundary, oldest first.
@@ -67,8 +70,9 @@ def placebo(losses: Sequence[float], grafted: Sequence[int], *, length: int) -> 
             and not any(start <= boundary < start + span for boundary in grafted)
         ]
         if len(changes) >= FEWEST_WINDOWS:
-            square = sum(change * change for change in changes) / len(changes)
-            return Placebo(math.sqrt(square * length / span), len(changes))
+            latest = changes[-LATEST_WINDOWS:]
+            square = sum(change * change for change in latest) / len(latest)
+            return Placebo(math.sqrt(square * length / span), len(latest))
     return None
 
 

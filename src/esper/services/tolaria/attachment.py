@@ -7,13 +7,14 @@ from typing import TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from esper.blueprints import catalog as catalog
 from esper.contracts.ids import new_id
 from esper.errors import ConfigError
 from esper.ir import REGISTRY, BlueprintRegistry
 from esper.kasmina import MorphableModel, placement_of
-from esper.services.tolaria.budget import Budget
+from esper.services.tolaria.budget import Budget, count_params
 from esper.services.tolaria.config import GrowthConfig, Late, OnCull
 from esper.services.tolaria.folder import RunFolder
 from esper.services.tolaria.growth import Growth
@@ -101,10 +102,18 @@ def check_length(every: int, steps: int | None) -> None:
     """
     if not isinstance(every, int) or every < 1:
         raise ConfigError(
-            f"every={every!r}", why="boundaries are a positive number of optimizer steps apart", code="ESP-2106"
+            f"every={every!r}",
+            why="boundaries are a positive number of optimizer steps apart",
+            todo="give 1 or more",
+            code="ESP-2106",
         )
     if steps is not None and (not isinstance(steps, int) or steps < every):
-        raise ConfigError(f"steps={steps!r} ends before the first boundary", why=f"every={every}", code="ESP-2107")
+        raise ConfigError(
+            f"steps={steps!r} ends before the first boundary",
+            why=f"every={every}",
+            todo="make steps larger or every smaller",
+            code="ESP-2107",
+        )
 
 
 def read_state(given: Sequence[Stateful]) -> tuple[Stateful, ...]:
@@ -116,13 +125,46 @@ def read_state(given: Sequence[Stateful]) -> tuple[Stateful, ...]:
     if hasattr(given, "state_dict"):
         raise ConfigError("state= is one object", todo="give a tuple: state=(scaler,)", code="ESP-2113")
     for item in given:
+        if isinstance(item, AveragedModel):
+            raise ConfigError(
+                "state= holds an AveragedModel",
+                why="it pairs parameters by position, and a graft shifts them",
+                todo="average the weights after training, or when nothing grows any more",
+                code="ESP-2117",
+            )
         if not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
             raise ConfigError(
                 f"state= holds a {type(item).__name__}",
                 why="it has no state_dict and load_state_dict, so that a rollback could not put it back",
+                todo="give it both, or leave it out",
                 code="ESP-2114",
             )
     return tuple(given)
+
+
+def check_parts(optimizer: Optimizer, validate: object, schedule: object) -> None:
+    """Refuse what the first boundary or the first graft would stumble over.
+
+    Raises:
+        ConfigError: If ``validate`` is no function, ``scheduler`` no schedule, or a schedule of the optimizer was not given.
+    """
+    if not callable(validate):
+        raise ConfigError(
+            f"validate is a {type(validate).__name__}",
+            todo="give a function from the model to a 1-D tensor of losses, one per held-out example",
+            code="ESP-2122",
+        )
+    if schedule is not None and not hasattr(schedule, "load_state_dict"):
+        raise ConfigError(
+            f"scheduler is a {type(schedule).__name__}", todo="give one of torch.optim.lr_scheduler", code="ESP-2115"
+        )
+    if schedule is None and any("initial_lr" in group for group in optimizer.param_groups):
+        raise ConfigError(
+            "a schedule steers this optimizer, and scheduler= was not given",
+            why="it would not follow the newborn's group, and a rollback would not restore it",
+            todo="give attach scheduler=",
+            code="ESP-2116",
+        )
 
 
 def read_budget(given: str | Budget, model: nn.Module) -> Budget:
@@ -131,7 +173,7 @@ def read_budget(given: str | Budget, model: nn.Module) -> Budget:
     Raises:
         ConfigError: If it is not one.
     """
-    return Budget.of(given, host_params=sum(parameter.numel() for parameter in model.parameters()))
+    return Budget.of(given, host_params=count_params(model).host)
 
 
 def new_run(root: str | os.PathLike[str]) -> RunFolder:

@@ -3,9 +3,27 @@
 import re
 from dataclasses import dataclass
 
+from torch import nn
+
 from esper.errors import ConfigError
+from esper.kasmina.placement import CHILD
 
 _FORM = re.compile(r"^(?:\+(?P<percent>\d+(?:\.\d+)?)\s*%|x(?P<factor>\d+(?:\.\d+)?))$")
+
+
+@dataclass(frozen=True)
+class ParamCount:
+    """Parameters of a model: those of the host, and those that grafts of earlier runs added."""
+
+    host: int
+    grafts: int
+
+
+def count_params(model: nn.Module) -> ParamCount:
+    """Count the parameters of a wrapped model."""
+    sizes = [(name, parameter.numel()) for name, parameter in model.named_parameters()]
+    grafts = sum(size for name, size in sizes if f"{CHILD}." in name)
+    return ParamCount(sum(size for _, size in sizes) - grafts, grafts)
 
 
 @dataclass(frozen=True)
@@ -65,5 +83,6 @@ def _added_by_factor(host_params: int, factor: float, given: object) -> int:
 
 def _not_a_ratio(given: object) -> ConfigError:
     digits = re.sub(r"[^\d.]", "", str(given))
-    hint = f'Did you mean "+{digits}%"?' if digits else 'Write "+30%", "x4" or esper.Budget(params=...)'
+    meant = f"x{digits}" if "x" in str(given) else f"+{digits}%"
+    hint = f'Did you mean "{meant}"?' if digits else 'Write "+30%", "x4" or esper.Budget(params=...)'
     return ConfigError(f'budget "{given}" is not a ratio', todo=hint, code="ESP-2104")

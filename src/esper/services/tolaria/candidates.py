@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from esper.contracts.adaptation import KERNEL_NOT_READY, OVER_BUDGET, Candidate, SlotState
 from esper.contracts.health import HealthSignal
+from esper.ir import Cost
 from esper.kasmina import Placement, Seed, SeedState
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.kernels import KernelShelf, Offer
@@ -18,11 +19,20 @@ class Candidates:
         shelf: Offers and kernels.
         budget: Limits on what may be added.
         seeds_per_slot: Grafts that one slot may hold.
+        inherited_params: Parameters of grafts that were there before the run.
     """
 
-    def __init__(self, placement: Placement, shelf: KernelShelf, budget: Budget, *, seeds_per_slot: int) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        shelf: KernelShelf,
+        budget: Budget,
+        *,
+        seeds_per_slot: int,
+        inherited_params: int = 0,
+    ) -> None:
         self._placement, self._shelf, self._budget = placement, shelf, budget
-        self._seeds_per_slot = seeds_per_slot
+        self._seeds_per_slot, self._inherited_params = seeds_per_slot, inherited_params
 
     def current(self, trials: Iterable[Trial], scores: Mapping[str, float]) -> tuple[Candidate, ...]:
         """Return every offer with the reasons for which it may not be chosen now."""
@@ -78,12 +88,15 @@ class Candidates:
         if self.free_seed(offer.place.name) is None:
             states = ", ".join(seed.state.value for seed in self._seeds_of(offer.place.name))
             yield f"no free seed: {states}"
-        yield from self._over_budget(offer, trials, 0.0 if ready is None else ready.latency_ms)
+        latency_ms = 0.0 if ready is None else ready.latency_ms
+        yield from self.over_budget(trials, Cost(offer.params, offer.flops), latency_ms)
 
-    def _over_budget(self, offer: Offer, trials: tuple[Trial, ...], latency_ms: float) -> Iterable[str]:
+    def over_budget(self, trials: Iterable[Trial], price: Cost, latency_ms: float) -> Iterable[str]:
+        """Say which limits one more graft of a price would pass."""
+        trials = tuple(trials)
         sums = (
-            ("parameters", sum(t.params for t in trials) + offer.params, self._budget.params),
-            ("FLOPs", sum(t.flops for t in trials) + offer.flops, self._budget.flops),
+            ("parameters", self._inherited_params + sum(t.params for t in trials) + price.params, self._budget.params),
+            ("FLOPs", sum(t.flops for t in trials) + price.flops, self._budget.flops),
             ("ms", sum(t.latency_ms for t in trials) + latency_ms, self._budget.latency),
         )
         for unit, total, limit in sums:

@@ -85,6 +85,7 @@ class Consultation:
         self.scheduled: Scheduled | None = None
         self.unasked_count = 0
         self.last_reason = ""
+        self._next = 0
         self._advisor, self._bus, self._bridge, self._config = advisor, bus, bridge, config
         self._answer: Future[AdaptationDecision] | None = None
 
@@ -95,9 +96,10 @@ class Consultation:
 
     def ask(self, packet: SystemStatePacket) -> None:
         """Send a packet off."""
+        self._next = packet.boundary + packet.lead
         self._answer = self._bridge.submit(self._advised(packet))
 
-    def collect(self, boundary: int, topology_version: int) -> Unavailable | None:
+    def collect(self, topology_version: int) -> Unavailable | None:
         """Take the answer in, where it has come; a decision for another topology is void.
 
         Returns:
@@ -112,7 +114,7 @@ class Consultation:
         if self._config.late is Late.WAIT:
             failure = self.settle()
         elif self._answer.done():
-            failure = self._take(boundary)
+            failure = self._take()
         if self.scheduled is not None and self.scheduled.decision.topology_version not in (None, topology_version):
             self.scheduled = None
         return failure
@@ -123,7 +125,7 @@ class Consultation:
             return None
         if not self._answer.done():
             self._bridge.wait(_finished(self._answer), limit_s=self._config.wait_limit_s)
-        return self._take(0)
+        return self._take()
 
     def void(self) -> None:
         """Drop what was asked or decided before the model changed under it."""
@@ -162,7 +164,7 @@ class Consultation:
         await self._bus.publish(DECISIONS.stream, decision, run_id=packet.run_id)
         return decision
 
-    def _take(self, boundary: int) -> Unavailable | None:
+    def _take(self) -> Unavailable | None:
         answer, self._answer = self._answer, None
         if answer is None or answer.cancelled():
             return None
@@ -173,7 +175,7 @@ class Consultation:
             return error
         self.last_reason = decision.reason
         if decision.action is Action.LOAD_KERNEL:
-            self.scheduled = Scheduled(decision, decision.boundary if decision.boundary is not None else boundary)
+            self.scheduled = Scheduled(decision, self._next if decision.boundary is None else decision.boundary)
         return None
 
 

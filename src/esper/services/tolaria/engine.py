@@ -3,13 +3,16 @@
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
+from typing import Any
 
 from torch import nn
 
-from esper.contracts.adaptation import OVER_BUDGET, Action, AdaptationDecision, Candidate, SystemStatePacket
+from esper.blueprints import unpack_kernel
+from esper.contracts.adaptation import OVER_BUDGET, Action, AdaptationDecision, Candidate, Outcome, SystemStatePacket
 from esper.contracts.health import HealthBatch
 from esper.contracts.topics import HEALTH, OUTCOMES
 from esper.errors import ConfigError, Conflict, EsperError, GraftFailed, UnsafeAdaptation
+from esper.ir import cost
 from esper.kasmina import Placement, SeedState, placement_of, topology
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.candidates import Candidates
@@ -50,10 +53,14 @@ class Engine:
         self._subject, self._parts, self._budget, self._config = subject, parts, budget, config
         self._platform, self._run_id = parts.platform, parts.folder.run_id
         self._placement: Placement = placement_of(subject.model)
-        self._candidates = Candidates(self._placement, parts.shelf, budget, seeds_per_slot=config.seeds_per_slot)
+        self._candidates = Candidates(
+            self._placement, parts.shelf, budget, seeds_per_slot=config.seeds_per_slot,
+            inherited_params=self.trials.inherited_params,
+        )  # fmt: skip
         self._last: Observation | None = None
         self._requested = False
         self._alone = False
+        self._told: list[Outcome] = []
 
     def boundary(self) -> list[GrowthEvent]:
         """Pass the next boundary.
@@ -64,7 +71,7 @@ class Engine:
         position = self.trials.position
         position.boundary += 1
         self.request_kernels()
-        events = self._ask_after(position.boundary)
+        events = self._ask_after()
         decision = self.consultation.due(position.boundary)
         self._last = observation = self._observe(decision)
         position.history.append(observation.point)
@@ -91,14 +98,18 @@ class Engine:
         ready = self._parts.shelf.wait_for(offer, limit_s=self._config.wait_limit_s)
         seed_idx = self._candidates.free_seed(slot)
         if seed_idx is None:
-            raise GraftFailed(f"grafting at {slot}", why="no seed of this slot is free", todo="roll one back first")
-        return self._graft_now(slot, seed_idx, blueprint, ready)
+            states = ", ".join(s.state.value for (name, _), s in self._placement.seeds.items() if name == slot)
+            raise GraftFailed(
+                f"grafting at {slot}",
+                why=f"no seed is free there: {states}",
+                todo="growth.unlock(slot) frees a locked one",
+            )
+        return self.graft_now(slot, seed_idx, ready)
 
-    async def graft_kernel(self, slot: str, seed_idx: int, kernel_id: str) -> None:
-        """Graft any validated kernel of the library now."""
+    async def kernel_for(self, slot: str, kernel_id: str) -> ReadyKernel:
+        """Fetch any validated kernel of the library for a slot."""
         self._placement.place(slot)
-        ready = await self._parts.shelf.fetch(kernel_id)
-        self._graft_now(slot, seed_idx, ready.blueprint, ready)
+        return await self._parts.shelf.fetch(kernel_id)
 
     def fetch(self, decision: AdaptationDecision) -> None:
         """Wait for the kernel of a decision; where it cannot be had, the boundary of its joining says so."""
@@ -160,12 +171,12 @@ class Engine:
 
     # -- the controller ----------------------------------------------------------------------------------------------
 
-    def _ask_after(self, boundary: int) -> list[GrowthEvent]:
+    def _ask_after(self) -> list[GrowthEvent]:
         """Take the controller's answer in; where it could not be asked, training goes on and the log says so."""
         if self._platform.running.done():
             already, self._alone = self._alone, True
             return [] if already else [self._log(EventKind.UNASKED, why=_obituary(self._platform.running))]
-        failure = self.consultation.collect(boundary, self.trials.topology_version)
+        failure = self.consultation.collect(self.trials.topology_version)
         return [] if failure is None else [self._log(EventKind.UNASKED, why=str(failure))]
 
     def _consult(self, observation: Observation) -> None:
@@ -238,6 +249,7 @@ class Engine:
             if self._config.late is Late.WAIT:
                 self.fetch(decision)
             ready = self._parts.shelf.by_id(str(decision.kernel_id))
+            self._check_price(str(decision.target_layer), ready)
         except EsperError as error:
             self.consultation.done()
             return [self._log(EventKind.CANCELLED, decision, why=str(error), kept=False)]
@@ -253,29 +265,45 @@ class Engine:
         return events
 
     def _check_allowed(self, decision: AdaptationDecision) -> None:
-        """Refuse what the packet masks, whoever asks for it; a kernel that is not ready is late, not refused."""
+        """Refuse what was applied already, or has no free seed."""
         place = self._placement.place(str(decision.target_layer))
+        if any(event.decision_id == decision.decision_id for event in self.events if event.kind is EventKind.GRAFTED):
+            raise Conflict(
+                f"decision {decision.decision_id} was applied already", todo="give each decision an id of its own"
+            )
+        free = self._candidates.free_seed(place.name)
+        if free is None or decision.seed_idx >= self._config.seeds_per_slot:
+            raise Conflict(
+                f"{place.name} has no free seed {decision.seed_idx}", todo="choose a candidate that is not masked"
+            )
         seed = self.trials.seed(place.name, decision.seed_idx)
         if seed.state is not SeedState.DORMANT:
             raise Conflict(f"seed {seed.seed_idx} of {place.name} is not free", why=f"it is {seed.state.value}")
-        for candidate in self.candidates():
-            over = [mask for mask in candidate.masked if mask.startswith(OVER_BUDGET)]
-            if over and (candidate.slot, candidate.blueprint) == (place.name, decision.blueprint):
-                raise UnsafeAdaptation(f"{candidate.blueprint} at {place.name} may not grow", why="; ".join(over))
 
-    def _graft_now(self, slot: str, seed_idx: int, blueprint: str, ready: ReadyKernel) -> GrowthEvent:
+    def _check_price(self, slot: str, ready: ReadyKernel | None) -> None:
+        """Hold a kernel's own price against the budget, whoever asks for it and under whatever name."""
+        if ready is None:
+            return
+        price = cost(unpack_kernel(ready.data).ir, self._placement.place(slot).extent)
+        over = list(self._candidates.over_budget(self.trials.position.trials.values(), price, ready.latency_ms))
+        if over:
+            raise UnsafeAdaptation(f"the kernel may not grow at {slot}", why="; ".join(over))
+
+    def graft_now(self, slot: str, seed_idx: int, ready: ReadyKernel) -> GrowthEvent:
+        """Graft a kernel by hand, now; the budget binds controllers, not the user's own hand."""
         decision = AdaptationDecision(
             action=Action.LOAD_KERNEL, reason="by hand", run_id=self._run_id, target_layer=slot, seed_idx=seed_idx,
-            blueprint=blueprint, kernel_id=ready.kernel_id, strategy="manual",
+            blueprint=ready.blueprint, kernel_id=ready.kernel_id, strategy="manual",
         )  # fmt: skip
         before = self.observer.measure(
             topology_version=self.trials.topology_version, capture=self._placement.slots[slot].module
         )
+        self._placement.place(slot)
         self.trials.seed(slot, seed_idx).move(SeedState.GERMINATED, step=self.trials.position.step)
         event = self.trials.join(decision, ready, before=before.mean, seen=before.seen)
         self.changed()
         if event.kind is EventKind.CANCELLED:
-            raise GraftFailed(f"grafting {blueprint} at {slot}", why=event.why, todo="the host was restored")
+            raise GraftFailed(f"grafting {ready.blueprint} at {slot}", why=event.why, todo="the host was restored")
         return event
 
     # -- what leaves the run -----------------------------------------------------------------------------------------
@@ -283,17 +311,33 @@ class Engine:
     def _publish(self, observation: Observation, events: list[GrowthEvent]) -> None:
         if events:
             self.write_manifest()
+        self.report()
+        if observation.health and not self._alone:
+            batch = HealthBatch(run_id=self._run_id, step=observation.point.step, signals=observation.health)
+            publishing = self._platform.bus.publish(HEALTH.stream, batch, run_id=self._run_id)
+            self._platform.bridge.post(publishing, droppable=True)
+
+    def report(self) -> None:
+        """Tell bus, library and controller what became of grafts; where they are gone, the event log has it."""
         outcomes, self.trials.outcomes = self.trials.outcomes, []
+        self._told += outcomes
         if self._alone:
             return
-        bridge, bus, run_id = self._platform.bridge, self._platform.bus, self._run_id
-        if observation.health:
-            batch = HealthBatch(run_id=run_id, step=observation.point.step, signals=observation.health)
-            bridge.post(bus.publish(HEALTH.stream, batch, run_id=run_id), droppable=True)
+        bridge, run_id = self._platform.bridge, self._run_id
         for outcome in outcomes:
-            bridge.post(bus.publish(OUTCOMES.stream, outcome, run_id=run_id))
+            bridge.post(self._platform.bus.publish(OUTCOMES.stream, outcome, run_id=run_id))
             bridge.post(self._platform.library.report(outcome))
             bridge.post(self._platform.advisor.learn(outcome))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the controller was told; it learns it again where the run goes on."""
+        return {"told": [outcome.model_dump(mode="json") for outcome in self._told]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self._told = [Outcome(**{**outcome, "run_id": self._run_id}) for outcome in state["told"]]
+        for outcome in self._told:
+            self._platform.bridge.post(self._platform.advisor.learn(outcome))
 
     def _log(
         self, kind: EventKind, decision: AdaptationDecision | None = None, *, why: str, kept: bool | None = None
@@ -309,4 +353,12 @@ class Engine:
 
 def _obituary(running: Future[None]) -> str:
     error = None if running.cancelled() else running.exception()
-    return f"the background services ended, and the run goes on without them: {error or 'they were closed'}"
+    causes = "; ".join(map(str, _leaves(error))) if error is not None else "they were closed"
+    return f"the background services ended, and the run goes on without them: {causes}"
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors in nested groups."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in _leaves(inner)]

@@ -104,6 +104,8 @@ class EventLog:
         return event
 
     def extend(self, events: list[GrowthEvent]) -> None:
-        """Add events of an earlier part of the run."""
+        """Add events of an earlier part of the run; those that are here already are passed over."""
+        known = {event.event_id for event in self._events}
         for event in events:
-            self.append(event)
+            if event.event_id not in known:
+                self.append(event)

@@ -1,5 +1,6 @@
 """What ``esper.attach`` returns: a training that grows."""
 
+import asyncio
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,11 +14,11 @@ from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.config import GrowthConfig
 from esper.services.tolaria.engine import Engine
 from esper.services.tolaria.events import GrowthEvent
+from esper.services.tolaria.handover import Handover
 from esper.services.tolaria.observation import Observer
 from esper.services.tolaria.platform import Parts
+from esper.services.tolaria.resuming import STATE_VERSION, check_fit, described
 from esper.services.tolaria.snapshot import Snapshot, Subject, capture, digest, restore
-
-STATE_VERSION = 1
 
 
 class Growth:
@@ -45,6 +46,7 @@ class Growth:
         self._engine = Engine(subject, parts, observer, budget, config)
         self.events = self._engine.events
         self._placement = placement_of(subject.model)
+        self._handover = Handover()
         try:
             self._engine.request_kernels()
             self._engine.write_manifest()
@@ -63,12 +65,14 @@ class Growth:
             What happened; empty between boundaries.
 
         Raises:
-            ConfigError: If ``validate`` or ``probe`` does not return what it must.
+            ConfigError: If ``loss`` is no scalar, ``validate`` or ``probe`` does not return what it must, or the run is closed.
         """
+        value = None if loss is None else _scalar(loss)
+        self._check_open()
+        self._handover.take()
         position = self._engine.trials.position
         position.step += 1
         self.spent_steps += 1
-        value = None if loss is None else torch.as_tensor(loss)
         self._engine.observer.step(position.step, value, probe_next=self._engine.probes_next(position.step))
         return self._engine.boundary() if position.step % self._every == 0 else []
 
@@ -84,11 +88,18 @@ class Growth:
             KernelRejected: If the forge refused it.
             GraftFailed: If it cannot be joined; the host was restored.
         """
+        self._check_open()
         return self._engine.graft_by_hand(slot, blueprint)
 
     async def graft_kernel(self, layer_name: str, seed_idx: int, kernel_id: str) -> None:
-        """Graft any validated kernel of the library; ``model.load_kernel`` comes here while a run is attached."""
-        await self._engine.graft_kernel(layer_name, seed_idx, kernel_id)
+        """Graft any validated kernel of the library; ``model.load_kernel`` comes here while a run is attached.
+
+        Where another thread trains, the graft joins after that thread's next step.
+        """
+        self._check_open()
+        ready = await self._engine.kernel_for(layer_name, kernel_id)
+        joined = self._handover.ask(lambda: self._engine.graft_now(layer_name, seed_idx, ready))
+        await asyncio.wrap_future(joined)
 
     def rollback(self, event: GrowthEvent) -> GrowthEvent:
         """Undo a graft and everything since: model, optimizer, schedule, generators and ``state=``, to the bit.
@@ -99,9 +110,20 @@ class Growth:
         Raises:
             NotFound: If the state before that join is not held any more.
         """
+        self._check_open()
         undone = self._engine.trials.roll_back(event, why="by hand")
         self._engine.changed()
+        self._engine.report()
         return undone
+
+    def unlock(self, slot: str, seed_idx: int = 0) -> None:
+        """Let a slot that a rollback locked be grown again.
+
+        Raises:
+            NotFound: If there is no such slot.
+            IllegalTransition: If it is not locked.
+        """
+        self._engine.trials.unlock(slot, seed_idx)
 
     def digest(self) -> str:
         """Return one SHA-256 over every parameter, buffer and optimizer moment: equal states, equal digests."""
@@ -112,11 +134,13 @@ class Growth:
         self._engine.consultation.settle()
         return {
             "version": STATE_VERSION,
+            "subject": described(self._subject),
             "spent_steps": self.spent_steps,
             "training": capture(self._subject).to_dict(),
             "trials": self._engine.trials.state_dict(),
             "observer": self._engine.observer.state_dict(),
             "consultation": self._engine.consultation.state_dict(),
+            "engine": self._engine.state_dict(),
             "events": [event.to_json() for event in self.events],
         }
 
@@ -127,17 +151,15 @@ class Growth:
             state: Of a run with the same host, optimizer, schedule and ``state=``.
 
         Raises:
-            ConfigError: If it was written by a version that this one does not know.
+            ConfigError: If it was written by a version that this one does not know, or belongs to another training.
         """
-        if state.get("version") != STATE_VERSION:
-            raise ConfigError(
-                f"growth state of version {state.get('version')!r}", why=f"{STATE_VERSION} is known", code="ESP-2170"
-            )
+        check_fit(self._subject, state)
         engine = self._engine
         restore(self._subject, Snapshot.from_dict(state["training"]))
         engine.trials.load_state_dict(state["trials"])
         engine.observer.load_state_dict(state["observer"])
         engine.consultation.load_state_dict(state["consultation"])
+        engine.load_state_dict(state["engine"])
         if (scheduled := engine.consultation.scheduled) is not None:
             engine.fetch(scheduled.decision)  # the run that was saved had it
         self.spent_steps = state["spent_steps"]
@@ -157,7 +179,9 @@ class Growth:
         self._placement.grower = None
         self._engine.observer.close()
         self._engine.consultation.void()
+        self._handover.close()
         try:
+            self._engine.report()
             self._parts.platform.bridge.flush()
         finally:
             self._parts.platform.close()
@@ -189,8 +213,19 @@ class Growth:
         }
         return {"run": run, **self._parts.platform.counts()}
 
+    def _check_open(self) -> None:
+        if self._placement.grower is not self:
+            raise ConfigError("this run is closed", todo="attach again to go on", code="ESP-2118")
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _scalar(loss: Tensor | float) -> Tensor:
+    if isinstance(loss, (int, float)) or (isinstance(loss, Tensor) and loss.numel() == 1):
+        return torch.as_tensor(loss).reshape(())
+    found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise ConfigError(f"loss is {found}", todo="give growth.step the scalar training loss of the step", code="ESP-2123")

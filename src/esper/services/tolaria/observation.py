@@ -118,12 +118,18 @@ class Observer:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to see the same."""
         total = None if self.loss.total is None else self.loss.total.clone()
-        return {"total": total, "count": self.loss.count, "average": self.average.state_dict()}
+        return {
+            "total": total,
+            "count": self.loss.count,
+            "average": self.average.state_dict(),
+            "flops": [self.held_out.spent_flops, self.statistics_flops],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self.loss = TrainingLoss(state["total"], state["count"])
         self.average.load_state_dict(state["average"])
+        self.held_out.spent_flops, self.statistics_flops = state["flops"]
 
     def close(self) -> None:
         """Remove every hook."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
 from esper.errors import ConfigError
 from esper.services.tolaria.budget import Budget
@@ -167,12 +167,16 @@ class TolariaTrainer:
                 todo="give a map-style data set with at least two examples",
                 code="ESP-2161",
             )
+        shuffle = _shuffles(dataloader)
         order = torch.randperm(count_all, generator=torch.Generator().manual_seed(self.config.seed)).tolist()
         count = max(1, int(count_all * self.config.held_out_ratio))
         size = dataloader.batch_size or 1
         training: DataLoader[Batch] = DataLoader(
-            Subset(data, order[count:]), batch_size=size, shuffle=True, drop_last=dataloader.drop_last,
+            Subset(data, order[count:]), batch_size=size, shuffle=shuffle, drop_last=dataloader.drop_last,
             collate_fn=dataloader.collate_fn, num_workers=dataloader.num_workers, generator=dataloader.generator,
+            pin_memory=dataloader.pin_memory, timeout=dataloader.timeout, worker_init_fn=dataloader.worker_init_fn,
+            persistent_workers=dataloader.persistent_workers, prefetch_factor=dataloader.prefetch_factor,
+            multiprocessing_context=dataloader.multiprocessing_context,
         )  # fmt: skip
         held_out: DataLoader[Batch] = DataLoader(
             Subset(data, sorted(order[:count])), batch_size=size, collate_fn=dataloader.collate_fn
@@ -185,6 +189,19 @@ class TolariaTrainer:
                 code="ESP-2162",
             )
         return training, held_out
+
+
+def _shuffles(dataloader: "DataLoader[Batch]") -> bool:
+    """Tell whether a loader draws its order anew; one with an order of its own cannot be split without losing it."""
+    plain = type(dataloader.batch_sampler) is BatchSampler and dataloader.batch_size is not None
+    if not plain or type(dataloader.sampler) not in (RandomSampler, SequentialSampler):
+        raise ConfigError(
+            "the loader cannot be split",
+            why=f"it has a {type(dataloader.sampler if plain else dataloader.batch_sampler).__name__} of its own",
+            todo="give a loader with shuffle=True or False, or write the loop yourself with esper.attach",
+            code="ESP-2164",
+        )
+    return type(dataloader.sampler) is RandomSampler
 
 
 def _known(name: str, value: str, table: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from esper.errors import GraftFailed, NotFound
 from esper.ir import cost
 from esper.kasmina import Newborn, Placement, Seed, SeedState, placement_of
 from esper.services.tolaria.acceptance import Judgement, judge, placebo
+from esper.services.tolaria.budget import count_params
 from esper.services.tolaria.config import GrowthConfig, OnCull
 from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
 from esper.services.tolaria.kernels import ReadyKernel
@@ -46,12 +47,14 @@ class Trials:
         self.position = Position()
         self.topology_version = 0
         self.outcomes: list[Outcome] = []
-        self.host_params = sum(parameter.numel() for parameter in subject.model.parameters())
+        counted = count_params(subject.model)
+        self.host_params, self.inherited_params = counted.host, counted.grafts
         self._config, self._events, self._run_id = config, events, run_id
         self._placement: Placement = placement_of(subject.model)
         self._surgeon = Surgeon(subject, snapshots_held=config.snapshots_held, tolerance=config.neutral_tolerance)
         self._books: dict[str, Book] = {}
         self._embargoes: dict[tuple[str, int], int] = {}
+        self._settle_inherited()
 
     def seed(self, slot: str, seed_idx: int) -> Seed:
         """Return a seed, dormant where it is new."""
@@ -82,7 +85,7 @@ class Trials:
                 kernel_id=ready.kernel_id,
                 key=decision.decision_id,
                 seen=seen,
-                blueprint=decision.blueprint or ready.blueprint,
+                blueprint=ready.blueprint or decision.blueprint or "",
             )
         except GraftFailed as error:
             return self.cancel(decision, why=error.why)
@@ -185,7 +188,7 @@ class Trials:
         event = self._events.append(
             GrowthEvent(
                 step=self.position.step, kind=EventKind.GRAFTED, why=decision.reason, slot=slot,
-                seed_idx=newborn.seed_idx, blueprint=decision.blueprint or ready.blueprint, kernel_id=ready.kernel_id,
+                seed_idx=newborn.seed_idx, blueprint=ready.blueprint or decision.blueprint or "", kernel_id=ready.kernel_id,
                 decision_id=decision.decision_id, added_params=params, added_ratio=params / self.host_params,
                 evidence=decision.evidence,
             )
@@ -260,6 +263,22 @@ class Trials:
                 params=trial.params, steps=max(0, self.position.step - trial.event.step),
             )
         )  # fmt: skip
+
+    def _settle_inherited(self) -> None:
+        """Take what an earlier run left on trial as part of the model: its losses are not known here."""
+        path = (SeedState.BLENDING, SeedState.HOLDING, SeedState.EVALUATING, SeedState.FOSSILIZED)
+        for seed in self._placement.seeds.values():
+            for following in path[path.index(seed.state) + 1 :] if seed.state in path else ():
+                seed.move(following, step=0)
+
+    def unlock(self, slot: str, seed_idx: int) -> None:
+        """Let a seed that a rollback locked be grown again.
+
+        Raises:
+            IllegalTransition: If it is not locked.
+        """
+        self._placement.place(slot)
+        self.seed(slot, seed_idx).move(SeedState.DORMANT, step=self.position.step)
 
     # -- the book ----------------------------------------------------------------------------------------------------
 

@@ -8,11 +8,14 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from esper.contracts.topics import Message
-from esper.errors import BusUnavailable, StoreUnavailable
+from esper.errors import BusUnavailable, ContractError, StoreUnavailable
 from esper.ports import MessageBus
 from esper.services.oona.codec import Codec, packed, unpacked
 from esper.services.urza.database import Database
 from esper.services.urza.models import OutboxRow
+from esper.telemetry.logs import get_logger
+
+_log = get_logger("urza.outbox")
 
 
 class Outbox:
@@ -35,11 +38,17 @@ class Outbox:
         """Wake a relay of this process."""
         self.filled.set()
 
-    async def waiting(self, limit: int) -> list[tuple[int, str, Message]]:
-        """Return the oldest messages that wait: number, stream and message."""
+    async def waiting(self, limit: int) -> list[tuple[int, str, Message | ContractError]]:
+        """Return the oldest messages that wait: number, stream, and the message or why it cannot be read."""
         async with self._database.reading() as session:
             rows = (await session.scalars(select(OutboxRow).order_by(OutboxRow.id).limit(limit))).all()
-            return [(row.id, row.stream, self._codec.open(unpacked(row.content))) for row in rows]
+            return [(row.id, row.stream, self._read(row.content)) for row in rows]
+
+    def _read(self, content: bytes) -> Message | ContractError:
+        try:
+            return self._codec.open(unpacked(content))
+        except ContractError as error:
+            return error
 
     async def sent(self, number: int) -> None:
         """Forget a message that was published."""
@@ -80,6 +89,7 @@ class OutboxRelay:
     def __init__(self, outbox: Outbox, bus: MessageBus, config: OutboxRelayConfig | None = None) -> None:
         self.published = 0
         self.outages = 0
+        self.unreadable = 0
         self._outbox, self._bus = outbox, bus
         self._config = config or OutboxRelayConfig()
         self._closing = asyncio.Event()
@@ -116,9 +126,13 @@ class OutboxRelay:
         for number, stream, message in waiting:
             if self._closing.is_set():
                 break
-            await self._bus.publish(stream, message)
+            if isinstance(message, ContractError):
+                self.unreadable += 1
+                _log.error("announcement_unreadable", stream=stream, number=number, why=str(message))
+            else:
+                await self._bus.publish(stream, message)
+                self.published += 1
             await self._outbox.sent(number)
-            self.published += 1
         return len(waiting) == self._config.batch
 
     async def _wait(self, seconds: float) -> None:
