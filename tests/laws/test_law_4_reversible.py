@@ -217,7 +217,7 @@ def test_what_was_learned_since_is_appended_and_never_restored(root: Path) -> No
         assert [each.kind for each in growth.events] == [EventKind.GRAFTED, EventKind.ROLLED_BACK]
         assert placement_of(training.model).seeds["layer1.0", 0].state is SeedState.LOCKED
         assert growth.spent_steps == BEFORE + EVERY
-        with pytest.raises(GraftFailed, match="no seed of this slot is free"):
+        with pytest.raises(GraftFailed, match="no seed is free there: locked"):
             growth.graft("layer1.0", "gated_conv")
         with pytest.raises(NotFound):
             growth.rollback(event)
