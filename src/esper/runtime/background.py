@@ -17,7 +17,7 @@ from esper.errors import DeadlineExceeded, Unavailable
 Result = TypeVar("Result")
 
 WAIT_THRESHOLD_S = 0.001
-"""A call that blocks training for longer counts as a wait (DESIGN.md, "Training never waits")."""
+"""A call that blocks training for longer counts as a wait; the goal is none."""
 
 
 KEPT_FAILURES = 64

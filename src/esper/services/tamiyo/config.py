@@ -26,17 +26,16 @@ class PlateauConfig(BaseModel):
         seed: Of the draws of ``random``.
         startup_share: Share of the planned run before which nothing joins: losses and scores of an untrained network say
             little. A choice: one boundary of a run with twenty.
-        early_share: Share of the planned run by which early grafts should have joined, evenly spread (DESIGN.md, "When":
-            within the first quarter to 40 % of the compute).
+        early_share: Share of the planned run by which early grafts should have joined, evenly spread
+            (decision 0007).
         latest_share: Share of the planned run after which a graft is not early any more (the same).
         plateau_boundaries: Boundaries since the last graft over which the held-out loss must be flat. A choice between
             PyTorch's ReduceLROnPlateau, whose patience is 10, and waiting less: with eight points a fall of a third of the
             noise per boundary is still told from none.
         least_fall_ratio: Fall over those boundaries that counts as falling, as a share of the loss. A choice: 1 %.
-        plateau_grafts: Grafts that one plateau brings, at successive boundaries (ANCHORS.md, "a plateaued network": four
-            at once).
-        least_remaining_share: Share of the planned run that must remain for a graft at a plateau (ANCHORS.md, the same:
-            "Under 0.35 units do not grow, continue").
+        plateau_grafts: Grafts that one plateau brings, at successive boundaries (decision 0007).
+        least_remaining_share: Share of the planned run that must remain for a graft at a plateau
+            (decision 0007).
         gap_boundaries: Boundaries over which a rising held-out loss counts for the veto. A choice: the fewest with a usable
             error of the slope.
         gap_ratio: Training loss below this share of the held-out loss is far below it. A choice, not measured.

@@ -13,7 +13,7 @@ from esper.services.tamiyo.config import Where
 LIVE = frozenset({"blending", "holding", "evaluating", "fossilized"})
 """Lifecycle states in which a seed is part of the model."""
 KINDS = (Kind.GATED_MIXING, Kind.GATED, Kind.MIXING, Kind.PLAIN)
-"""Best first (ANCHORS.md, "what": a gated conv beats a conv bottleneck by 3.2 ± 0.6 points, a plain 1×1 loses 0.9)."""
+"""Best first (decision 0007: a gated conv beats a conv bottleneck by 3.2 ± 0.6 points, a plain 1×1 loses 0.9)."""
 
 Pair = tuple[str, str]
 """A slot and a blueprint."""

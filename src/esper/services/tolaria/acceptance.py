@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 HARM_SPREADS = 2.0
-"""How many placebo spreads worse counts as clear harm (DESIGN.md, "Accept")."""
+"""How many placebo spreads worse counts as clear harm (decision 0004)."""
 FEWEST_WINDOWS = 3
 """A spread needs at least this many windows."""
 LATEST_WINDOWS = 8

@@ -30,7 +30,7 @@ class GrowthConfig:
         on_cull: Whether a cull restores the state before the join or trains on without the seed.
         settle_boundaries: Boundaries a newborn blends before it is held.
         evaluation_share: Share of the run that remained at the join after which a graft is judged; shorter horizons do not
-            predict (ANCHORS: about 30 %).
+            predict (decision 0007).
         fewest_evaluation_boundaries: A graft is never judged sooner.
         open_evaluation_boundaries: After how many a graft is judged where ``steps`` is not known.
         embargo_boundaries: How long a slot rests after a cull.
