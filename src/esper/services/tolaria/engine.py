@@ -46,7 +46,7 @@ class Engine:
     def __init__(
         self, subject: Subject, parts: Parts, observer: Observer, budget: Budget, config: GrowthConfig
     ) -> None:
-        self.events = EventLog(parts.folder.events)
+        self.events = EventLog(parts.folder.events, parts.platform.bridge.watched)
         self.observer = observer
         self.trials = Trials(subject, config, self.events, run_id=parts.folder.run_id)
         self.consultation = Consultation(parts.platform.advisor, parts.platform.bus, parts.platform.bridge, config)
@@ -150,18 +150,18 @@ class Engine:
 
     def write_manifest(self) -> None:
         """Write down what is grafted now."""
-        self._parts.folder.write_manifest(
-            {
-                "run_id": self._run_id,
-                "step": self.trials.position.step,
-                "host_params": self.trials.host_params,
-                "budget": asdict(self._budget),
-                "grafts": [
-                    {**asdict(entry), "state": self.trials.seed(entry.slot, entry.seed_idx).state.value}
-                    for entry in topology(self._subject.model)
-                ],
-            }
-        )
+        content = {
+            "run_id": self._run_id,
+            "step": self.trials.position.step,
+            "host_params": self.trials.host_params,
+            "budget": asdict(self._budget),
+            "grafts": [
+                {**asdict(entry), "state": self.trials.seed(entry.slot, entry.seed_idx).state.value}
+                for entry in topology(self._subject.model)
+            ],
+        }
+        with self._platform.bridge.watched():
+            self._parts.folder.write_manifest(content)
 
     @property
     def ended(self) -> bool:

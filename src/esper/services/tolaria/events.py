@@ -1,7 +1,8 @@
 """What happened while a model grew: the event log, append-only, never restored by a rollback."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -81,10 +82,15 @@ class GrowthEvent:
 
 
 class EventLog:
-    """Events in order, in memory and as JSON lines in a file."""
+    """Events in order, in memory and as JSON lines in a file.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        path: The file.
+        watched: Context in which the file is written, as training waits for it.
+    """
+
+    def __init__(self, path: Path, watched: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._path, self._watched = path, watched
         self._events: list[GrowthEvent] = []
 
     def __iter__(self) -> Iterator[GrowthEvent]:
@@ -99,7 +105,7 @@ class EventLog:
     def append(self, event: GrowthEvent) -> GrowthEvent:
         """Add an event; it is on the file when this returns."""
         self._events.append(event)
-        with self._path.open("a", encoding="utf-8") as file:
+        with self._watched(), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event.to_json(), separators=(",", ":")) + "\n")
         return event
 
