@@ -34,14 +34,39 @@ class Stateful(Protocol):
         ...
 
 
+class Follower(Protocol):
+    """Something built on the model that must fit its topology: an average of its weights, a reducer of its gradients."""
+
+    def follow(self) -> None:
+        """Fit the model as it is now; called after every change of its topology, also where that left it the same.
+
+        Parameters that are new have the values of their birth; a restore loads others afterwards.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Subject:
-    """The training that is captured: its model and all that moves with it."""
+    """The training that is captured: its model and all that moves with it.
+
+    Attributes:
+        model: Wrapped.
+        optimizer: Trains it.
+        schedule: Steers the optimizer, or None.
+        others: What the user put into ``state=``.
+        followers: What is built on the model's topology.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     schedule: Schedule | None = None
     others: Sequence[Stateful] = ()
+    followers: Sequence[Follower] = ()
+
+    def follow(self) -> None:
+        """Let everything that is built on the model fit its present topology."""
+        for follower in self.followers:
+            follower.follow()
 
 
 @dataclass(frozen=True)
@@ -112,6 +137,7 @@ def restore(subject: Subject, snapshot: Snapshot, *, keep_schedule: bool = False
             a cull, whose steps count as spent.
     """
     restore_topology(subject.model, snapshot.entries)
+    subject.follow()
     _load(subject, snapshot.tensors)
     named = name_parameters(subject.model, subject.optimizer)
     restore_optimizer(subject.optimizer, snapshot.optimizer, named, keep_options=keep_schedule)
@@ -133,6 +159,7 @@ def withdraw(subject: Subject, before: Snapshot) -> None:
         before: What ``capture`` returned before the join.
     """
     restore_topology(subject.model, before.entries)
+    subject.follow()
     restore_optimizer(subject.optimizer, before.optimizer, name_parameters(subject.model, subject.optimizer))
     restore_schedule(subject.schedule, before.schedule, subject.optimizer)
 

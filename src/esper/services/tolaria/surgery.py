@@ -85,6 +85,7 @@ class Surgeon:
         gone = own - left
         leaving = [p for g in self.subject.optimizer.param_groups for p in g["params"] if id(p) in gone]
         remove_parameters(self.subject.optimizer, leaving)
+        self.subject.follow()
         follow_groups(self.subject.schedule, self.subject.optimizer)
         return False
 
@@ -111,6 +112,7 @@ class Surgeon:
         newborn = join(self.subject.model, cut.slot, cut.seed_idx, data, kernel_id=kernel_id, blueprint=blueprint)
         _check_birth(newborn.kernel, seen, self._tolerance)
         add_newborn(self.subject.optimizer, newborn.parameters.values(), like=like)
+        self.subject.follow()
         follow_groups(self.subject.schedule, self.subject.optimizer)
         return newborn
 
