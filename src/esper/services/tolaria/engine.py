@@ -160,8 +160,10 @@ class Engine:
                 for entry in topology(self._subject.model)
             ],
         }
-        with self._platform.bridge.watched():
+        if self._alone or self._platform.running.done():
             self._parts.folder.write_manifest(content)
+            return
+        self._platform.bridge.post(self._parts.folder.written(content))
 
     @property
     def ended(self) -> bool:

@@ -40,3 +40,7 @@ class RunFolder:
         aside = self.manifest.with_suffix(".tmp")
         aside.write_text(json.dumps({"version": MANIFEST_VERSION, **content}, indent=1) + "\n", encoding="utf-8")
         aside.replace(self.manifest)
+
+    async def written(self, content: dict[str, Any]) -> None:
+        """Do the same on the background loop, one after another in the order asked for, so that training does not wait."""
+        self.write_manifest(content)
