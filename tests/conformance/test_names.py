@@ -18,7 +18,6 @@ CLIENTS = "clients over HTTP are not there yet"
 REDIS = "the bus on Redis is not there yet"
 TAMIYO = "the controller on its own is not there yet"
 NISSA = "observability on its own is not there yet"
-CHECKPOINTS = "checkpoints are not there yet"
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ SPECIFIED = [
         "TrainerConfig(num_epochs, tamiyo_url)",
     ),
     *group(
-        "esper.services.tolaria.trainer", CHECKPOINTS,
+        "esper.services.tolaria.trainer", "",
         "CheckpointManager()",
         "async CheckpointManager.save_checkpoint(state)",
     ),

@@ -23,7 +23,7 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         _write_synced(aside, data)
         aside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise StoreUnavailable(
             f"{path} cannot be written", why=str(error), todo="free space or choose another root="
@@ -32,11 +32,12 @@ def write_whole(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
-def own_folder(path: Path) -> Path:
+def own_folder(path: Path, *, argument: str = "root") -> Path:
     """Make a folder that this process can write to.
 
     Args:
         path: Where; missing parents are made.
+        argument: What the user named it by, for the error.
 
     Returns:
         The same path.
@@ -53,7 +54,7 @@ def own_folder(path: Path) -> Path:
         raise ConfigError(
             f"the folder {path} cannot be written",
             why=error.strerror or str(error),
-            todo="give root= a folder that this user may write",
+            todo=f"give {argument}= a folder that this user may write",
             code="ESP-2310",
         ) from error
     return path
@@ -66,7 +67,7 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Make a rename survive a power cut; Windows has no way to ask for it."""
     if os.name != "posix":
         return

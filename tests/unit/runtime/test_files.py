@@ -23,7 +23,7 @@ class Crash(Exception):
     """The process ends here."""
 
 
-STEPS = ("_write_synced", "replace", "_sync_folder")
+STEPS = ("_write_synced", "replace", "sync_folder")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -42,7 +42,7 @@ def test_a_crash_at_any_step_leaves_the_old_content_or_the_new(
         monkeypatch.setattr(files, step, crash)
     with pytest.raises(Crash):
         write_whole(path, b"new")
-    assert path.read_bytes() == (b"new" if step == "_sync_folder" else b"old")
+    assert path.read_bytes() == (b"new" if step == "sync_folder" else b"old")
     assert list(tmp_path.iterdir()) == [path]
 
 

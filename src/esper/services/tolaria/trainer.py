@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from esper.errors import ConfigError
 from esper.services.tolaria.budget import Budget
+from esper.services.tolaria.checkpoint import CheckpointManager as CheckpointManager
 from esper.services.tolaria.events import GrowthEvent
 
 Batch = tuple[Tensor, Tensor]
