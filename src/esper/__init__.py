@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from esper.ir import Layout as Layout
     from esper.ir import blueprint as blueprint
     from esper.kasmina import Slot as Slot
+    from esper.kasmina import fold as fold
     from esper.kasmina import plan as plan
     from esper.kasmina import unwrap as unwrap
     from esper.kasmina import wrap as wrap
@@ -35,6 +36,7 @@ _HOME = {
     "TrainerConfig": "esper.services.tolaria.trainer",
     "attach": "esper.assembly",
     "blueprint": "esper.ir",
+    "fold": "esper.kasmina",
     "plan": "esper.kasmina",
     "unwrap": "esper.kasmina",
     "wrap": "esper.kasmina",

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from esper.kasmina.folding.fold import fold as fold
     from esper.kasmina.graft import GraftEntry as GraftEntry
     from esper.kasmina.graft import Newborn as Newborn
     from esper.kasmina.graft import detach as detach
@@ -40,6 +41,7 @@ _HOME = {
     "SeedState": "esper.kasmina.lifecycle",
     "Slot": "esper.kasmina.placement",
     "detach": "esper.kasmina.graft",
+    "fold": "esper.kasmina.folding.fold",
     "join": "esper.kasmina.graft",
     "placement_of": "esper.kasmina.placement",
     "plan": "esper.kasmina.planning",

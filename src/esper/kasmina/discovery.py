@@ -56,7 +56,7 @@ def run_example(model: nn.Module, example: object) -> Record:
             todo="run the model once first",
             code="ESP-2214",
         )
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments(example)
     try:
         with quiet_eval(model), watched(model) as record:
             output = model(*args, **kwargs)
@@ -296,7 +296,8 @@ def _parent(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name.rpartition(".")[0])
 
 
-def _arguments(example: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(example: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return an example as positional and keyword arguments."""
     if isinstance(example, dict):
         return (), example
     return (example, {}) if isinstance(example, tuple) else ((example,), {})

@@ -1,0 +1,1 @@
+"""Leaving Esper: a grown model becomes one whose grafts are torch alone."""
