@@ -118,7 +118,7 @@ def attach(
     """Let a wrapped model grow while the caller trains it.
 
     Args:
-        model: Wrapped by ``esper.wrap``.
+        model: Wrapped by ``esper.wrap``; or the DistributedDataParallel around it, and then every rank calls this.
         optimizer: The one that trains it; newborn parameters join it in a group of their own.
         validate: Returns a 1-D tensor of losses for a model, one per held-out example or batch; never of the test split.
             It is called in eval mode and without gradient, and leaves no trace.
@@ -145,19 +145,23 @@ def attach(
     """
     from esper.kasmina.quiet import preserved_rng
     from esper.services.tolaria import attachment
+    from esper.services.tolaria.distributed.formation import formation_of
     from esper.services.tolaria.snapshot import Subject
 
     config = attachment.read_config(
         every=every, steps=steps, lead=lead, late=late, on_cull=on_cull, control=control, probe=probe
     )
+    formation = formation_of(model)
+    model, team = formation.model, formation.team
     attachment.check_host(model, optimizer)
     attachment.check_parts(optimizer, validate, scheduler)
     limits = attachment.read_budget(budget, model)
-    subject = Subject(model, optimizer, scheduler, attachment.read_state(state))
+    others = attachment.read_state(state)
     advisor = advisor_named(controller)
-    folder = attachment.new_run(root)
+    subject = Subject(model, optimizer, scheduler, others, formation.followers(), team)
+    folder = attachment.new_run(root, team)
     with preserved_rng():  # what the services import may draw, as rich does
-        platform = start(root, advisor)
+        platform = attachment.start_platform(team, lambda: start(root, advisor))
     try:
         growth = attachment.start_growth(
             subject, platform, folder, validate=validate, budget=limits, config=config, probe=probe

@@ -57,6 +57,13 @@ def unwrap(model: nn.Module) -> nn.Module:
 def _check_host(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{type(model).__name__} is not a torch module", code="ESP-2200")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ConfigError(
+            f"this is a {type(model).__name__}",
+            why="the slots belong to the model inside",
+            todo="esper.wrap(model) first, then DistributedDataParallel(model), and give that to esper.attach",
+            code="ESP-2208",
+        )
     if isinstance(model, MorphableModel):
         raise ConfigError("this model is wrapped already", todo="esper.unwrap(model) first", code="ESP-2202")
     if role_of(model) is not None:

@@ -1,7 +1,7 @@
 """Checks what a user hands to ``esper.attach`` and builds the run from it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TypeVar
 
@@ -16,6 +16,8 @@ from esper.ir import REGISTRY, BlueprintRegistry
 from esper.kasmina import MorphableModel, placement_of
 from esper.services.tolaria.budget import Budget, count_params
 from esper.services.tolaria.config import GrowthConfig, Late, OnCull
+from esper.services.tolaria.distributed.elsewhere import platform_elsewhere
+from esper.services.tolaria.distributed.team import Team, told_text
 from esper.services.tolaria.folder import RunFolder
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.held_out import Validate
@@ -176,9 +178,24 @@ def read_budget(given: str | Budget, model: nn.Module) -> Budget:
     return Budget.of(given, host_params=count_params(model).host)
 
 
-def new_run(root: str | os.PathLike[str]) -> RunFolder:
-    """Make the folder of a new run."""
-    return RunFolder(root, new_id("run"))
+def new_run(root: str | os.PathLike[str], team: Team) -> RunFolder:
+    """Make the folder of a new run; the process that leads names it, and alone writes there."""
+    run_id = told_text(team, lambda: new_id("run"))
+    with team.together("making the folder of the run"):
+        return RunFolder(root, run_id, writes=team.leads)
+
+
+def start_platform(team: Team, start: Callable[[], Platform]) -> Platform:
+    """Start the services in the process that leads; the others have none."""
+    platform: Platform | None = None
+    try:
+        with team.together("starting the services"):
+            platform = start() if team.leads else platform_elsewhere()
+    except BaseException:
+        if platform is not None:
+            platform.close()
+        raise
+    return platform
 
 
 def start_growth(

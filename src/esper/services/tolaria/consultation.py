@@ -12,6 +12,8 @@ from esper.errors import ConfigError, Unavailable
 from esper.ports import Advisor, MessageBus
 from esper.runtime.background import Bridge
 from esper.services.tolaria.config import GrowthConfig, Late
+from esper.services.tolaria.distributed.team import Team
+from esper.services.tolaria.distributed.words import decision_from_bytes, decision_to_bytes
 
 
 class Decides(Protocol):
@@ -118,6 +120,26 @@ class Consultation:
         if self.scheduled is not None and self.scheduled.decision.topology_version not in (None, topology_version):
             self.scheduled = None
         return failure
+
+    def heard(self, team: Team, topology_version: int) -> str | None:
+        """Take the answer in where it has come, at the leader; every process hears of it.
+
+        Returns:
+            Why the controller could not be asked, or None where it could.
+        """
+        if team.size == 1:
+            failure = self.collect(topology_version)
+            return None if failure is None else str(failure)
+
+        def said() -> bytes:
+            failure = self.collect(topology_version)
+            why = None if failure is None else str(failure)
+            now = self.scheduled
+            return decision_to_bytes(None if now is None else now.decision, 0 if now is None else now.boundary, why)
+
+        decision, boundary, why = decision_from_bytes(team.told(said))
+        self.scheduled = None if decision is None else Scheduled(decision, boundary)
+        return why
 
     def settle(self) -> Unavailable | None:
         """Wait for the answer, because a run is saved or the user chose ``late="wait"``; see ``collect``."""

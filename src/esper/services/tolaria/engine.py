@@ -10,6 +10,7 @@ from torch import nn
 from esper.blueprints import unpack_kernel
 from esper.contracts.adaptation import OVER_BUDGET, Action, AdaptationDecision, Candidate, Outcome, SystemStatePacket
 from esper.contracts.health import HealthBatch
+from esper.contracts.ids import new_id
 from esper.contracts.topics import HEALTH, OUTCOMES
 from esper.errors import ConfigError, Conflict, EsperError, GraftFailed, UnsafeAdaptation
 from esper.ir import cost
@@ -18,6 +19,9 @@ from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.candidates import Candidates
 from esper.services.tolaria.config import GrowthConfig, Late
 from esper.services.tolaria.consultation import Consultation
+from esper.services.tolaria.distributed.agreement import standing
+from esper.services.tolaria.distributed.team import told_text
+from esper.services.tolaria.distributed.words import told_kernel
 from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
 from esper.services.tolaria.kernels import ReadyKernel
 from esper.services.tolaria.observation import Observation, Observer
@@ -46,7 +50,8 @@ class Engine:
     def __init__(
         self, subject: Subject, parts: Parts, observer: Observer, budget: Budget, config: GrowthConfig
     ) -> None:
-        self.events = EventLog(parts.folder.events, parts.platform.bridge.watched)
+        self._team = subject.team
+        self.events = EventLog(parts.folder.events if parts.folder.writes else None, parts.platform.bridge.watched)
         self.observer = observer
         self.trials = Trials(subject, config, self.events, run_id=parts.folder.run_id)
         self.consultation = Consultation(parts.platform.advisor, parts.platform.bus, parts.platform.bridge, config)
@@ -83,6 +88,9 @@ class Engine:
         events += self._nothing_grows()
         self._publish(observation, events)
         self._consult(observation)
+        self._team.agree(
+            f"the boundary at step {position.step}", position.boundary, *standing(self._team, self._subject.model)
+        )
         return events
 
     def candidates(self) -> tuple[Candidate, ...]:
@@ -94,8 +102,11 @@ class Engine:
     def graft_by_hand(self, slot: str, blueprint: str) -> GrowthEvent:
         """Graft a blueprint now, waiting for its kernel; see ``Growth.graft``."""
         self.request_kernels(demanded=True)
-        offer = self._parts.shelf.find(slot, blueprint)
-        ready = self._parts.shelf.wait_for(offer, limit_s=self._config.wait_limit_s)
+        self._team.agree("growth.graft", self.trials.position.step, slot, blueprint)
+        shelf, limit_s = self._parts.shelf, self._config.wait_limit_s
+        ready = told_kernel(self._team, lambda: shelf.wait_for(shelf.find(slot, blueprint), limit_s=limit_s))
+        if ready is None:  # the shelf has it or raises
+            raise GraftFailed(f"grafting {blueprint} at {slot}", why="it has no kernel", todo="report this")
         seed_idx = self._candidates.free_seed(slot)
         if seed_idx is None:
             states = ", ".join(s.state.value for (name, _), s in self._placement.seeds.items() if name == slot)
@@ -113,6 +124,8 @@ class Engine:
 
     def fetch(self, decision: AdaptationDecision) -> None:
         """Wait for the kernel of a decision; where it cannot be had, the boundary of its joining says so."""
+        if not self._team.leads:
+            return
         shelf, limit_s = self._parts.shelf, self._config.wait_limit_s
         self.request_kernels()
         with suppress(EsperError):  # what is not among the offers is asked for by its address alone
@@ -175,14 +188,15 @@ class Engine:
 
     def _ask_after(self) -> list[GrowthEvent]:
         """Take the controller's answer in; where it could not be asked, training goes on and the log says so."""
-        if self._platform.running.done():
+        if told_text(self._team, lambda: str(self._platform.running.done())) == "True":
             already, self._alone = self._alone, True
-            return [] if already else [self._log(EventKind.UNASKED, why=_obituary(self._platform.running))]
-        failure = self.consultation.collect(self.trials.topology_version)
-        return [] if failure is None else [self._log(EventKind.UNASKED, why=str(failure))]
+            why = "" if already else told_text(self._team, lambda: _obituary(self._platform.running))
+        else:
+            why = self.consultation.heard(self._team, self.trials.topology_version) or ""
+        return [self._log(EventKind.UNASKED, why=why)] if why else []
 
     def _consult(self, observation: Observation) -> None:
-        if self.consultation.open or self.ended or self._alone:
+        if self.consultation.open or self.ended or self._alone or not self._team.leads:
             return
         self.consultation.ask(self._packet(observation))
 
@@ -210,18 +224,22 @@ class Engine:
 
     def _nothing_grows(self) -> list[GrowthEvent]:
         """Say at the first boundary that nothing can grow, and at the end that nothing did; and why."""
-        if self.trials.position.boundary == 1 and (cheapest := self._cheapest_over_budget()) is not None:
-            over = next(mask for mask in cheapest.masked if mask.startswith(OVER_BUDGET))
-            why = f"the cheapest graft, {cheapest.blueprint} at {cheapest.slot}, is {over}; raise budget="
+        if self.trials.position.boundary == 1 and (why := told_text(self._team, self._why_too_dear)):
             return [self._log(EventKind.NOTHING, why=why)]
         quiet = not any(event.kind in (EventKind.GRAFTED, EventKind.NOTHING) for event in self.events)
-        return [self._log(EventKind.NOTHING, why=self._why_nothing())] if self.ended and quiet else []
+        if not (self.ended and quiet):
+            return []
+        return [self._log(EventKind.NOTHING, why=told_text(self._team, self._why_nothing))]
 
-    def _cheapest_over_budget(self) -> Candidate | None:
-        """Return the cheapest candidate where every one of them is over budget."""
+    def _why_too_dear(self) -> str:
+        """Name the cheapest candidate where every one of them is over budget."""
         candidates = self.candidates()
         over = [c for c in candidates if any(mask.startswith(OVER_BUDGET) for mask in c.masked)]
-        return min(over, key=lambda c: c.params) if over and len(over) == len(candidates) else None
+        if not over or len(over) < len(candidates):
+            return ""
+        cheapest = min(over, key=lambda c: c.params)
+        mask = next(mask for mask in cheapest.masked if mask.startswith(OVER_BUDGET))
+        return f"the cheapest graft, {cheapest.blueprint} at {cheapest.slot}, is {mask}; raise budget="
 
     def _why_nothing(self) -> str:
         shelf = self._parts.shelf
@@ -248,9 +266,7 @@ class Engine:
             return [self._log(EventKind.CANCELLED, decision, why="the run ends at this boundary", kept=False)]
         try:
             self._check_allowed(decision)
-            if self._config.late is Late.WAIT:
-                self.fetch(decision)
-            ready = self._parts.shelf.by_id(str(decision.kernel_id))
+            ready = told_kernel(self._team, lambda: self._kernel_of(decision))
             self._check_price(str(decision.target_layer), ready)
         except EsperError as error:
             self.consultation.done()
@@ -265,6 +281,11 @@ class Engine:
         events.append(self.trials.join(decision, ready, before=observation.point.validation, seen=seen))
         self.changed()
         return events
+
+    def _kernel_of(self, decision: AdaptationDecision) -> ReadyKernel | None:
+        if self._config.late is Late.WAIT:
+            self.fetch(decision)
+        return self._parts.shelf.by_id(str(decision.kernel_id))
 
     def _check_allowed(self, decision: AdaptationDecision) -> None:
         """Refuse what was applied already, or has no free seed."""
@@ -296,6 +317,7 @@ class Engine:
         decision = AdaptationDecision(
             action=Action.LOAD_KERNEL, reason="by hand", run_id=self._run_id, target_layer=slot, seed_idx=seed_idx,
             blueprint=ready.blueprint, kernel_id=ready.kernel_id, strategy="manual",
+            decision_id=told_text(self._team, lambda: new_id("decision")),
         )  # fmt: skip
         before = self.observer.measure(
             topology_version=self.trials.topology_version, capture=self._placement.slots[slot].module
@@ -314,7 +336,7 @@ class Engine:
         if events:
             self.write_manifest()
         self.report()
-        if observation.health and not self._alone:
+        if observation.health and not self._alone and self._team.leads:
             batch = HealthBatch(run_id=self._run_id, step=observation.point.step, signals=observation.health)
             publishing = self._platform.bus.publish(HEALTH.stream, batch, run_id=self._run_id)
             self._platform.bridge.post(publishing, droppable=True)
@@ -323,7 +345,7 @@ class Engine:
         """Tell bus, library and controller what became of grafts; where they are gone, the event log has it."""
         outcomes, self.trials.outcomes = self.trials.outcomes, []
         self._told += outcomes
-        if self._alone:
+        if self._alone or not self._team.leads:
             return
         bridge, run_id = self._platform.bridge, self._run_id
         for outcome in outcomes:
@@ -338,7 +360,7 @@ class Engine:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self._told = [Outcome(**{**outcome, "run_id": self._run_id}) for outcome in state["told"]]
-        for outcome in self._told:
+        for outcome in self._told if self._team.leads else ():
             self._platform.bridge.post(self._platform.advisor.learn(outcome))
 
     def _log(

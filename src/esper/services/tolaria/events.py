@@ -85,11 +85,11 @@ class EventLog:
     """Events in order, in memory and as JSON lines in a file.
 
     Args:
-        path: The file.
+        path: The file, or None where another process writes it.
         watched: Context in which the file is written, as training waits for it.
     """
 
-    def __init__(self, path: Path, watched: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+    def __init__(self, path: Path | None, watched: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self._path, self._watched = path, watched
         self._events: list[GrowthEvent] = []
 
@@ -105,6 +105,8 @@ class EventLog:
     def append(self, event: GrowthEvent) -> GrowthEvent:
         """Add an event; it is on the file when this returns."""
         self._events.append(event)
+        if self._path is None:
+            return event
         with self._watched(), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event.to_json(), separators=(",", ":")) + "\n")
         return event

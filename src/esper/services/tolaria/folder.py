@@ -16,14 +16,16 @@ class RunFolder:
     Args:
         root: Folder for all runs.
         run_id: Name of this one.
+        writes: Whether this process writes there; of several only the one that leads does.
 
     Raises:
         ConfigError: If it cannot be made or written.
     """
 
-    def __init__(self, root: str | os.PathLike[str], run_id: str) -> None:
-        self.run_id = run_id
-        self.path = own_folder(Path(root) / run_id)
+    def __init__(self, root: str | os.PathLike[str], run_id: str, *, writes: bool = True) -> None:
+        self.run_id, self.writes = run_id, writes
+        path = Path(root) / run_id
+        self.path = own_folder(path) if writes else path
 
     @property
     def events(self) -> Path:
@@ -37,6 +39,8 @@ class RunFolder:
 
     def write_manifest(self, content: dict[str, Any]) -> None:
         """Replace the manifest, whole or not at all; it is not forced to the disk, as training would wait for that."""
+        if not self.writes:
+            return
         aside = self.manifest.with_suffix(".tmp")
         aside.write_text(json.dumps({"version": MANIFEST_VERSION, **content}, indent=1) + "\n", encoding="utf-8")
         aside.replace(self.manifest)

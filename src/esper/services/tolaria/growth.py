@@ -97,6 +97,13 @@ class Growth:
         Where another thread trains, the graft joins after that thread's next step.
         """
         self._check_open()
+        if self._subject.team.size > 1:
+            raise ConfigError(
+                "load_kernel on one of several ranks",
+                why="a graft must join on every rank at the same step",
+                todo="call growth.graft(slot, blueprint) on every rank",
+                code="ESP-2144",
+            )
         ready = await self._engine.kernel_for(layer_name, kernel_id)
         joined = self._handover.ask(lambda: self._engine.graft_now(layer_name, seed_idx, ready))
         await asyncio.wrap_future(joined)
@@ -111,6 +118,7 @@ class Growth:
             NotFound: If the state before that join is not held any more.
         """
         self._check_open()
+        self._subject.team.agree("growth.rollback", event.decision_id)
         undone = self._engine.trials.roll_back(event, why="by hand")
         self._engine.changed()
         self._engine.report()

@@ -23,16 +23,18 @@ class Measurement:
         losses: One per held-out example, float64 on the CPU.
         flops: Floating-point operations that measuring took.
         seen: What the captured module returned on its first call, or None.
+        agreed: Mean over the examples of every process, or None where this one is alone.
     """
 
     losses: Tensor
     flops: int
     seen: Tensor | None = None
+    agreed: float | None = None
 
     @property
     def mean(self) -> float:
         """Mean loss."""
-        return float(self.losses.mean())
+        return float(self.losses.mean()) if self.agreed is None else self.agreed
 
 
 class HeldOut:

@@ -11,6 +11,7 @@ from esper.contracts.health import HealthSignal
 from esper.kasmina import BottleneckProbe, HealthMeter, placement_of
 from esper.services.tolaria.averaging import AveragedWeights
 from esper.services.tolaria.config import GrowthConfig
+from esper.services.tolaria.distributed.agreement import agreed_losses, agreed_window, synchronise_buffers
 from esper.services.tolaria.held_out import HeldOut, Measurement, Validate
 from esper.services.tolaria.probing import Probe, probe_bottlenecks
 from esper.services.tolaria.snapshot import Subject
@@ -72,6 +73,7 @@ class Observer:
         self.held_out = HeldOut(validate, subject.model)
         self.statistics_flops = 0
         self._model, self._config, self._run_id = subject.model, config, run_id
+        self._team = subject.team
         self._stride = max(1, config.every // config.averages_per_window)
         self._health = HealthMeter(subject.model, subject.optimizer)
         self._probe = probe
@@ -103,17 +105,22 @@ class Observer:
 
     def observe(self, step: int, *, topology_version: int, capture: nn.Module | None) -> Observation:
         """Measure everything at a boundary and begin the next window."""
-        scores = self._scores()
-        with self.average.applied():
-            measured = self.held_out.measure(topology_version=topology_version, capture=capture)
+        train, scores = agreed_window(
+            self._team, self.loss.take(), self._scores(), tuple(placement_of(self._model).slots)
+        )
+        measured = self.measure(topology_version=topology_version, capture=capture)
         self.average.reset()
-        point = LossPoint(step=step, train=self.loss.take(), validation=measured.mean)
+        point = LossPoint(step=step, train=train, validation=measured.mean)
         return Observation(point, measured, scores, tuple(self._health.read(run_id=self._run_id, step=step)))
 
-    def measure(self, *, topology_version: int, capture: nn.Module) -> Measurement:
-        """Measure the held-out losses of the averaged weights between two boundaries."""
+    def measure(self, *, topology_version: int, capture: nn.Module | None) -> Measurement:
+        """Measure the held-out losses of the averaged weights now, the mean of every process's."""
+        synchronise_buffers(self._team, self._model)
         with self.average.applied():
-            return self.held_out.measure(topology_version=topology_version, capture=capture)
+            synchronise_buffers(self._team, self._model)
+            with self._team.together("validating"):
+                measured = self.held_out.measure(topology_version=topology_version, capture=capture)
+        return agreed_losses(self._team, measured)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to see the same."""

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from esper.kasmina import GraftEntry, restore_topology, topology
 from esper.kasmina.quiet import RandomState, capture_rng, restore_rng
+from esper.services.tolaria.distributed.team import Team
 from esper.services.tolaria.optimizer import (
     GroupState,
     OptimizerState,
@@ -55,6 +56,7 @@ class Subject:
         schedule: Steers the optimizer, or None.
         others: What the user put into ``state=``.
         followers: What is built on the model's topology.
+        team: The processes that train it; this one alone by default.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Subject:
     schedule: Schedule | None = None
     others: Sequence[Stateful] = ()
     followers: Sequence[Follower] = ()
+    team: Team = field(default_factory=Team)
 
     def follow(self) -> None:
         """Let everything that is built on the model fit its present topology."""

@@ -54,7 +54,8 @@ class Surgeon:
         """
         before = capture(self.subject)
         try:
-            newborn = self._joined(cut, data, kernel_id, blueprint, seen)
+            with self.subject.team.together(f"grafting at {cut.slot}"):
+                newborn = self._joined(cut, data, kernel_id, blueprint, seen)
         except BaseException as error:
             withdraw(self.subject, before)
             if not isinstance(error, Exception):

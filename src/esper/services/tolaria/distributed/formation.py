@@ -1,0 +1,60 @@
+"""How a model that a user hands to ``attach`` is trained: by this process alone, or with others."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from esper.errors import ConfigError
+from esper.services.tolaria.distributed.reducer import reducer_of
+from esper.services.tolaria.distributed.team import Processes, Team
+from esper.services.tolaria.snapshot import Follower
+
+
+@dataclass(frozen=True)
+class Formation:
+    """Who trains a model.
+
+    Attributes:
+        model: The wrapped model itself.
+        team: The processes.
+        ddp: What keeps them equal, or None.
+    """
+
+    def followers(self) -> tuple[Follower, ...]:
+        """Return what has to fit the model's topology."""
+        return () if self.ddp is None or self.team.size == 1 else (reducer_of(self.ddp),)
+
+    model: nn.Module
+    team: Team
+    ddp: DistributedDataParallel | None = None
+
+
+def formation_of(model: nn.Module) -> Formation:
+    """Find out how a model is trained.
+
+    Raises:
+        ConfigError: If other processes train beside this one, and nothing says how this model's are kept equal.
+    """
+    if isinstance(model, DataParallel):
+        raise ConfigError(
+            "the model is in a DataParallel",
+            why="it trains copies that are thrown away after each step",
+            todo="use DistributedDataParallel, one process per device",
+            code="ESP-2140",
+        )
+    if isinstance(model, DistributedDataParallel):
+        group = model.process_group
+        alone = dist.get_world_size(group) == 1
+        team = Team() if alone else Processes(group, buffers_follow=bool(model.broadcast_buffers))
+        return Formation(cast(nn.Module, model.module), team, model)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ConfigError(
+            "the model is not distributed, and other processes train beside this one",
+            why="torch.distributed is initialised; without a reducer every rank would train, and grow, a model of its own",
+            todo="give attach the DistributedDataParallel itself, or fully_shard the model first",
+            code="ESP-2141",
+        )
+    return Formation(model, Team())
