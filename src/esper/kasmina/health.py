@@ -47,11 +47,25 @@ class HealthMeter:
         """Take the hook away."""
         self._hook.remove()
 
-    @torch.no_grad()
-    def _before_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    def _before_step(self, _optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Measure now, or, where the step is given a closure that computes the gradients, right after that."""
         if not self._armed:
-            return
+            return None
         self._armed = False
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._measure()
+            return None
+
+        def measured() -> Any:
+            loss = closure()
+            self._measure()
+            return loss
+
+        return args[:1], {**kwargs, "closure": measured}
+
+    @torch.no_grad()
+    def _measure(self) -> None:
         for name, place in placement_of(self._model).slots.items():
             trained = [p for p in place.module.parameters() if p.grad is not None]
             if trained:

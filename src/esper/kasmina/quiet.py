@@ -30,7 +30,7 @@ class RandomState:
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, numbers, strings and tensors only."""
         version, words, gauss = self.python
-        numpy = None if self.numpy is None else [self.numpy[0], self.numpy[1].tolist(), *self.numpy[2:]]
+        numpy = None if self.numpy is None else [self.numpy[0], [int(word) for word in self.numpy[1]], *self.numpy[2:]]
         return {"python": [version, list(words), gauss], "numpy": numpy, "cpu": self.cpu, "cuda": list(self.cuda)}
 
     @classmethod

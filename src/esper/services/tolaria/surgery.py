@@ -129,7 +129,8 @@ def _check_birth(kernel: nn.Module, seen: Tensor | None, tolerance: float) -> No
     if seen is None:
         return
     training = kernel.training
-    added = kernel.eval()(seen)
+    weight = next(kernel.parameters(), seen)
+    added = kernel.eval()(seen.to(weight.dtype))  # under autocast a slot returns a narrower type than its weights have
     kernel.train(training)
     if not bool(torch.isfinite(added).all()):
         raise GraftFailed("the newborn's path is not finite on the probe", todo="normalise before the slot")

@@ -1,0 +1,103 @@
+"""A growing run as part of another library's checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from esper.errors import ConfigError
+from esper.ir import Layout
+from esper.kasmina import GraftEntry, MorphableModel, Place, placement_of, restore_topology
+from esper.kasmina.morph import take_role
+from esper.services.tolaria.growth import Growth
+from esper.services.tolaria.optimizer import name_parameters
+from esper.services.tolaria.snapshot import Snapshot, Subject
+
+VERSION = 1
+
+
+def saved_run(growth: Growth, model: nn.Module) -> dict[str, Any]:
+    """Return a run as plain containers and tensors: all that ``regrow`` and ``Growth.load_state_dict`` need."""
+    return {"version": VERSION, "slots": slots_of(model), "growth": growth.state_dict()}
+
+
+def check_version(saved: Mapping[str, Any]) -> None:
+    """Refuse what another version wrote.
+
+    Raises:
+        ConfigError: If it was.
+    """
+    if saved.get("version") != VERSION:
+        raise ConfigError(
+            f"the checkpoint holds a growing run in version {saved.get('version')!r}",
+            why=f"version {VERSION} is known",
+            todo="resume it with the version of Esper that saved it",
+            code="ESP-2170",
+        )
+
+
+def share_tensors(state: dict[str, Any], subject: Subject) -> None:
+    """Put the training's own tensors in the place of their copies in a fresh ``Growth.state_dict()``.
+
+    Whoever writes model, optimizer and this state into one file with ``torch.save`` then writes each of them once.
+    """
+    training = state["training"]
+    own: dict[str, Tensor] = {
+        **dict(subject.model.named_buffers()),
+        **name_parameters(subject.model, subject.optimizer),
+    }
+    training["tensors"] = {name: own[name].detach() for name in training["tensors"]}
+    for name, moments in training["moments"].items():
+        present = subject.optimizer.state[own[name]]
+        moments.update({key: value for key, value in present.items() if isinstance(value, Tensor)})
+
+
+def slots_of(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the slots of a wrapped model as data, shapes included."""
+    return [
+        {
+            "name": place.name,
+            "layout": place.layout.value,
+            "channels": place.channels,
+            "extent": list(place.extent),
+            "order": place.order,
+            "stage": place.stage,
+            "causal": place.causal,
+        }
+        for place in placement_of(model).slots.values()
+    ]
+
+
+def regrow(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Give a wrapped model the slots and the grafts of a saved run; their values are loaded afterwards.
+
+    A model whose shapes are not known yet, because it was wrapped without an example, learns them from the saved run.
+
+    Raises:
+        ConfigError: If another version wrote it.
+        NotFound: If the model has no such slot.
+    """
+    check_version(saved)
+    placement = placement_of(model)
+    if not placement.ready:
+        for slot in saved["slots"]:
+            place = _place(model, slot)
+            placement.slots[place.name] = place
+        placement.ready = True
+        take_role(model, MorphableModel)
+    restore_topology(model, entries_of(saved))
+
+
+def entries_of(saved: Mapping[str, Any]) -> tuple[GraftEntry, ...]:
+    """Return the grafts of a saved run."""
+    return snapshot_of(saved).entries
+
+
+def snapshot_of(saved: Mapping[str, Any]) -> Snapshot:
+    """Return the training of a saved run."""
+    return Snapshot.from_dict(saved["growth"]["training"])
+
+
+def _place(model: nn.Module, slot: Mapping[str, Any]) -> Place:
+    found = {**slot, "layout": Layout(slot["layout"]), "extent": tuple(slot["extent"])}
+    return Place(module=model.get_submodule(slot["name"]), **found)
