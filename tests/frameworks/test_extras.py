@@ -24,4 +24,4 @@ def test_an_integration_without_its_library_names_the_extra(module: str, library
     assert done.returncode == 0, done.stderr
     extra = "lightning" if module == "lightning" else "transformers"
     assert f'pip install "esper-morphogenesis[{extra}]"' in done.stdout
-    assert done.stdout.startswith("ESP-2180")
+    assert done.stdout.startswith("ESP-2460")

@@ -400,22 +400,22 @@ class Direct(Unvalidated):
 
 
 def test_losses_need_a_validation_loader(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ESP-2182"):
+    with pytest.raises(ConfigError, match="ESP-2462"):
         trainer(tmp_path, callback(root)).fit(Unvalidated(), shuffled())
 
 
 def test_a_module_that_is_not_the_one_that_is_called_is_reported_after_one_step(root: Path, tmp_path: Path) -> None:
     growing = callback(root, module=None, losses=None, validate=lambda model: losses(model.model, examples(6)[:]))
-    with pytest.raises(ConfigError, match="ESP-2184"):
+    with pytest.raises(ConfigError, match="ESP-2464"):
         trainer(tmp_path, growing).fit(Direct(), shuffled())
 
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        ({"validate": None, "losses": None}, "ESP-2182"),
-        ({"validate": lambda model: model, "losses": losses}, "ESP-2182"),
-        ({"losses": losses, "patience": 3}, "ESP-2181"),
+        ({"validate": None, "losses": None}, "ESP-2462"),
+        ({"validate": lambda model: model, "losses": losses}, "ESP-2462"),
+        ({"losses": losses, "patience": 3}, "ESP-2461"),
     ],
 )
 def test_a_wrong_argument_is_refused_at_once(arguments: dict[str, Any], code: str) -> None:

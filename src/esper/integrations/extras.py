@@ -9,5 +9,5 @@ def missing(extra: str, error: ImportError) -> ConfigError:
         f"esper.integrations.{extra} needs a library that is not here",
         why=str(error),
         todo=f'pip install "esper-morphogenesis[{extra}]"',
-        code="ESP-2180",
+        code="ESP-2460",
     )

@@ -86,7 +86,7 @@ class Growth(Callback):
             raise ConfigError(
                 "the held-out losses are not given" if validate is None else "validate= and losses= are both given",
                 todo="give validate=, a function of the model, or losses=, a function of the model and a batch",
-                code="ESP-2182",
+                code="ESP-2462",
             )
         self.run: Run | None = None
         self._validate, self._losses = validate, losses
@@ -197,7 +197,7 @@ class Growth(Callback):
         except AttributeError as error:
             names = ", ".join(name for name, _ in module.named_children())
             raise ConfigError(
-                f"the LightningModule has no part {self._module!r}", why=f"it has {names}", code="ESP-2183"
+                f"the LightningModule has no part {self._module!r}", why=f"it has {names}", code="ESP-2463"
             ) from error
 
     def _subject(self, trainer: Trainer, module: LightningModule) -> Subject:
@@ -234,7 +234,7 @@ class _Batches:
                 "losses= needs a validation loader",
                 why="the trainer has none, or does not load it before the first epoch is over",
                 todo="give trainer.fit one, or the callback validate=",
-                code="ESP-2182",
+                code="ESP-2462",
             )
         self._trainer = trainer
 
@@ -293,7 +293,7 @@ def check_optimizers(trainer: Trainer) -> None:
 
 
 def _refusal(what: str, *, why: str, todo: str) -> ConfigError:
-    return ConfigError(f"growth does not work with {what}", why=why, todo=todo, code="ESP-2185")
+    return ConfigError(f"growth does not work with {what}", why=why, todo=todo, code="ESP-2465")
 
 
 # -- hearing of a checkpoint before its values are loaded ----------------------------------------------------------------

@@ -28,7 +28,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(
                 f"the callback has no argument {name!r}",
                 why=f"besides its own it takes those of esper.attach: {', '.join(known)}",
-                code="ESP-2181",
+                code="ESP-2461",
             )
     return dict(options)
 
@@ -49,5 +49,5 @@ def check_called(model: nn.Module) -> None:
             "the model that has the slots was not called in the first step",
             why="the shapes of its slots are learned from a call",
             todo="give the callback example= one input batch, or the part of the model that training calls",
-            code="ESP-2184",
+            code="ESP-2464",
         )
