@@ -113,6 +113,7 @@ def attach(
     on_cull: str = "restore",
     control: str | None = None,
     probe: "Callable[[nn.Module], Tensor] | None" = None,
+    incubate: int = 0,
     root: str | os.PathLike[str] = "./esper-runs",
 ) -> "Growth":
     """Let a wrapped model grow while the caller trains it.
@@ -134,6 +135,7 @@ def attach(
         control: None. A twin needs the batches, which a trainer has.
         probe: Returns the training loss of one batch for a model. The bottleneck is then measured on it, at boundaries,
             and its operations are counted; otherwise it is measured on the caller's own step before a boundary.
+        incubate: Optimizer steps that a kernel which the controller chose learns apart before it joins; 0 joins it at once.
         root: Folder for everything that is written: ``<root>/<run>`` and ``<root>/library``.
 
     Returns:
@@ -149,7 +151,14 @@ def attach(
     from esper.services.tolaria.snapshot import Subject
 
     config = attachment.read_config(
-        every=every, steps=steps, lead=lead, late=late, on_cull=on_cull, control=control, probe=probe
+        every=every,
+        steps=steps,
+        lead=lead,
+        late=late,
+        on_cull=on_cull,
+        control=control,
+        probe=probe,
+        incubate=incubate,
     )
     formation = formation_of(model)
     model, team = formation.model, formation.team

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from esper.blueprints import KernelModule, initial_state, load_kernel
 from esper.errors import ConfigError, Conflict
 from esper.ir import BlueprintIR
-from esper.kasmina.grafted import Graft, Grafts, grafts_of, is_grafted, obstacle, role_for
-from esper.kasmina.morph import drop_role, take_role
+from esper.kasmina.grafted import Graft, Grafts, grafts_of, is_grafted, obstacle
+from esper.kasmina.incubation import NURSERY, fit_role
 from esper.kasmina.placement import CHILD, Place, placement_of
 
 
@@ -74,9 +74,38 @@ def join(
         ConfigError: If the kernel does not fit the slot.
         Conflict: If the seed is taken.
     """
+    kernel = prepared(model, slot, seed_idx, data, kernel_id=kernel_id)
+    return adopt(model, slot, seed_idx, kernel, kernel_id=kernel_id, blueprint=blueprint, alpha=alpha)
+
+
+def prepared(model: nn.Module, slot: str, seed_idx: int, data: bytes, *, kernel_id: str) -> KernelModule:
+    """Return a kernel as a module that fits a slot in width, type, device and memory format; the model is left alone.
+
+    Raises:
+        KernelRejected: If the bytes are not that kernel.
+        ConfigError: If the kernel does not fit the slot, or nothing can be joined there.
+        Conflict: If the seed is taken.
+    """
     place = placement_of(model).place(slot)
     kernel = load_kernel(data, digest=kernel_id)
     _check_fit(kernel.ir, place)
+    _check_free(place, seed_idx)
+    _like_host(kernel, place.module, model)
+    return kernel
+
+
+def rebuilt(model: nn.Module, slot: str, ir: str) -> KernelModule:
+    """Return the module of a blueprint that fits a slot; its values come from a state afterwards."""
+    kernel = _of_ir(ir)
+    _like_host(kernel, placement_of(model).place(slot).module, model)
+    return kernel
+
+
+def adopt(
+    model: nn.Module, slot: str, seed_idx: int, kernel: KernelModule, *, kernel_id: str, blueprint: str, alpha: float
+) -> Newborn:
+    """Join a module that was prepared for a slot; see ``join``."""
+    place = placement_of(model).place(slot)
     _attach(model, place, seed_idx, kernel, kernel_id=kernel_id, blueprint=blueprint, alpha=alpha)
     path = f"{slot}.{CHILD}.{seed_idx}.kernel"
     parameters = {f"{path}.{name}": parameter for name, parameter in kernel.named_parameters()}
@@ -93,7 +122,7 @@ def detach(model: nn.Module, slot: str, seed_idx: int) -> None:
     module = placement_of(model).place(slot).module
     _graft(module, slot, seed_idx)
     if len(grafts_of(module)) == 1:
-        drop_role(module)
+        fit_role(module, grafted=False, incubating=NURSERY in vars(module))
         del module._modules[CHILD]
     else:
         del grafts_of(module)[str(seed_idx)]
@@ -106,6 +135,25 @@ def set_active(model: nn.Module, slot: str, seed_idx: int, active: bool) -> None
         Conflict: If nothing is joined there.
     """
     _graft(placement_of(model).place(slot).module, slot, seed_idx).active = active
+
+
+@torch.no_grad()
+def set_strength(model: nn.Module, slot: str, seed_idx: int, alpha: float) -> None:
+    """Set the strength of a graft.
+
+    Raises:
+        Conflict: If nothing is joined there.
+    """
+    _graft(placement_of(model).place(slot).module, slot, seed_idx).alpha.fill_(alpha)
+
+
+def strength(model: nn.Module, slot: str, seed_idx: int) -> float:
+    """Return the strength of a graft.
+
+    Raises:
+        Conflict: If nothing is joined there.
+    """
+    return float(_graft(placement_of(model).place(slot).module, slot, seed_idx).alpha)
 
 
 def topology(model: nn.Module) -> tuple[GraftEntry, ...]:
@@ -148,9 +196,13 @@ def _graft(module: nn.Module, slot: str, seed_idx: int) -> Graft:
 
 
 def _rebuild(model: nn.Module, place: Place, entry: GraftEntry) -> None:
-    ir = BlueprintIR.from_json(json.loads(entry.ir))
-    kernel = KernelModule(ir, initial_state(ir, seed=0, dtype=torch.float32))
+    kernel = _of_ir(entry.ir)
     _attach(model, place, entry.seed_idx, kernel, kernel_id=entry.kernel_id, blueprint=entry.blueprint, alpha=1.0)
+
+
+def _of_ir(text: str) -> KernelModule:
+    ir = BlueprintIR.from_json(json.loads(text))
+    return KernelModule(ir, initial_state(ir, seed=0, dtype=torch.float32))
 
 
 def _attach(
@@ -170,7 +222,7 @@ def _attach(
     graft = Graft(kernel, strength, kernel_id=kernel_id, blueprint=blueprint)
     graft.train(module.training)
     if not is_grafted(module):
-        take_role(module, role_for(module))
+        fit_role(module, grafted=True, incubating=NURSERY in vars(module))
         module._modules[CHILD] = Grafts().train(module.training)
     grafts_of(module).put(seed_idx, graft)
 

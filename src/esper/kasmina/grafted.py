@@ -75,7 +75,11 @@ class Grafts(nn.ModuleDict):
         return value
 
 
-class GraftedModule:
+class SlotRole:
+    """A role that Esper gives the module of a slot."""
+
+
+class GraftedModule(SlotRole):
     """The role of a slot's module while something is joined to it.
 
     Its child ``esper_grafts`` is hidden from iteration, so that a container which runs its children does not run it.
@@ -175,7 +179,8 @@ def obstacle(module: nn.Module) -> str | None:
         return "its forward was replaced on the instance, which would bypass the graft; choose the module around it"
     if type(module).__module__.startswith("torch.jit"):
         return "it is scripted: its code is fixed"
-    if role_of(module) is not None and not is_grafted(module):
+    role = role_of(module)
+    if role is not None and not issubclass(role, SlotRole):
         return "it is wrapped on its own; esper.unwrap it first"
     return None
 

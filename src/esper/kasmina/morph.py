@@ -41,8 +41,10 @@ def take_role(module: nn.Module, role: type) -> None:
     """Give a module the class that plays ``role``.
 
     Raises:
-        ConfigError: If its class cannot be swapped.
+        ConfigError: If its class cannot be swapped, or somebody else changed it since it took a role.
     """
+    if role_of(module) is not None:
+        _check_own(module)
     try:
         module.__class__ = morphed(base_of(module), role)
     except TypeError as error:
@@ -57,6 +59,11 @@ def drop_role(module: nn.Module) -> None:
     Raises:
         ConfigError: If somebody else changed its class since it took the role.
     """
+    _check_own(module)
+    module.__class__ = base_of(module)
+
+
+def _check_own(module: nn.Module) -> None:
     if "_esper_base" not in vars(type(module)):
         raise ConfigError(
             f"the class of {type(module).__name__} was changed since",
@@ -64,7 +71,6 @@ def drop_role(module: nn.Module) -> None:
             todo="undo that first",
             code="ESP-2206",
         )
-    module.__class__ = base_of(module)
 
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Callable[..., nn.Module], tuple[type, type | None], Any]:

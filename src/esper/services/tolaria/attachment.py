@@ -15,7 +15,7 @@ from esper.errors import ConfigError
 from esper.ir import REGISTRY, BlueprintRegistry
 from esper.kasmina import MorphableModel, placement_of
 from esper.services.tolaria.budget import Budget, count_params
-from esper.services.tolaria.config import GrowthConfig, Late, OnCull
+from esper.services.tolaria.config import GrowthConfig, Late, OnCull, check_incubation
 from esper.services.tolaria.distributed.elsewhere import platform_elsewhere
 from esper.services.tolaria.distributed.team import Team, told_text
 from esper.services.tolaria.folder import RunFolder
@@ -55,7 +55,15 @@ def check_host(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def read_config(
-    *, every: int, steps: int | None, lead: int, late: str, on_cull: str, control: str | None, probe: object
+    *,
+    every: int,
+    steps: int | None,
+    lead: int,
+    late: str,
+    on_cull: str,
+    control: str | None,
+    probe: object,
+    incubate: int = 0,
 ) -> GrowthConfig:
     """Return the settings of a run.
 
@@ -74,6 +82,7 @@ def read_config(
             todo="leave it out; a gain is held against graft-free windows of the run",
             code="ESP-2109",
         )
+    check_incubation(incubate)
     if probe is not None and not callable(probe):
         raise ConfigError(
             f"probe is a {type(probe).__name__}",
@@ -86,6 +95,7 @@ def read_config(
         lead=lead,
         late=_chosen("late", late, Late),
         on_cull=_chosen("on_cull", on_cull, OnCull),
+        incubate=incubate,
     )
 
 

@@ -3,6 +3,23 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from esper.errors import ConfigError
+
+
+def check_incubation(steps: object) -> None:
+    """Refuse what is no number of steps.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ConfigError(
+            f"incubate={steps!r}",
+            why="a kernel learns apart for a number of optimizer steps",
+            todo="give that number; 0 joins it at once",
+            code="ESP-2124",
+        )
+
 
 class Late(StrEnum):
     """What happens when a decision or its kernel is not there at the joining boundary."""
@@ -28,7 +45,8 @@ class GrowthConfig:
         lead: Boundaries between a decision and its joining.
         late: What a late decision or kernel does.
         on_cull: Whether a cull restores the state before the join or trains on without the seed.
-        settle_boundaries: Boundaries a newborn blends before it is held.
+        incubate: Optimizer steps that a kernel which a controller chose learns apart before it joins; 0 joins it at once.
+        settle_boundaries: Boundaries a newborn blends before it is held; the strength of one that learned apart rises so long.
         evaluation_share: Share of the run that remained at the join after which a graft is judged; shorter horizons do not
             predict (decision 0007).
         fewest_evaluation_boundaries: A graft is never judged sooner.
@@ -47,6 +65,7 @@ class GrowthConfig:
     lead: int = 1
     late: Late = Late.SLIP
     on_cull: OnCull = OnCull.RESTORE
+    incubate: int = 0
     settle_boundaries: int = 1
     evaluation_share: float = 0.3
     fewest_evaluation_boundaries: int = 3

@@ -2,7 +2,7 @@
 
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -23,11 +23,15 @@ from esper.services.tolaria.distributed.agreement import standing
 from esper.services.tolaria.distributed.team import told_text
 from esper.services.tolaria.distributed.words import told_kernel
 from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
+from esper.services.tolaria.incubator import Apprentice, Incubator
 from esper.services.tolaria.kernels import ReadyKernel
 from esper.services.tolaria.observation import Observation, Observer
 from esper.services.tolaria.platform import Parts
 from esper.services.tolaria.snapshot import Subject
 from esper.services.tolaria.trials import Trials
+
+BY_HAND = "manual"
+"""Strategy of a decision that the user took."""
 
 
 class Engine:
@@ -45,6 +49,7 @@ class Engine:
         trials: The book, and the operations on the training.
         consultation: The open question to the controller.
         observer: Watches the training.
+        subject: The training, with what learns apart from it.
     """
 
     def __init__(
@@ -53,7 +58,9 @@ class Engine:
         self._team = subject.team
         self.events = EventLog(parts.folder.events if parts.folder.writes else None, parts.platform.bridge.watched)
         self.observer = observer
-        self.trials = Trials(subject, config, self.events, run_id=parts.folder.run_id)
+        incubator = Incubator.beside(subject.model, subject.optimizer, subject.others)
+        self.subject = subject = replace(subject, others=(*subject.others, incubator))
+        self.trials = Trials(subject, config, self.events, run_id=parts.folder.run_id, incubator=incubator)
         self.consultation = Consultation(parts.platform.advisor, parts.platform.bus, parts.platform.bridge, config)
         self._subject, self._parts, self._budget, self._config = subject, parts, budget, config
         self._platform, self._run_id = parts.platform, parts.folder.run_id
@@ -83,8 +90,9 @@ class Engine:
         events += self.trials.advance(last=self.ended)
         if any(event.kept is False for event in events):
             self.changed()
-        elif decision is not None:
-            events += self._carry_out(decision, observation)
+        else:
+            events += self._graduations()
+            events += [] if decision is None else self._carry_out(decision, observation)
         events += self._nothing_grows()
         self._publish(observation, events)
         self._consult(observation)
@@ -93,13 +101,17 @@ class Engine:
         )
         return events
 
+    def between(self) -> list[GrowthEvent]:
+        """Move along what moves after each optimizer step."""
+        return self.trials.between(look=self.trials.position.step % self._config.every == 0)
+
     def candidates(self) -> tuple[Candidate, ...]:
         """Return every graft that could be made, with what speaks against it now."""
         self.request_kernels()
         scores = {} if self._last is None else self._last.scores
         return self._candidates.current(self.trials.position.trials.values(), scores)
 
-    def graft_by_hand(self, slot: str, blueprint: str) -> GrowthEvent:
+    def graft_by_hand(self, slot: str, blueprint: str, *, incubate: int = 0) -> GrowthEvent:
         """Graft a blueprint now, waiting for its kernel; see ``Growth.graft``."""
         self.request_kernels(demanded=True)
         self._team.agree("growth.graft", self.trials.position.step, slot, blueprint)
@@ -115,7 +127,7 @@ class Engine:
                 why=f"no seed is free there: {states}",
                 todo="growth.unlock(slot) frees a locked one",
             )
-        return self.graft_now(slot, seed_idx, ready)
+        return self.graft_now(slot, seed_idx, ready, incubate=incubate)
 
     async def kernel_for(self, slot: str, kernel_id: str) -> ReadyKernel:
         """Fetch any validated kernel of the library for a slot."""
@@ -277,6 +289,9 @@ class Engine:
         events = [self._log(EventKind.LATE, decision, why=f"joins {late} boundaries late")] if late else []
         seed = self.trials.seed(str(decision.target_layer), decision.seed_idx)
         seed.move(SeedState.GERMINATED, step=self.trials.position.step)
+        if self._config.incubate:
+            self.consultation.done()
+            return [*events, self.trials.incubate(decision, ready, steps=self._config.incubate)]
         seen = observation.held_out.seen
         events.append(self.trials.join(decision, ready, before=observation.point.validation, seen=seen))
         self.changed()
@@ -287,10 +302,40 @@ class Engine:
             self.fetch(decision)
         return self._parts.shelf.by_id(str(decision.kernel_id))
 
+    def _graduations(self) -> list[GrowthEvent]:
+        """Let what has learned apart for long enough join; at the end of the run nothing joins any more."""
+        events = []
+        for apprentice in list(self.trials.incubator.apprentices.values()):
+            if self.ended:
+                events.append(self.trials.withdraw(apprentice, why="the run ends while it learns apart"))
+            elif apprentice.left <= 0:
+                events.append(self._graduate(apprentice))
+        return events
+
+    def _graduate(self, apprentice: Apprentice) -> GrowthEvent:
+        slot = str(apprentice.decision.target_layer)
+        if apprentice.decision.strategy != BY_HAND:
+            price = cost(apprentice.kernel.ir, self._placement.place(slot).extent)
+            over = self._candidates.over_budget(
+                self.trials.position.trials.values(), price, apprentice.ready.latency_ms
+            )
+            if why := "; ".join(over):
+                return self.trials.withdraw(apprentice, why=why)
+        before = self.observer.measure(
+            topology_version=self.trials.topology_version, capture=self._placement.slots[slot].module
+        )
+        event = self.trials.graduate(apprentice, before=before.mean, seen=before.seen)
+        self.changed()
+        return event
+
     def _check_allowed(self, decision: AdaptationDecision) -> None:
         """Refuse what was applied already, or has no free seed."""
         place = self._placement.place(str(decision.target_layer))
-        if any(event.decision_id == decision.decision_id for event in self.events if event.kind is EventKind.GRAFTED):
+        if any(
+            event.decision_id == decision.decision_id
+            for event in self.events
+            if event.kind in (EventKind.GRAFTED, EventKind.INCUBATING)
+        ):
             raise Conflict(
                 f"decision {decision.decision_id} was applied already", todo="give each decision an id of its own"
             )
@@ -312,13 +357,15 @@ class Engine:
         if over:
             raise UnsafeAdaptation(f"the kernel may not grow at {slot}", why="; ".join(over))
 
-    def graft_now(self, slot: str, seed_idx: int, ready: ReadyKernel) -> GrowthEvent:
+    def graft_now(self, slot: str, seed_idx: int, ready: ReadyKernel, *, incubate: int = 0) -> GrowthEvent:
         """Graft a kernel by hand, now; the budget binds controllers, not the user's own hand."""
         decision = AdaptationDecision(
             action=Action.LOAD_KERNEL, reason="by hand", run_id=self._run_id, target_layer=slot, seed_idx=seed_idx,
-            blueprint=ready.blueprint, kernel_id=ready.kernel_id, strategy="manual",
+            blueprint=ready.blueprint, kernel_id=ready.kernel_id, strategy=BY_HAND,
             decision_id=told_text(self._team, lambda: new_id("decision")),
         )  # fmt: skip
+        if incubate:
+            return self._incubate_now(decision, ready, incubate)
         before = self.observer.measure(
             topology_version=self.trials.topology_version, capture=self._placement.slots[slot].module
         )
@@ -328,6 +375,15 @@ class Engine:
         self.changed()
         if event.kind is EventKind.CANCELLED:
             raise GraftFailed(f"grafting {ready.blueprint} at {slot}", why=event.why, todo="the host was restored")
+        return event
+
+    def _incubate_now(self, decision: AdaptationDecision, ready: ReadyKernel, steps: int) -> GrowthEvent:
+        self.trials.seed(str(decision.target_layer), decision.seed_idx).move(
+            SeedState.GERMINATED, step=self.trials.position.step
+        )
+        event = self.trials.incubate(decision, ready, steps=steps)
+        if event.kind is EventKind.CANCELLED:
+            raise GraftFailed(f"incubating {ready.blueprint} at {decision.target_layer}", why=event.why)
         return event
 
     # -- what leaves the run -----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from esper.contracts.ids import new_id
 class EventKind(StrEnum):
     """What an event tells of."""
 
+    INCUBATING = "incubating"
     GRAFTED = "grafted"
     KEPT = "kept"
     CULLED = "culled"

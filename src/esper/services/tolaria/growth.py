@@ -11,7 +11,7 @@ from esper.contracts.adaptation import Candidate
 from esper.errors import ConfigError
 from esper.kasmina import placement_of
 from esper.services.tolaria.budget import Budget
-from esper.services.tolaria.config import GrowthConfig
+from esper.services.tolaria.config import GrowthConfig, check_incubation
 from esper.services.tolaria.engine import Engine
 from esper.services.tolaria.events import GrowthEvent
 from esper.services.tolaria.handover import Handover
@@ -42,8 +42,9 @@ class Growth:
     ) -> None:
         self.run_id = parts.folder.run_id
         self.spent_steps = 0
-        self._subject, self._parts, self._every = subject, parts, config.every
+        self._parts, self._every = parts, config.every
         self._engine = Engine(subject, parts, observer, budget, config)
+        self._subject = self._engine.subject
         self.events = self._engine.events
         self._placement = placement_of(subject.model)
         self._handover = Handover()
@@ -62,7 +63,7 @@ class Growth:
             loss: The step's training loss; read once per boundary, never synchronised in between.
 
         Returns:
-            What happened; empty between boundaries.
+            What happened; between boundaries that is nothing, or what cannot wait for the next one.
 
         Raises:
             ConfigError: If ``loss`` is no scalar, ``validate`` or ``probe`` does not return what it must, or the run is closed.
@@ -74,22 +75,31 @@ class Growth:
         position.step += 1
         self.spent_steps += 1
         self._engine.observer.step(position.step, value, probe_next=self._engine.probes_next(position.step))
-        return self._engine.boundary() if position.step % self._every == 0 else []
+        events = self._engine.between()
+        return events + self._engine.boundary() if position.step % self._every == 0 else events
 
     def propose(self) -> tuple[Candidate, ...]:
         """Return every graft that could be made: its price, its score, and what speaks against it now."""
         return self._engine.candidates()
 
-    def graft(self, slot: str, blueprint: str) -> GrowthEvent:
+    def graft(self, slot: str, blueprint: str, *, incubate: int = 0) -> GrowthEvent:
         """Graft a blueprint by hand, now; waits for its kernel where the forge is not done.
 
+        Args:
+            slot: Name of the slot.
+            blueprint: Name of the blueprint.
+            incubate: Optimizer steps that it first learns apart, while the host computes and learns as if it were not there;
+                it joins at the first boundary after them. 0 joins it at once.
+
         Raises:
+            ConfigError: If ``incubate`` is no number of steps.
             NotFound: If there is no such slot, or the blueprint does not fit it.
             KernelRejected: If the forge refused it.
             GraftFailed: If it cannot be joined; the host was restored.
         """
         self._check_open()
-        return self._engine.graft_by_hand(slot, blueprint)
+        check_incubation(incubate)
+        return self._engine.graft_by_hand(slot, blueprint, incubate=incubate)
 
     async def graft_kernel(self, layer_name: str, seed_idx: int, kernel_id: str) -> None:
         """Graft any validated kernel of the library; ``model.load_kernel`` comes here while a run is attached.
@@ -111,15 +121,21 @@ class Growth:
     def rollback(self, event: GrowthEvent) -> GrowthEvent:
         """Undo a graft and everything since: model, optimizer, schedule, generators and ``state=``, to the bit.
 
+        One that still learns apart is withdrawn, and nothing else changes.
+
         Args:
-            event: The event of its joining.
+            event: The event of its joining, or of its incubation.
 
         Raises:
             NotFound: If the state before that join is not held any more.
         """
         self._check_open()
         self._subject.team.agree("growth.rollback", event.decision_id)
-        undone = self._engine.trials.roll_back(event, why="by hand")
+        trials = self._engine.trials
+        apprentice = trials.incubator.apprentices.get((event.slot, event.seed_idx))
+        if apprentice is not None and apprentice.decision.decision_id == event.decision_id:
+            return trials.withdraw(apprentice, why="by hand")
+        undone = trials.roll_back(event, why="by hand")
         self._engine.changed()
         self._engine.report()
         return undone
@@ -186,6 +202,7 @@ class Growth:
             return
         self._placement.grower = None
         self._engine.observer.close()
+        self._engine.trials.end_incubations()
         self._engine.consultation.void()
         self._handover.close()
         try:

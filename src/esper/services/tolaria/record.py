@@ -20,6 +20,8 @@ class Trial:
         due: Boundary of its verdict.
         before: Mean held-out loss of the averaged weights before it joined.
         judged: Whether its verdict has been given.
+        first_alpha: Strength with which it joined.
+        blend_steps: Steps over which its strength rises from there to 1.
     """
 
     event: GrowthEvent
@@ -30,6 +32,15 @@ class Trial:
     due: int
     before: float
     judged: bool = False
+    first_alpha: float = 1.0
+    blend_steps: int = 0
+
+    def alpha(self, step: int) -> float | None:
+        """Return its strength after an optimizer step, or None once that stays as it is."""
+        passed = step - self.event.step
+        if not 0 < passed <= self.blend_steps:
+            return None
+        return self.first_alpha + (1.0 - self.first_alpha) * passed / self.blend_steps
 
     @property
     def key(self) -> str:

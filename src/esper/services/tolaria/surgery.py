@@ -8,9 +8,14 @@ from torch import Tensor, nn
 
 from esper.errors import GraftFailed
 from esper.kasmina import Newborn, detach, join, placement_of, topology
+from esper.kasmina.graft import adopt
+from esper.services.tolaria.incubator import Apprentice
 from esper.services.tolaria.optimizer import add_newborn, host_group_of, remove_parameters
 from esper.services.tolaria.schedules import follow_groups
 from esper.services.tolaria.snapshot import Snapshot, Subject, capture, restore, withdraw
+
+FIRST_SHARE = 1 / 16
+"""Of the tolerance, for what learned apart: what follows the slot may enlarge it (six-fold on the hosts of the zoo)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,15 @@ class Surgeon:
         self._tolerance = tolerance
 
     def graft(
-        self, cut: Cut, data: bytes, *, kernel_id: str, key: str, seen: Tensor | None, blueprint: str = ""
+        self,
+        cut: Cut,
+        data: bytes,
+        *,
+        kernel_id: str,
+        key: str,
+        seen: Tensor | None,
+        blueprint: str = "",
+        apprentice: Apprentice | None = None,
     ) -> Newborn:
         """Join a kernel, or leave the training exactly as it was.
 
@@ -48,6 +61,7 @@ class Surgeon:
             key: Under which the state before the join is held.
             seen: An output of the slot's module, on which the newborn is probed; None where none was captured.
             blueprint: Name of the design, for people.
+            apprentice: The kernel after it learned apart, which joins in place of the bytes.
 
         Raises:
             GraftFailed: If it cannot be joined, is not neutral or not finite on the probe; the host was restored.
@@ -55,7 +69,10 @@ class Surgeon:
         before = capture(self.subject)
         try:
             with self.subject.team.together(f"grafting at {cut.slot}"):
-                newborn = self._joined(cut, data, kernel_id, blueprint, seen)
+                if apprentice is None:
+                    newborn = self._joined(cut, data, kernel_id, blueprint, seen)
+                else:
+                    newborn = self._adopted(cut, apprentice, blueprint, seen)
         except BaseException as error:
             withdraw(self.subject, before)
             if not isinstance(error, Exception):
@@ -112,10 +129,30 @@ class Surgeon:
         like = host_group_of(self.subject.optimizer, place.module.parameters())
         newborn = join(self.subject.model, cut.slot, cut.seed_idx, data, kernel_id=kernel_id, blueprint=blueprint)
         _check_birth(newborn.kernel, seen, self._tolerance)
+        self._enrol(newborn, like)
+        return newborn
+
+    def _adopted(self, cut: Cut, apprentice: Apprentice, blueprint: str, seen: Tensor | None) -> Newborn:
+        """Join what learned apart, so weakly that the slot returns what it did; its moments come with it."""
+        kernel = apprentice.kernel
+        alpha = first_strength(kernel, seen, self._tolerance)
+        newborn = adopt(
+            self.subject.model, cut.slot, cut.seed_idx, kernel,
+            kernel_id=apprentice.ready.kernel_id, blueprint=blueprint, alpha=alpha,
+        )  # fmt: skip
+        self._enrol(newborn, apprentice.like)
+        if type(apprentice.optimizer) is type(self.subject.optimizer):
+            moments = apprentice.moments
+            for name, parameter in kernel.named_parameters():
+                if name in moments:
+                    self.subject.optimizer.state[parameter] = moments[name]
+        return newborn
+
+    def _enrol(self, newborn: Newborn, like: int) -> None:
+        """Let the optimizer, its schedule and what is built on the model know the newborn."""
         add_newborn(self.subject.optimizer, newborn.parameters.values(), like=like)
         self.subject.follow()
         follow_groups(self.subject.schedule, self.subject.optimizer)
-        return newborn
 
     def _hold(self, key: str, snapshot: Snapshot) -> None:
         self.held[key] = snapshot
@@ -123,17 +160,35 @@ class Surgeon:
             self.held.popitem(last=False)
 
 
-@torch.no_grad()
+def first_strength(kernel: nn.Module, seen: Tensor | None, tolerance: float) -> float:
+    """Return the largest alpha, at most 1, with which a kernel moves a probe by no more than its share of ``tolerance``.
+
+    Raises:
+        GraftFailed: If its path overflows there, or there is no probe to tell.
+    """
+    if seen is None:
+        raise GraftFailed("there is no output of the slot to probe it on", todo="let validate run the whole model")
+    largest = _largest(kernel, seen)
+    smallest = torch.finfo(next(kernel.parameters(), seen).dtype).tiny
+    return min(1.0, max(smallest, FIRST_SHARE * tolerance / largest)) if largest else 1.0
+
+
 def _check_birth(kernel: nn.Module, seen: Tensor | None, tolerance: float) -> None:
     """Refuse a newborn that changes what the model computes, or whose path overflows, on an output really seen."""
     if seen is None:
         return
+    largest = _largest(kernel, seen)
+    if largest > tolerance:
+        raise GraftFailed("the newborn is not neutral", why=f"it changes the output by {largest:.3g}")
+
+
+@torch.no_grad()
+def _largest(kernel: nn.Module, seen: Tensor) -> float:
+    """Return the largest value that a kernel adds on an output really seen."""
     training = kernel.training
     weight = next(kernel.parameters(), seen)
     added = kernel.eval()(seen.to(weight.dtype))  # under autocast a slot returns a narrower type than its weights have
     kernel.train(training)
     if not bool(torch.isfinite(added).all()):
         raise GraftFailed("the newborn's path is not finite on the probe", todo="normalise before the slot")
-    largest = float(added.abs().max())
-    if largest > tolerance:
-        raise GraftFailed("the newborn is not neutral", why=f"it changes the output by {largest:.3g}")
+    return float(added.abs().max())

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from esper.contracts.adaptation import AdaptationDecision, Outcome, Verdict
 from esper.contracts.ids import new_id
-from esper.errors import GraftFailed, NotFound
+from esper.errors import EsperError, GraftFailed, NotFound
 from esper.ir import cost
 from esper.kasmina import Newborn, Placement, Seed, SeedState, placement_of
+from esper.kasmina.graft import set_strength, strength
 from esper.services.tolaria.acceptance import Judgement, judge, placebo
 from esper.services.tolaria.budget import count_params
 from esper.services.tolaria.config import GrowthConfig, OnCull
 from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
+from esper.services.tolaria.incubator import Apprentice, Incubator
 from esper.services.tolaria.kernels import ReadyKernel
 from esper.services.tolaria.record import Position, Trial
 from esper.services.tolaria.snapshot import Snapshot, Subject
@@ -41,15 +43,20 @@ class Trials:
         config: Settings of the run.
         events: Where everything is written down.
         run_id: Names the run in outcomes.
+        incubator: What learns apart.
     """
 
-    def __init__(self, subject: Subject, config: GrowthConfig, events: EventLog, *, run_id: str) -> None:
+    def __init__(
+        self, subject: Subject, config: GrowthConfig, events: EventLog, *, run_id: str, incubator: Incubator
+    ) -> None:
         self.position = Position()
         self.topology_version = 0
         self.outcomes: list[Outcome] = []
         counted = count_params(subject.model)
         self.host_params, self.inherited_params = counted.host, counted.grafts
+        self.incubator = incubator
         self._config, self._events, self._run_id = config, events, run_id
+        self._model = subject.model
         self._placement: Placement = placement_of(subject.model)
         self._surgeon = Surgeon(subject, snapshots_held=config.snapshots_held, tolerance=config.neutral_tolerance)
         self._books: dict[str, Book] = {}
@@ -60,16 +67,101 @@ class Trials:
         """Return a seed, dormant where it is new."""
         return self._placement.seeds.setdefault((slot, seed_idx), Seed(slot=slot, seed_idx=seed_idx))
 
-    def join(
-        self, decision: AdaptationDecision, ready: ReadyKernel, *, before: float, seen: Tensor | None
-    ) -> GrowthEvent:
-        """Graft a kernel and open its trial.
+    def incubate(self, decision: AdaptationDecision, ready: ReadyKernel, *, steps: int) -> GrowthEvent:
+        """Let a kernel learn apart before it joins; nothing that it does reaches the host.
 
         Args:
             decision: Names slot, seed and blueprint; its seed is germinated.
             ready: The kernel.
+            steps: Optimizer steps; it joins at the first boundary after them.
+
+        Returns:
+            The event: incubating, or cancelled with the reason.
+        """
+        step = self.position.step
+        seed = self.seed(str(decision.target_layer), decision.seed_idx)
+        seed.move(SeedState.LOADED, step=step)
+        try:
+            apprentice = self.incubator.take_in(decision, ready, steps=steps)
+        except EsperError as error:
+            return self.cancel(decision, why=str(error))
+        seed.move(SeedState.TRAINING, step=step)
+        own = type(apprentice.optimizer).__name__
+        why = f"{decision.reason}; it learns apart for {steps} steps by {own}, and joins at the boundary after them"
+        return self._events.append(self._about(decision, EventKind.INCUBATING, why))
+
+    def between(self, *, look: bool) -> list[GrowthEvent]:
+        """Move along, after an optimizer step, what moves between boundaries: strengths, and what learns apart.
+
+        Args:
+            look: Whether to wait for what an accelerator knows.
+        """
+        for trial in self.position.open_trials:
+            if (alpha := trial.alpha(self.position.step)) is not None:
+                set_strength(self._model, *trial.place, alpha)
+        if not self.incubator.apprentices:
+            return []
+        return [self._failed(apprentice, why) for apprentice, why in self.incubator.step(look=look)]
+
+    def withdraw(self, apprentice: Apprentice, *, why: str) -> GrowthEvent:
+        """End an incubation before it joins."""
+        self.incubator.release(apprentice)
+        return self.cancel(apprentice.decision, why=why)
+
+    def end_incubations(self) -> None:
+        """Take out of the model what learns apart, as the run is closed; a run that resumes has it again."""
+        for place, apprentice in list(self.incubator.apprentices.items()):
+            self.incubator.release(apprentice)
+            for following in (SeedState.CANCELLED, SeedState.EMBARGOED, SeedState.DORMANT):
+                self.seed(*place).move(following, step=self.position.step)
+
+    def _failed(self, apprentice: Apprentice, why: str) -> GrowthEvent:
+        """Drop a kernel that cannot learn on, already out of the incubator; the host never met it."""
+        decision, step = apprentice.decision, self.position.step
+        seed = self.seed(str(decision.target_layer), decision.seed_idx)
+        seed.move(SeedState.CULLED, step=step)
+        self._rest(seed)
+        self.outcomes.append(
+            Outcome(
+                decision_id=decision.decision_id, run_id=self._run_id, slot=seed.slot, seed_idx=seed.seed_idx,
+                blueprint=apprentice.incubation.blueprint, kernel_id=apprentice.ready.kernel_id, verdict=Verdict.CULLED,
+                gain=None, gain_error=None, params=sum(p.numel() for p in apprentice.kernel.parameters()),
+                steps=apprentice.taken,
+            )
+        )  # fmt: skip
+        return self._events.append(self._about(decision, EventKind.CULLED, f"while it learned apart, {why}"))
+
+    def _about(self, decision: AdaptationDecision, kind: EventKind, why: str) -> GrowthEvent:
+        return GrowthEvent(
+            step=self.position.step, kind=kind, why=why, slot=decision.target_layer or "", seed_idx=decision.seed_idx,
+            blueprint=decision.blueprint or "", kernel_id=decision.kernel_id or "", decision_id=decision.decision_id,
+            kept=None if kind is EventKind.INCUBATING else False,
+        )  # fmt: skip
+
+    def graduate(self, apprentice: Apprentice, *, before: float, seen: Tensor | None) -> GrowthEvent:
+        """Let a kernel that has learned apart join, at a strength that rises from almost nothing; see ``join``."""
+        self.incubator.release(apprentice)
+        if not apprentice.incubation.passes:
+            return self._failed(apprentice, "no gradient reached it")
+        return self.join(apprentice.decision, apprentice.ready, before=before, seen=seen, apprentice=apprentice)
+
+    def join(
+        self,
+        decision: AdaptationDecision,
+        ready: ReadyKernel,
+        *,
+        before: float,
+        seen: Tensor | None,
+        apprentice: Apprentice | None = None,
+    ) -> GrowthEvent:
+        """Graft a kernel and open its trial.
+
+        Args:
+            decision: Names slot, seed and blueprint; its seed is germinated, or has learned apart.
+            ready: The kernel.
             before: Mean held-out loss of the averaged weights now.
             seen: An output of the slot, for the probe.
+            apprentice: The same kernel after it learned apart.
 
         Returns:
             The event: grafted, or cancelled with the reason where the graft failed and the host was restored.
@@ -77,7 +169,8 @@ class Trials:
         slot, step = str(decision.target_layer), self.position.step
         seed = self.seed(slot, decision.seed_idx)
         book = self._book()
-        seed.move(SeedState.LOADED, step=step)
+        if apprentice is None:
+            seed.move(SeedState.LOADED, step=step)
         try:
             newborn = self._surgeon.graft(
                 Cut(slot, seed.seed_idx),
@@ -86,27 +179,22 @@ class Trials:
                 key=decision.decision_id,
                 seen=seen,
                 blueprint=ready.blueprint or decision.blueprint or "",
+                apprentice=apprentice,
             )
         except GraftFailed as error:
             return self.cancel(decision, why=error.why)
         self._books[decision.decision_id] = book
         self._books = {key: self._books[key] for key in self._surgeon.held}
         seed.move(SeedState.BLENDING, step=step)
-        return self._opened(decision, ready, newborn, before)
+        return self._opened(decision, ready, newborn, before, learned=apprentice)
 
     def cancel(self, decision: AdaptationDecision, *, why: str) -> GrowthEvent:
-        """Withdraw a decision whose seed is germinated or loaded."""
+        """Withdraw a decision whose seed is germinated, loaded or learning apart."""
         slot = str(decision.target_layer)
         seed = self.seed(slot, decision.seed_idx)
         seed.move(SeedState.CANCELLED, step=self.position.step)
         self._rest(seed)
-        return self._events.append(
-            GrowthEvent(
-                step=self.position.step, kind=EventKind.CANCELLED, why=why, slot=slot, seed_idx=decision.seed_idx,
-                blueprint=decision.blueprint or "", kernel_id=decision.kernel_id or "",
-                decision_id=decision.decision_id, kept=False,
-            )
-        )  # fmt: skip
+        return self._events.append(self._about(decision, EventKind.CANCELLED, why))
 
     def advance(self, *, last: bool) -> list[GrowthEvent]:
         """Move every seed along at a boundary, and give the verdicts that are due.
@@ -182,12 +270,21 @@ class Trials:
 
     # -- joining -----------------------------------------------------------------------------------------------------
 
-    def _opened(self, decision: AdaptationDecision, ready: ReadyKernel, newborn: Newborn, before: float) -> GrowthEvent:
+    def _opened(
+        self,
+        decision: AdaptationDecision,
+        ready: ReadyKernel,
+        newborn: Newborn,
+        before: float,
+        *,
+        learned: Apprentice | None,
+    ) -> GrowthEvent:
         slot = newborn.slot
+        why = decision.reason if learned is None else f"{decision.reason}; it learned apart for {learned.taken} steps"
         params = sum(parameter.numel() for parameter in newborn.parameters.values())
         event = self._events.append(
             GrowthEvent(
-                step=self.position.step, kind=EventKind.GRAFTED, why=decision.reason, slot=slot,
+                step=self.position.step, kind=EventKind.GRAFTED, why=why, slot=slot,
                 seed_idx=newborn.seed_idx, blueprint=ready.blueprint or decision.blueprint or "", kernel_id=ready.kernel_id,
                 decision_id=decision.decision_id, added_params=params, added_ratio=params / self.host_params,
                 evidence=decision.evidence,
@@ -195,9 +292,11 @@ class Trials:
         )  # fmt: skip
         flops = cost(newborn.kernel.ir, self._placement.slots[slot].extent).flops
         boundary = self.position.boundary
-        self.position.trials[event.decision_id] = Trial(
-            event, params, flops, ready.latency_ms, boundary, boundary + self._patience(), before
-        )
+        trial = Trial(event, params, flops, ready.latency_ms, boundary, boundary + self._patience(), before)
+        if learned is not None:
+            trial.first_alpha = strength(self._model, *trial.place)
+            trial.blend_steps = max(1, self._config.settle_boundaries) * self._config.every
+        self.position.trials[event.decision_id] = trial
         self.position.grafts.append(self.position.step)
         self._topology_changed()
         return event
@@ -234,7 +333,8 @@ class Trials:
         step = self.position.step
         seed.move(SeedState.CULLED, step=step)
         wanted = self._config.on_cull is OnCull.RESTORE
-        restored = self._surgeon.cull(Cut(*trial.place), key=trial.key, put_back=wanted)
+        with self.incubator.kept():
+            restored = self._surgeon.cull(Cut(*trial.place), key=trial.key, put_back=wanted)
         self._books.pop(trial.key, None)
         del self.position.trials[trial.key]
         self._rest(seed)
@@ -293,7 +393,14 @@ class Trials:
         self._embargoes = {place: until - rewound for place, until in self._embargoes.items()}
         self._set_seeds([*copy.deepcopy(list(book.seeds)), *resting, keep])
         self._books = {key: self._books[key] for key in self._surgeon.held}
+        self._drop_ended()
         self._topology_changed()
+
+    def _drop_ended(self) -> None:
+        """Let nothing learn apart whose incubation has ended since the state that was put back."""
+        for place, apprentice in list(self.incubator.apprentices.items()):
+            if self.seed(*place).state is not SeedState.TRAINING:
+                self.incubator.release(apprentice)
 
     def _books_from(self, key: str) -> set[str]:
         keys = list(self._books)
