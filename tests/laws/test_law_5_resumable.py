@@ -23,6 +23,7 @@ from tests.laws.training import (
     STEPS,
     Picture,
     Training,
+    equal,
     reseed,
 )
 
@@ -152,6 +153,7 @@ def test_a_graft_can_be_rolled_back_after_a_resume(root: Path) -> None:
     second = Training(ZOO["resnet"], COMBINATIONS[2], seed=1)
     with second.attach(root) as growth:
         growth.load_state_dict(saved)
+        assert equal(growth.state_dict()["trials"], saved["trials"])  # and it can be saved again
         growth.rollback(growth.events[0])
         assert growth.digest() == before
         assert not second.picture().differences(wanted)

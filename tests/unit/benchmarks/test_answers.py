@@ -15,6 +15,7 @@ CERTAIN = {
         "smallest_gradient_beside_largest",
         "rollback_equal",
     },
+    "kills": {"exact"},
     "startup": {"stray_bytes"},
 }
 """Targets that no clock decides."""
