@@ -212,6 +212,11 @@ class Growth:
             self._parts.platform.close()
 
     @property
+    def planned_step(self) -> int:
+        """Optimizer steps on the way to the planned length; a rollback takes its own back, a cull does not."""
+        return self._engine.trials.position.step
+
+    @property
     def waits(self) -> int:
         """Calls that blocked training for over 1 ms, without those that ``late="wait"`` asked for."""
         return self._parts.platform.bridge.waits.unwanted

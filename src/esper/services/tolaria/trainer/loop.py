@@ -1,0 +1,204 @@
+"""The loop: step, validate, stop; where it stands can be saved after any step."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from esper.services.tolaria.observation import TrainingLoss
+from esper.services.tolaria.trainer.batches import moved
+from esper.services.tolaria.trainer.config import TrainerConfig
+from esper.services.tolaria.trainer.loaders import Feed
+from esper.services.tolaria.trainer.loggers.base import Loggers
+from esper.services.tolaria.trainer.progress import Progress, line_of
+from esper.services.tolaria.trainer.report import Measured
+from esper.services.tolaria.trainer.schedules import by_step
+from esper.services.tolaria.trainer.stepping import Stepper
+from esper.services.tolaria.trainer.stopping import Best
+from esper.services.tolaria.trainer.validation import Validator
+
+if TYPE_CHECKING:
+    from esper.services.tolaria.growth import Growth
+
+
+class Halted(Exception):
+    """The run was asked to stop, and did after a whole step."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a loop works with.
+
+    Attributes:
+        stepper: Takes optimizer steps.
+        feed: Training batches.
+        validator: Held-out metrics.
+        growth: The attached run.
+        device: Where the model is.
+        loggers: Take metrics and events.
+        progress: Shows where the run stands.
+        steps: Planned optimizer steps.
+        seen: Called with the batches of each optimizer step, before growth learns of the step.
+        whole: Called after each whole step with whether it gave the best metric so far.
+    """
+
+    stepper: Stepper
+    feed: Feed
+    validator: Validator
+    growth: "Growth"
+    device: torch.device
+    loggers: Loggers
+    progress: Progress
+    steps: int
+    seen: tuple[Callable[[list[Any]], None], ...] = ()
+    whole: tuple[Callable[["Loop", bool | None], None], ...] = ()
+
+
+@dataclass
+class Record:
+    """What a loop remembers; appended only, and no rollback takes it back.
+
+    Attributes:
+        losses: Mean training loss of each epoch.
+        validations: Every validation.
+        epoch_over: Whether the pass over the data ended with the step under way.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    validations: list[Measured] = field(default_factory=list)
+    epoch_over: bool = False
+
+
+class Loop:
+    """Runs a training to its planned length, or until nothing gets better.
+
+    Args:
+        config: How.
+        work: With what.
+        halt: Set by whoever wants the run to stop after its present step.
+
+    Attributes:
+        record: What came of it.
+        best: The best value of the monitored metric.
+    """
+
+    def __init__(self, config: TrainerConfig, work: Work, halt: threading.Event) -> None:
+        self.record = Record()
+        stopping = config.stopping
+        self.best = Best(config.validation.mode, min_delta=stopping.min_delta if stopping else 0.0)
+        self._config, self._work, self._halt = config, work, halt
+        self._epoch, self._recent = TrainingLoss(), TrainingLoss()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the metric has not got better for as long as it is waited for."""
+        stopping = self._config.stopping
+        return stopping is not None and self.best.waited >= stopping.patience
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Halted: If it was asked to stop.
+        """
+        growth, model = self._work.growth, self._work.stepper.model
+        model.train()
+        while growth.planned_step < self._work.steps and not self.stopped_early:
+            if self._halt.is_set():
+                raise Halted
+            self.step()
+        if self._epoch.count:
+            self.record.losses.append(self._taken(self._epoch))
+
+    def step(self) -> None:
+        """Take one optimizer step, and all that is due after it."""
+        work = self._work
+        batches = self._batches()
+        self._learn(work.stepper.step(batches))
+        for act in work.seen:
+            act(batches)
+        self.record.epoch_over = work.feed.position >= len(work.feed)
+        for event in work.growth.step(self._loss):
+            work.loggers.event(event)
+            work.progress.say(str(event))
+        self.settle()
+
+    def settle(self) -> None:
+        """Do what is due after a step: log, validate, save."""
+        work, config = self._work, self._config
+        step = work.growth.planned_step
+        work.progress.step(step, work.feed.epoch)
+        if step % config.log_every == 0:
+            work.loggers.log(self._training_metrics(), step)
+        over, self.record.epoch_over = self.record.epoch_over, False
+        if over:
+            self.record.losses.append(self._taken(self._epoch))
+        best = self.validate() if self._validates(step, over=over) else None
+        for act in work.whole:
+            act(self, best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed loop needs beside the state of growth."""
+        return {
+            "losses": list(self.record.losses),
+            "validations": [[found.step, dict(found.values)] for found in self.record.validations],
+            "epoch_over": self.record.epoch_over,
+            "best": self.best.state_dict(),
+            "sums": [[mean.total, mean.count] for mean in (self._epoch, self._recent)],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        validations = [Measured(step, values) for step, values in state["validations"]]
+        self.record = Record(list(state["losses"]), validations, state["epoch_over"])
+        self.best.load_state_dict(state["best"])
+        (total, count), (recent, recent_count) = state["sums"]
+        self._epoch, self._recent = TrainingLoss(total, count), TrainingLoss(recent, recent_count)
+
+    def _batches(self) -> list[Any]:
+        feed = self._work.feed
+        left = len(feed) - feed.position or len(feed)
+        return [moved(feed.next(), self._work.device) for _ in range(min(self._config.accumulate, left))]
+
+    def _learn(self, loss: Tensor) -> None:
+        self._loss = loss
+        self._epoch.add(loss)
+        self._recent.add(loss)
+
+    def _taken(self, mean: TrainingLoss) -> float:
+        found = mean.take()
+        return float("nan") if found is None else found
+
+    def _validates(self, step: int, *, over: bool) -> bool:
+        when = self._config.validation
+        if when.every_steps is not None:
+            return step % when.every_steps == 0
+        return over and len(self.record.losses) % when.every_epochs == 0
+
+    def validate(self) -> bool:
+        """Measure the metrics now; True where the monitored one is the best so far."""
+        work, monitor = self._work, self._config.validation.monitor
+        step = work.growth.planned_step
+        values = work.validator.metrics(work.stepper.model)
+        self.record.validations.append(Measured(step, values))
+        better = self.best.take(values[monitor], step)
+        schedule = work.stepper.schedule
+        if schedule is not None and not by_step(schedule):
+            schedule.step(values[monitor])  # type: ignore[arg-type]
+        work.loggers.log({f"validation/{name}": value for name, value in values.items()}, step)
+        work.progress.say(line_of(step, work.steps, {f"validation {name}": value for name, value in values.items()}))
+        return better
+
+    def _training_metrics(self) -> dict[str, float]:
+        optimizer = self._work.stepper.optimizer
+        parameters = sum(parameter.numel() for parameter in self._work.stepper.model.parameters())
+        return {
+            "train/loss": self._taken(self._recent),
+            "train/learning_rate": float(optimizer.param_groups[0]["lr"]),
+            "train/epoch": float(self._work.feed.epoch),
+            "growth/params": float(parameters),
+            "growth/spent_steps": float(self._work.growth.spent_steps),
+        }

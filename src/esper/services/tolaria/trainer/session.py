@@ -1,0 +1,156 @@
+"""One training from its parts to its report."""
+
+import threading
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from esper.kasmina import MorphableModel, wrap
+from esper.kasmina.quiet import preserved_rng
+from esper.services.tolaria.snapshot import Stateful
+from esper.services.tolaria.trainer.batches import inputs_of, moved
+from esper.services.tolaria.trainer.config import TrainerConfig
+from esper.services.tolaria.trainer.devices import device_for
+from esper.services.tolaria.trainer.growing import attached
+from esper.services.tolaria.trainer.loaders import Feed
+from esper.services.tolaria.trainer.loggers.base import Loggers
+from esper.services.tolaria.trainer.loggers.lines import JsonLines
+from esper.services.tolaria.trainer.loggers.named import open_loggers
+from esper.services.tolaria.trainer.loop import Loop, Work
+from esper.services.tolaria.trainer.objective import Objective
+from esper.services.tolaria.trainer.optimizers import make_optimizer
+from esper.services.tolaria.trainer.precision import PRECISIONS, Precision
+from esper.services.tolaria.trainer.progress import Progress, progress_for
+from esper.services.tolaria.trainer.rehearsal import VALIDATION_BATCHES, rehearsal_steps, rehearse
+from esper.services.tolaria.trainer.report import TrainingReport
+from esper.services.tolaria.trainer.schedules import make_schedule
+from esper.services.tolaria.trainer.splitting import feeds
+from esper.services.tolaria.trainer.stepping import Stepper
+from esper.services.tolaria.trainer.validation import Validator
+
+if TYPE_CHECKING:
+    from esper.services.tolaria.growth import Growth
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of before it grows.
+
+    Attributes:
+        stepper: Model, optimizer, schedule.
+        feed: Training batches.
+        validator: Held-out batches.
+        device: Where the model is.
+        steps: Planned optimizer steps.
+    """
+
+    stepper: Stepper
+    feed: Feed
+    validator: Validator
+    device: torch.device
+    steps: int
+
+    @property
+    def state(self) -> tuple[Stateful, ...]:
+        """What is snapshotted, rolled back and resumed beside model, optimizer and schedule."""
+        scaler = self.stepper.precision.scaler
+        return (self.feed,) if scaler is None else (self.feed, scaler)
+
+
+def prepare(config: TrainerConfig, model: nn.Module, dataloader: Any, held_out: Iterable[Any] | None) -> Parts:
+    """Make the parts of a training; the model is wrapped and moved, nothing is started.
+
+    Raises:
+        ConfigError: If one of them cannot be made.
+    """
+    feed, aside = feeds(dataloader, held_out, ratio=config.held_out_ratio, seed=config.seed)
+    device = device_for(config.device, model)
+    model.to(device)
+    if not isinstance(model, MorphableModel):
+        wrap(model, example=_example(aside, device, config.target))
+    steps = _planned(config, feed)
+    optimizer = make_optimizer(
+        config.optimizer, model, learning_rate=config.learning_rate, options=config.optimizer_options
+    )
+    objective = Objective(config.loss, config.measured, target=config.target)
+    precision = Precision(PRECISIONS[config.precision], device)
+    stepper = Stepper(model, optimizer, schedule_of(config, optimizer, steps), objective, precision, config.clipping)
+    most = VALIDATION_BATCHES if config.fast_dev_run else None
+    return Parts(stepper, feed, Validator(aside, objective, precision, device, most=most), device, steps)
+
+
+def schedule_of(config: TrainerConfig, optimizer: Optimizer, steps: int) -> LRScheduler | None:
+    """Return the schedule of an optimizer; one that waits for a plateau waits for that of the monitored metric."""
+    options = dict(config.schedule_options)
+    if config.schedule == "plateau":
+        options = {"mode": config.validation.mode, **options}
+    return make_schedule(config.schedule, optimizer, steps=steps, options=options)
+
+
+def conduct(
+    config: TrainerConfig, model: nn.Module, dataloader: Any, held_out: Iterable[Any] | None, halt: threading.Event
+) -> TrainingReport:
+    """Train from the first step to the report.
+
+    Raises:
+        Halted: If ``halt`` was set.
+    """
+    parts = prepare(config, model, dataloader, held_out)
+    stepper = parts.stepper
+    with ExitStack() as stack:
+        growth = stack.enter_context(
+            attached(
+                config, model, stepper.optimizer, stepper.schedule,
+                validate=parts.validator.losses, state=parts.state, steps=parts.steps,
+            )
+        )  # fmt: skip
+        folder = Path(config.root) / growth.run_id
+        opened = open_loggers(config.loggers, folder=folder, run_id=growth.run_id)
+        loggers = Loggers([JsonLines(folder / "metrics.jsonl"), *opened])
+        stack.callback(loggers.close)
+        progress: Progress = stack.enter_context(progress_for(config.progress, steps=parts.steps))
+        work = Work(stepper, parts.feed, parts.validator, growth, parts.device, loggers, progress, parts.steps)
+        loop = Loop(config, work, halt)
+        if config.fast_dev_run:
+            rehearse(loop, work)
+        loop.run()
+        return _report(config, parts, growth, loop, loggers)
+
+
+def _planned(config: TrainerConfig, feed: Feed) -> int:
+    """Return the optimizer steps of the run; the last of an epoch takes the batches that are left."""
+    if config.fast_dev_run:
+        return rehearsal_steps(config)
+    return config.max_steps or config.num_epochs * -(-len(feed) // config.accumulate)
+
+
+def _example(held_out: Iterable[Any], device: torch.device, target: str) -> Any:
+    """Return the inputs of a held-out batch, or None where the first step must tell the shapes."""
+    with preserved_rng():
+        for batch in held_out:
+            return moved(inputs_of(batch, target=target), device)
+    return None
+
+
+def _report(config: TrainerConfig, parts: Parts, growth: "Growth", loop: Loop, loggers: Loggers) -> TrainingReport:
+    return TrainingReport(
+        losses=tuple(loop.record.losses),
+        events=tuple(growth.events),
+        steps=growth.spent_steps,
+        validations=tuple(loop.record.validations),
+        best=loop.best.value,
+        best_step=loop.best.step,
+        ended="stopped early" if loop.stopped_early else "finished",
+        run_id=growth.run_id,
+        folder=None if config.fast_dev_run else Path(config.root) / growth.run_id,
+        flops=dict(growth.flops),
+        skipped_steps=parts.stepper.precision.skipped,
+        log_failures=dict(loggers.failures),
+    )
