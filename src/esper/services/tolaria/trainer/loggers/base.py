@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from esper.kasmina.quiet import preserved_rng
 from esper.services.tolaria.events import GrowthEvent
-from esper.telemetry.logs import get_logger
-
-log = get_logger("tolaria.trainer")
 
 
 @runtime_checkable
@@ -56,4 +54,11 @@ class Loggers:
         except Exception as error:
             kind = type(logger).__name__
             self.failures[kind] = self.failures.get(kind, 0) + 1
-            log.warning("logger_failed", logger=kind, call=name, error=str(error), failures=self.failures[kind])
+            _warn(kind, name, error)
+
+
+def _warn(kind: str, call: str, error: Exception) -> None:
+    with preserved_rng():  # what structlog imports draws
+        from esper.telemetry.logs import get_logger
+
+        get_logger("tolaria.trainer").warning("logger_failed", logger=kind, call=call, error=str(error))
