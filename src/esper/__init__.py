@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from esper.kasmina import unwrap as unwrap
     from esper.kasmina import wrap as wrap
     from esper.services.tolaria.budget import Budget as Budget
+    from esper.services.tolaria.newborn_rate import NewbornRate as NewbornRate
     from esper.services.tolaria.trainer import TolariaTrainer as Trainer  # noqa: F401
     from esper.services.tolaria.trainer import TrainerConfig as TrainerConfig
 
 _HOME = {
     "Budget": "esper.services.tolaria.budget",
     "Layout": "esper.ir",
+    "NewbornRate": "esper.services.tolaria.newborn_rate",
     "Slot": "esper.kasmina",
     "Trainer": "esper.services.tolaria.trainer:TolariaTrainer",
     "TrainerConfig": "esper.services.tolaria.trainer",

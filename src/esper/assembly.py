@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from esper.services.tolaria.consultation import Decides
     from esper.services.tolaria.growth import Growth
     from esper.services.tolaria.held_out import Validate
+    from esper.services.tolaria.newborn_rate import NewbornRate
     from esper.services.tolaria.platform import Platform
     from esper.services.tolaria.schedules import Schedule
     from esper.services.tolaria.snapshot import Stateful
@@ -104,7 +105,7 @@ def attach(
     validate: "Validate",
     every: int,
     steps: int | None = None,
-    scheduler: "Schedule | None" = None,
+    scheduler: "Schedule | Sequence[Schedule] | None" = None,
     state: "Sequence[Stateful]" = (),
     budget: "str | Budget",
     controller: "str | Decides" = "plateau",
@@ -114,6 +115,7 @@ def attach(
     control: str | None = None,
     probe: "Callable[[nn.Module], Tensor] | None" = None,
     incubate: int = 0,
+    newborn_rate: "NewbornRate | None" = None,
     root: str | os.PathLike[str] = "./esper-runs",
 ) -> "Growth":
     """Let a wrapped model grow while the caller trains it.
@@ -125,8 +127,9 @@ def attach(
             It is called in eval mode and without gradient, and leaves no trace.
         every: Optimizer steps from one boundary to the next; decisions are taken and grafts join at boundaries.
         steps: Planned length of the run in optimizer steps. Without it only a confirmed plateau leads to growth.
-        scheduler: Follows growth; it is stepped by the caller alone.
-        state: Whatever else moves with the training and has ``state_dict``: a scaler, an average, a loader.
+        scheduler: Follows growth; it is stepped by the caller alone. Several of one optimizer are given as a tuple.
+        state: Whatever else moves with the training and has ``state_dict``: a scaler, a loader, a second optimizer; an
+            ``AveragedModel`` grows with the model.
         budget: ``"+30%"`` of the host's parameters at most, ``"x4"`` the host at most, or an ``esper.Budget``.
         controller: ``"plateau"``, or an object with ``decide(packet)``, plain or async.
         lead: Boundaries from a decision to its joining.
@@ -136,6 +139,7 @@ def attach(
         probe: Returns the training loss of one batch for a model. The bottleneck is then measured on it, at boundaries,
             and its operations are counted; otherwise it is measured on the caller's own step before a boundary.
         incubate: Optimizer steps that a kernel which the controller chose learns apart before it joins; 0 joins it at once.
+        newborn_rate: Warm-up and a decaying boost of a newborn's learning rate; without it, its host's rate.
         root: Folder for everything that is written: ``<root>/<run>`` and ``<root>/library``.
 
     Returns:
@@ -148,6 +152,7 @@ def attach(
     from esper.kasmina.quiet import preserved_rng
     from esper.services.tolaria import attachment
     from esper.services.tolaria.distributed.formation import formation_of
+    from esper.services.tolaria.schedules import as_one
     from esper.services.tolaria.snapshot import Subject
 
     config = attachment.read_config(
@@ -159,15 +164,18 @@ def attach(
         control=control,
         probe=probe,
         incubate=incubate,
+        newborn_rate=newborn_rate,
     )
     formation = formation_of(model)
     model, team = formation.model, formation.team
     attachment.check_host(model, optimizer)
-    attachment.check_parts(optimizer, validate, scheduler)
+    schedule = as_one(scheduler)
+    attachment.check_parts(optimizer, validate, schedule)
     limits = attachment.read_budget(budget, model)
-    others = attachment.read_state(state)
+    others, followers = attachment.read_state(state, model, optimizer)
     advisor = advisor_named(controller)
-    subject = Subject(model, optimizer, scheduler, others, formation.followers(), team)
+    subject = Subject(model, optimizer, schedule, others, (*formation.followers(), *followers), team)
+    attachment.clear_dead_grafts(subject)
     folder = attachment.new_run(root, team)
     with preserved_rng():  # what the services import may draw, as rich does
         platform = attachment.start_platform(team, lambda: start(root, advisor))

@@ -16,7 +16,7 @@ from esper.services.tolaria.optimizer import (
     remove_parameters,
     restore_optimizer,
 )
-from esper.services.tolaria.schedules import capture_schedule, follow_groups, restore_schedule
+from esper.services.tolaria.schedules import capture_schedule, regrouped, restore_schedule
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
@@ -53,7 +53,7 @@ def test_a_newborn_gets_a_group_of_its_own_with_the_options_of_its_host(make: st
     model, optimizer = _trained(make)
     newborn = nn.Linear(8, 8)
     like = host_group_of(optimizer, model[0].parameters())
-    add_newborn(optimizer, newborn.parameters(), like=like)
+    add_newborn(optimizer, dict(newborn.named_parameters()), like=like)
     assert optimizer.param_groups[2]["lr"] == 0.03
     assert optimizer.param_groups[2]["params"] == list(newborn.parameters())
 
@@ -64,7 +64,7 @@ def test_adding_and_removing_leaves_every_surviving_moment_as_it_was(make: str) 
     named = name_parameters(model, optimizer)
     before = capture_optimizer(optimizer, named)
     newborn = nn.Linear(8, 8)
-    add_newborn(optimizer, newborn.parameters(), like=0)
+    add_newborn(optimizer, dict(newborn.named_parameters()), like=0)
     remove_parameters(optimizer, newborn.parameters())
     after = capture_optimizer(optimizer, named)
     assert after.groups == before.groups
@@ -102,7 +102,7 @@ def test_same_sized_groups_are_told_apart_by_name() -> None:
 def test_adding_what_the_optimizer_already_holds_is_refused() -> None:
     model, optimizer = _trained("sgd")
     with pytest.raises(ConfigError, match="holds them already"):
-        add_newborn(optimizer, model[0].parameters(), like=0)
+        add_newborn(optimizer, dict(model[0].named_parameters()), like=0)
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_a_schedule_gives_the_newborn_the_rate_of_the_group_it_follows(
         optimizer.step()
         schedule.step()
     newborn = nn.Linear(8, 8)
-    add_newborn(optimizer, newborn.parameters(), like=1)
-    follow_groups(schedule, optimizer)
+    with regrouped(schedule, optimizer):
+        add_newborn(optimizer, dict(newborn.named_parameters()), like=1)
     for _ in range(5):
         optimizer.step()
         schedule.step()
         assert optimizer.param_groups[2]["lr"] == pytest.approx(optimizer.param_groups[1]["lr"], rel=1e-12)
-    remove_parameters(optimizer, newborn.parameters())
-    follow_groups(schedule, optimizer)
+    with regrouped(schedule, optimizer):
+        remove_parameters(optimizer, newborn.parameters())
     optimizer.step()
     schedule.step()
     assert len(optimizer.param_groups) == 2
@@ -149,11 +149,12 @@ def test_a_schedule_is_put_back_to_where_it_was_with_its_groups() -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 0.9**n)
     named = name_parameters(model, optimizer)
     held, state = capture_optimizer(optimizer, named), capture_schedule(schedule)
-    add_newborn(optimizer, nn.Linear(8, 8).parameters(), like=0)
-    follow_groups(schedule, optimizer)
+    with regrouped(schedule, optimizer):
+        add_newborn(optimizer, dict(nn.Linear(8, 8).named_parameters()), like=0)
     optimizer.step()
     schedule.step()
-    restore_optimizer(optimizer, held, named)
-    restore_schedule(schedule, state, optimizer)
+    with regrouped(schedule, optimizer):
+        restore_optimizer(optimizer, held, named)
+    restore_schedule(schedule, state)
     assert [group["lr"] for group in optimizer.param_groups] == [0.03, pytest.approx(0.1)]
     assert schedule.last_epoch == 0

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from esper.blueprints import catalog as catalog
@@ -14,6 +15,7 @@ from esper.contracts.ids import new_id
 from esper.errors import ConfigError
 from esper.ir import REGISTRY, BlueprintRegistry
 from esper.kasmina import MorphableModel, placement_of
+from esper.services.tolaria.averaged_model import FollowingAverage
 from esper.services.tolaria.budget import Budget, count_params
 from esper.services.tolaria.config import GrowthConfig, Late, OnCull, check_incubation
 from esper.services.tolaria.distributed.elsewhere import platform_elsewhere
@@ -22,10 +24,13 @@ from esper.services.tolaria.folder import RunFolder
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.held_out import Validate
 from esper.services.tolaria.kernels import KernelShelf
+from esper.services.tolaria.newborn_rate import NewbornRate
 from esper.services.tolaria.observation import Observer
+from esper.services.tolaria.optimizer import dead_parameters, refusal, remove_parameters
 from esper.services.tolaria.platform import Parts, Platform
 from esper.services.tolaria.probing import Probe
-from esper.services.tolaria.snapshot import Stateful, Subject
+from esper.services.tolaria.schedules import Schedule, Schedules, regrouped, stray
+from esper.services.tolaria.snapshot import Follower, Stateful, Subject
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -34,7 +39,8 @@ def check_host(model: nn.Module, optimizer: Optimizer) -> None:
     """Refuse what cannot grow, before anything is started.
 
     Raises:
-        ConfigError: If the model is not wrapped, attached already, or none of its parameters is in the optimizer.
+        ConfigError: If the model is not wrapped or is attached already, or the optimizer cannot hold a newborn or
+            holds none of its parameters.
     """
     if not isinstance(model, MorphableModel):
         raise ConfigError("this model has no slots", todo="call esper.wrap(model) first", code="ESP-2101")
@@ -44,6 +50,13 @@ def check_host(model: nn.Module, optimizer: Optimizer) -> None:
             why="two runs would operate on one model",
             todo="call growth.close() on the first one",
             code="ESP-2102",
+        )
+    if (why := refusal(optimizer)) is not None:
+        raise ConfigError(
+            f"{type(optimizer).__name__} cannot hold a newborn",
+            why=why,
+            todo="attach an optimizer that can, such as AdamW or SGD, and give this one in state= where it trains a part",
+            code="ESP-2128",
         )
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
@@ -64,6 +77,7 @@ def read_config(
     control: str | None,
     probe: object,
     incubate: int = 0,
+    newborn_rate: NewbornRate | None = None,
 ) -> GrowthConfig:
     """Return the settings of a run.
 
@@ -89,6 +103,10 @@ def read_config(
             todo="give a function from the model to a training loss",
             code="ESP-2111",
         )
+    if newborn_rate is not None and not isinstance(newborn_rate, NewbornRate):
+        raise ConfigError(
+            f"newborn_rate is a {type(newborn_rate).__name__}", todo="give an esper.NewbornRate", code="ESP-2126"
+        )
     return GrowthConfig(
         every=every,
         steps=steps,
@@ -96,6 +114,7 @@ def read_config(
         late=_chosen("late", late, Late),
         on_cull=_chosen("on_cull", on_cull, OnCull),
         incubate=incubate,
+        newborn_rate=newborn_rate,
     )
 
 
@@ -128,22 +147,18 @@ def check_length(every: int, steps: int | None) -> None:
         )
 
 
-def read_state(given: Sequence[Stateful]) -> tuple[Stateful, ...]:
-    """Return what moves with the training.
+def read_state(
+    given: Sequence[Stateful], model: nn.Module, optimizer: Optimizer
+) -> tuple[tuple[Stateful, ...], tuple[Follower, ...]]:
+    """Return what moves with the training, and what of it follows the topology of the model.
 
     Raises:
-        ConfigError: If something in it has no state to take and put back.
+        ConfigError: If something in it has no state to take and put back, or cannot follow.
     """
     if hasattr(given, "state_dict"):
         raise ConfigError("state= is one object", todo="give a tuple: state=(scaler,)", code="ESP-2113")
-    for item in given:
-        if isinstance(item, AveragedModel):
-            raise ConfigError(
-                "state= holds an AveragedModel",
-                why="it pairs parameters by position, and a graft shifts them",
-                todo="average the weights after training, or when nothing grows any more",
-                code="ESP-2117",
-            )
+    others = tuple(_follower_of(item, model) if isinstance(item, AveragedModel) else item for item in given)
+    for item in others:
         if not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
             raise ConfigError(
                 f"state= holds a {type(item).__name__}",
@@ -151,14 +166,34 @@ def read_state(given: Sequence[Stateful]) -> tuple[Stateful, ...]:
                 todo="give it both, or leave it out",
                 code="ESP-2114",
             )
-    return tuple(given)
+        if isinstance(item, LRScheduler) and item.optimizer is optimizer:
+            raise ConfigError(
+                f"state= holds a {type(item).__name__} of this optimizer",
+                why="it would not follow the newborn's group",
+                todo="give attach scheduler=(first, second)",
+                code="ESP-2127",
+            )
+    return others, tuple(item for item in others if isinstance(item, FollowingAverage))
 
 
-def check_parts(optimizer: Optimizer, validate: object, schedule: object) -> None:
+def _follower_of(average: AveragedModel, model: nn.Module) -> Stateful:
+    return FollowingAverage(model, average)
+
+
+def clear_dead_grafts(subject: Subject) -> None:
+    """Drop what the optimizer still holds of grafts that an ``esper.unwrap`` took out."""
+    dead = dead_parameters(subject.optimizer, subject.model)
+    if dead:
+        with regrouped(subject.schedule, subject.optimizer):
+            remove_parameters(subject.optimizer, dead)
+
+
+def check_parts(optimizer: Optimizer, validate: object, schedule: Schedule | None) -> None:
     """Refuse what the first boundary or the first graft would stumble over.
 
     Raises:
-        ConfigError: If ``validate`` is no function, ``scheduler`` no schedule, or a schedule of the optimizer was not given.
+        ConfigError: If ``validate`` is no function, ``scheduler`` no schedule or one that cannot follow, or a schedule of the
+            optimizer was not given.
     """
     if not callable(validate):
         raise ConfigError(
@@ -166,9 +201,17 @@ def check_parts(optimizer: Optimizer, validate: object, schedule: object) -> Non
             todo="give a function from the model to a 1-D tensor of losses, one per held-out example",
             code="ESP-2122",
         )
-    if schedule is not None and not hasattr(schedule, "load_state_dict"):
+    for part in schedule.each if isinstance(schedule, Schedules) else [schedule]:
+        if part is not None and not hasattr(part, "load_state_dict"):
+            raise ConfigError(
+                f"scheduler is a {type(part).__name__}", todo="give one of torch.optim.lr_scheduler", code="ESP-2115"
+            )
+    if schedule is not None and (why := stray(schedule, optimizer)) is not None:
         raise ConfigError(
-            f"scheduler is a {type(schedule).__name__}", todo="give one of torch.optim.lr_scheduler", code="ESP-2115"
+            "the schedule would not follow a newborn's group",
+            why=why,
+            todo='name its lists that have one entry per group in a class attribute: per_group = ("floors",)',
+            code="ESP-2125",
         )
     if schedule is None and any("initial_lr" in group for group in optimizer.param_groups):
         raise ConfigError(

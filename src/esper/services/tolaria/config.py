@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from esper.errors import ConfigError
+from esper.services.tolaria.newborn_rate import NewbornRate
 
 
 def check_incubation(steps: object) -> None:
@@ -58,6 +59,7 @@ class GrowthConfig:
         history_length: Boundaries whose losses a packet carries.
         neutral_tolerance: Largest change of a slot's output that a newborn may make (law 2).
         wait_limit_s: How long a deliberate wait may last.
+        newborn_rate: How a newborn's learning rate differs from its host's at first; None for the host's (decision 0007).
     """
 
     every: int
@@ -77,3 +79,4 @@ class GrowthConfig:
     history_length: int = 256
     neutral_tolerance: float = 1e-6
     wait_limit_s: float = 120.0
+    newborn_rate: NewbornRate | None = None

@@ -15,6 +15,7 @@ from esper.services.tolaria.config import GrowthConfig, check_incubation
 from esper.services.tolaria.engine import Engine
 from esper.services.tolaria.events import GrowthEvent
 from esper.services.tolaria.handover import Handover
+from esper.services.tolaria.newborn_rate import NewbornRates
 from esper.services.tolaria.observation import Observer
 from esper.services.tolaria.platform import Parts
 from esper.services.tolaria.resuming import STATE_VERSION, check_fit, described
@@ -48,11 +49,13 @@ class Growth:
         self.events = self._engine.events
         self._placement = placement_of(subject.model)
         self._handover = Handover()
+        self._rates = NewbornRates(subject.optimizer)
         try:
             self._engine.request_kernels()
             self._engine.write_manifest()
         except BaseException:
             observer.close()
+            self._rates.close()
             raise
         self._placement.grower = self
 
@@ -203,6 +206,7 @@ class Growth:
         self._placement.grower = None
         self._engine.observer.close()
         self._engine.trials.end_incubations()
+        self._rates.close()
         self._engine.consultation.void()
         self._handover.close()
         try:

@@ -20,7 +20,7 @@ from esper.services.tolaria.optimizer import (
     name_parameters,
     restore_optimizer,
 )
-from esper.services.tolaria.schedules import Schedule, capture_schedule, follow_groups, restore_schedule
+from esper.services.tolaria.schedules import Schedule, capture_schedule, regrouped, restore_schedule
 
 
 class Stateful(Protocol):
@@ -99,6 +99,7 @@ class Snapshot:
             "tensors": dict(self.tensors),
             "groups": [{"options": group.options, "names": list(group.names)} for group in self.optimizer.groups],
             "moments": self.optimizer.moments,
+            "extras": self.optimizer.extras,
             "schedule": self.schedule,
             "others": list(self.others),
             "rng": self.rng.to_dict(),
@@ -111,7 +112,7 @@ class Snapshot:
         return cls(
             entries=tuple(GraftEntry(**entry) for entry in data["entries"]),
             tensors=data["tensors"],
-            optimizer=OptimizerState(groups, data["moments"]),
+            optimizer=OptimizerState(groups, data["moments"], data["extras"]),
             schedule=data["schedule"],
             others=tuple(data["others"]),
             rng=RandomState.from_dict(data["rng"]),
@@ -143,11 +144,10 @@ def restore(subject: Subject, snapshot: Snapshot, *, keep_schedule: bool = False
     subject.follow()
     _load(subject, snapshot.tensors)
     named = name_parameters(subject.model, subject.optimizer)
-    restore_optimizer(subject.optimizer, snapshot.optimizer, named, keep_options=keep_schedule)
-    if keep_schedule:
-        follow_groups(subject.schedule, subject.optimizer)
-    else:
-        restore_schedule(subject.schedule, snapshot.schedule, subject.optimizer)
+    with regrouped(subject.schedule, subject.optimizer):
+        restore_optimizer(subject.optimizer, snapshot.optimizer, named, keep_options=keep_schedule)
+    if not keep_schedule:
+        restore_schedule(subject.schedule, snapshot.schedule)
     for other, state in zip(subject.others, snapshot.others, strict=True):
         other.load_state_dict(copy.deepcopy(state))
     restore_rng(snapshot.rng)
@@ -163,8 +163,9 @@ def withdraw(subject: Subject, before: Snapshot) -> None:
     """
     restore_topology(subject.model, before.entries)
     subject.follow()
-    restore_optimizer(subject.optimizer, before.optimizer, name_parameters(subject.model, subject.optimizer))
-    restore_schedule(subject.schedule, before.schedule, subject.optimizer)
+    with regrouped(subject.schedule, subject.optimizer):
+        restore_optimizer(subject.optimizer, before.optimizer, name_parameters(subject.model, subject.optimizer))
+    restore_schedule(subject.schedule, before.schedule)
 
 
 def digest(subject: Subject) -> str:

@@ -10,8 +10,9 @@ from esper.errors import GraftFailed
 from esper.kasmina import Newborn, detach, join, placement_of, topology
 from esper.kasmina.graft import adopt
 from esper.services.tolaria.incubator import Apprentice
+from esper.services.tolaria.newborn_rate import NewbornRate, born_at
 from esper.services.tolaria.optimizer import add_newborn, host_group_of, remove_parameters
-from esper.services.tolaria.schedules import follow_groups
+from esper.services.tolaria.schedules import regrouped
 from esper.services.tolaria.snapshot import Snapshot, Subject, capture, restore, withdraw
 
 FIRST_SHARE = 1 / 16
@@ -33,13 +34,16 @@ class Surgeon:
         subject: The training.
         snapshots_held: States before a join that are kept; the oldest goes first.
         tolerance: Largest change of the slot's output that a newborn may make.
+        rate: How a newborn's learning rate differs from its host's at first; None for the host's.
     """
 
-    def __init__(self, subject: Subject, *, snapshots_held: int, tolerance: float) -> None:
+    def __init__(
+        self, subject: Subject, *, snapshots_held: int, tolerance: float, rate: NewbornRate | None = None
+    ) -> None:
         self.subject = subject
         self.held: OrderedDict[str, Snapshot] = OrderedDict()
         self._limit = snapshots_held
-        self._tolerance = tolerance
+        self._tolerance, self._rate = tolerance, rate
 
     def graft(
         self,
@@ -102,9 +106,9 @@ class Surgeon:
         left = {id(p) for p in module.parameters()}
         gone = own - left
         leaving = [p for g in self.subject.optimizer.param_groups for p in g["params"] if id(p) in gone]
-        remove_parameters(self.subject.optimizer, leaving)
+        with regrouped(self.subject.schedule, self.subject.optimizer):
+            remove_parameters(self.subject.optimizer, leaving)
         self.subject.follow()
-        follow_groups(self.subject.schedule, self.subject.optimizer)
         return False
 
     def roll_back(self, key: str) -> bool:
@@ -150,9 +154,9 @@ class Surgeon:
 
     def _enrol(self, newborn: Newborn, like: int) -> None:
         """Let the optimizer, its schedule and what is built on the model know the newborn."""
-        add_newborn(self.subject.optimizer, newborn.parameters.values(), like=like)
+        with regrouped(self.subject.schedule, self.subject.optimizer):
+            add_newborn(self.subject.optimizer, newborn.parameters, like=like, options=born_at(self._rate))
         self.subject.follow()
-        follow_groups(self.subject.schedule, self.subject.optimizer)
 
     def _hold(self, key: str, snapshot: Snapshot) -> None:
         self.held[key] = snapshot

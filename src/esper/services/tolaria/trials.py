@@ -58,7 +58,12 @@ class Trials:
         self._config, self._events, self._run_id = config, events, run_id
         self._model = subject.model
         self._placement: Placement = placement_of(subject.model)
-        self._surgeon = Surgeon(subject, snapshots_held=config.snapshots_held, tolerance=config.neutral_tolerance)
+        self._surgeon = Surgeon(
+            subject,
+            snapshots_held=config.snapshots_held,
+            tolerance=config.neutral_tolerance,
+            rate=config.newborn_rate,
+        )
         self._books: dict[str, Book] = {}
         self._embargoes: dict[tuple[str, int], int] = {}
         self._settle_inherited()
