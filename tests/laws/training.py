@@ -57,13 +57,13 @@ def reseed(seed: int) -> None:
 class Loader:
     """Batches by position, as a stateful data loader gives them."""
 
-    def __init__(self, host: ZooHost) -> None:
-        self._host = host
+    def __init__(self, host: ZooHost, dtype: torch.dtype = torch.float32) -> None:
+        self._host, self._dtype = host, dtype
         self.position = 0
 
     def next(self) -> Any:
         self.position += 1
-        return self._host.batch(seed=self.position)
+        return self._host.batch(seed=self.position, dtype=self._dtype)
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -101,11 +101,23 @@ class Silent:
 
 @dataclass
 class Training:
-    """A host, and all that trains it."""
+    """A host, and all that trains it.
+
+    Attributes:
+        host: The host.
+        combination: Names of optimizer and schedule.
+        seed: Of the weights.
+        dtype: Of weights and inputs.
+        amp: Whether it computes in bfloat16 under autocast.
+        compiled: Whether the model is compiled in place.
+    """
 
     host: ZooHost
     combination: tuple[str, str]
     seed: int = 0
+    dtype: torch.dtype = torch.float32
+    amp: bool = False
+    compiled: bool = False
     model: nn.Module = field(init=False)
     optimizer: Optimizer = field(init=False)
     schedule: LRScheduler = field(init=False)
@@ -113,13 +125,16 @@ class Training:
     average: Average = field(init=False)
 
     def __post_init__(self) -> None:
-        self.model = esper.wrap(self.host.model(seed=self.seed), self.host.slots, example=self.host.batch().x)
+        host = self.host.model(seed=self.seed, dtype=self.dtype)
+        self.model = esper.wrap(host, self.host.slots, example=self.host.batch(dtype=self.dtype).x)
+        if self.compiled:
+            self.model.compile(backend="eager")
         parameters = list(self.model.parameters())
         half = len(parameters) // 2
         groups = [{"params": parameters[:half]}, {"params": parameters[half:], "weight_decay": 0.01}]
         self.optimizer = OPTIMIZERS[self.combination[0]](groups)
         self.schedule = SCHEDULES[self.combination[1]](self.optimizer)
-        self.loader, self.average = Loader(self.host), Average(self.model)
+        self.loader, self.average = Loader(self.host, self.dtype), Average(self.model)
 
     @property
     def subject(self) -> Subject:
@@ -151,7 +166,8 @@ class Training:
         for _ in range(steps):
             # As augmentation does, so that every generator matters.
             scale = 1.0 + 0.1 * random.random() + 0.1 * float(np.random.rand())
-            loss = scale * self.host.loss(self.model, self.loader.next())
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.amp):
+                loss = scale * self.host.loss(self.model, self.loader.next())
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
