@@ -12,7 +12,6 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from esper.services.tolaria.checkpoint import CheckpointManager
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +24,7 @@ from esper.blueprints import catalog as catalog
 from esper.blueprints import initial_state, load_kernel, pack_kernel
 from esper.ir import REGISTRY, digest_of
 from esper.kasmina import placement_of, wrap
+from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.snapshot import Subject, digest
 from esper.services.tolaria.surgery import Cut, Surgeon
 
