@@ -22,6 +22,7 @@ CERTAIN = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", names())
 def test_a_question_is_answered_with_figures_baselines_and_targets(name: str) -> None:
     answer = import_module(f"benchmarks.{name}").answer(quick=True, seed=0)
