@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from esper.kasmina import unwrap as unwrap
     from esper.kasmina import wrap as wrap
     from esper.services.tolaria.budget import Budget as Budget
+    from esper.services.tolaria.checkpoint import from_pretrained as from_pretrained
+    from esper.services.tolaria.checkpoint import save_pretrained as save_pretrained
     from esper.services.tolaria.newborn_rate import NewbornRate as NewbornRate
     from esper.services.tolaria.trainer import TolariaTrainer as Trainer  # noqa: F401
     from esper.services.tolaria.trainer import TrainerConfig as TrainerConfig
@@ -39,7 +41,9 @@ _HOME = {
     "attach": "esper.assembly",
     "blueprint": "esper.ir",
     "fold": "esper.kasmina",
+    "from_pretrained": "esper.services.tolaria.checkpoint",
     "plan": "esper.kasmina",
+    "save_pretrained": "esper.services.tolaria.checkpoint",
     "unwrap": "esper.kasmina",
     "wrap": "esper.kasmina",
 }

@@ -13,7 +13,8 @@ import torch
 
 from esper.errors import ConfigError, ContractError, NotFound, StoreUnavailable
 from esper.services.tolaria.checkpoint import CheckpointManager, read_checkpoint
-from esper.services.tolaria.checkpoint.manifest import MOST_BYTES, read_manifest
+from esper.services.tolaria.checkpoint.manifest import read_manifest
+from esper.services.tolaria.checkpoint.sealed import MOST_BYTES
 from esper.services.tolaria.checkpoint.shelf import Shelf
 from tests.laws.training import equal
 

@@ -2,5 +2,6 @@
 
 from esper.services.tolaria.checkpoint.folder import read_checkpoint
 from esper.services.tolaria.checkpoint.manager import CheckpointManager
+from esper.services.tolaria.checkpoint.pretrained import from_pretrained, save_pretrained
 
-__all__ = ["CheckpointManager", "read_checkpoint"]
+__all__ = ["CheckpointManager", "from_pretrained", "read_checkpoint", "save_pretrained"]

@@ -1,6 +1,5 @@
 """One checkpoint on disk: written aside and renamed, read after its digests were verified."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,9 +13,10 @@ from uuid import uuid4
 from esper.errors import ContractError
 from esper.runtime.files import sync_folder
 from esper.services.tolaria.checkpoint.layout import Layout
-from esper.services.tolaria.checkpoint.manifest import FILE, Manifest, damaged, read_manifest
+from esper.services.tolaria.checkpoint.manifest import FILE, Manifest, read_manifest
 from esper.services.tolaria.checkpoint.packing import unpack
-from esper.services.tolaria.checkpoint.tensors import Part, Written, distinct, read_tensors, write_chunks, write_tensors
+from esper.services.tolaria.checkpoint.sealed import damaged, verify
+from esper.services.tolaria.checkpoint.tensors import Part, distinct, read_tensors, write_chunks, write_tensors
 
 ASIDE = ".writing-"
 LEAVING = ".removing-"
@@ -63,8 +63,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = Path(path)
     files = read_manifest(folder).files
-    for name in (STRUCTURE, TENSORS):
-        _verify(folder / name, files.get(name))
+    verify(folder / STRUCTURE, files.get(STRUCTURE), most_bytes=MOST_STRUCTURE_BYTES)
+    verify(folder / TENSORS, files.get(TENSORS))
     try:
         content = json.loads((folder / STRUCTURE).read_bytes())
         layouts = [(str(entry["stored"]), Layout.from_json(entry)) for entry in content["tensors"]]
@@ -99,21 +99,3 @@ def sweep(folder: Path) -> int:
 def _structure(tree: object, parts: Iterable[Part], stored: list[str]) -> bytes:
     entries = [{"stored": name, **part.layout.to_json()} for part, name in zip(parts, stored, strict=True)]
     return json.dumps({"state": tree, "tensors": entries}, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _verify(path: Path, expected: Written | None) -> None:
-    """Hold a file against size and digest of the manifest, before anything in it is parsed."""
-    if expected is None:
-        raise damaged(path, "the manifest does not list it")
-    try:
-        size = path.stat().st_size
-        if path.name == STRUCTURE and size > MOST_STRUCTURE_BYTES:
-            raise damaged(path, f"it has {size} bytes, and none has more than {MOST_STRUCTURE_BYTES}")
-        if size != expected.num_bytes:
-            raise damaged(path, f"it has {size} bytes, {expected.num_bytes} were written")
-        with path.open("rb") as file:
-            found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    except FileNotFoundError as error:
-        raise damaged(path, "it is missing") from error
-    if found != expected.digest:
-        raise damaged(path, f"its digest is {found[:19]}, it was written with {expected.digest[:19]}")
