@@ -176,7 +176,11 @@ def fit(
     return module, growth, fitting
 
 
-@pytest.mark.parametrize(("loader", "save_at"), [(shuffled, BATCHES), (Resumable, 10)], ids=["epoch", "mid-epoch"])
+@pytest.mark.parametrize(
+    ("loader", "save_at"),
+    [pytest.param(shuffled, BATCHES, marks=pytest.mark.slow), (Resumable, 10)],
+    ids=["epoch", "mid-epoch"],
+)
 @pytest.mark.parametrize("reverse", [False, True], ids=["same-order", "groups-swapped"])
 def test_a_fit_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(
     loader: Callable[[], Any], save_at: int, reverse: bool, root: Path, tmp_path: Path
@@ -266,7 +270,7 @@ def test_a_rollback_within_a_fit_puts_everything_back_and_training_goes_on(root:
     assert len(module.optimizers().param_groups) == 3
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.slow), "bf16-mixed"])
 def test_a_fit_with_accumulation_clipping_and_mixed_precision_goes_on_to_the_bit(
     precision: str, root: Path, tmp_path: Path
 ) -> None:

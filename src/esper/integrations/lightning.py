@@ -20,7 +20,7 @@ from esper.assembly import attach
 from esper.errors import ConfigError
 from esper.integrations.extras import missing
 from esper.integrations.held_out import Losses, held_out
-from esper.integrations.options import check_called, checked, wrapped
+from esper.integrations.options import check_called, checked, part_of, wrapped
 from esper.integrations.saved import regrow, saved_run, share_tensors, snapshot_of
 from esper.kasmina.discovery import Wanted
 from esper.kasmina.quiet import preserved_rng
@@ -190,15 +190,7 @@ class Growth(Callback):
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _target(self, module: LightningModule) -> nn.Module:
-        if self._module is None:
-            return module
-        try:
-            return module.get_submodule(self._module)
-        except AttributeError as error:
-            names = ", ".join(name for name, _ in module.named_children())
-            raise ConfigError(
-                f"the LightningModule has no part {self._module!r}", why=f"it has {names}", code="ESP-2463"
-            ) from error
+        return part_of(module, self._module)
 
     def _subject(self, trainer: Trainer, module: LightningModule) -> Subject:
         configs = trainer.lr_scheduler_configs

@@ -51,3 +51,20 @@ def check_called(model: nn.Module) -> None:
             todo="give the callback example= one input batch, or the part of the model that training calls",
             code="ESP-2464",
         )
+
+
+def part_of(model: nn.Module, name: str | None) -> nn.Module:
+    """Return the part of a model that grows; the model itself where no name is given.
+
+    Raises:
+        ConfigError: If it has no part of that name.
+    """
+    if name is None:
+        return model
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        names = ", ".join(child for child, _ in model.named_children())
+        raise ConfigError(
+            f"the {type(model).__name__} has no part {name!r}", why=f"it has {names}", code="ESP-2463"
+        ) from error

@@ -71,21 +71,29 @@ def slots_of(model: nn.Module) -> list[dict[str, Any]]:
 def regrow(model: nn.Module, saved: Mapping[str, Any]) -> None:
     """Give a wrapped model the slots and the grafts of a saved run; their values are loaded afterwards.
 
-    A model whose shapes are not known yet, because it was wrapped without an example, learns them from the saved run.
-
     Raises:
         ConfigError: If another version wrote it.
         NotFound: If the model has no such slot.
     """
+    learn_slots(model, saved)
+    restore_topology(model, entries_of(saved))
+
+
+def learn_slots(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Let a model that was wrapped without an example learn the shapes of its slots from a saved run.
+
+    Raises:
+        ConfigError: If another version wrote it.
+    """
     check_version(saved)
     placement = placement_of(model)
-    if not placement.ready:
-        for slot in saved["slots"]:
-            place = _place(model, slot)
-            placement.slots[place.name] = place
-        placement.ready = True
-        take_role(model, MorphableModel)
-    restore_topology(model, entries_of(saved))
+    if placement.ready:
+        return
+    for slot in saved["slots"]:
+        place = _place(model, slot)
+        placement.slots[place.name] = place
+    placement.ready = True
+    take_role(model, MorphableModel)
 
 
 def entries_of(saved: Mapping[str, Any]) -> tuple[GraftEntry, ...]:

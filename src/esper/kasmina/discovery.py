@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from esper.errors import ConfigError, EsperError
 from esper.ir import Layout
+from esper.kasmina.decoding import alone, decodes_with_cache
 from esper.kasmina.grafted import obstacle
 from esper.kasmina.layouts import channels_and_extent, fits
 from esper.kasmina.observe import Record, Sighting, tensors_in, watched
@@ -92,10 +93,11 @@ def find_places(model: nn.Module, wanted: Wanted, record: Record) -> Findings:
     chosen, refusals = _automatic(model, record) if wanted == "auto" else _by_hand(model, wanted)
     modules = dict(_host_modules(model))
     drafts: list[Draft] = []
+    cached = decodes_with_cache(model)
     for slot in chosen:
         seen = record.sightings.get(modules[slot.name], Sighting())
         reason = refusal(model, slot, seen, automatic=wanted == "auto") or _centred(model, record, seen)
-        layout = slot.layout or record.layout(seen)
+        layout = slot.layout or (alone(record.layout(seen)) if cached else record.layout(seen))
         if reason is None and layout is None:
             reason = "its layers do not tell where the channels are; name it as esper.Slot(name, layout=...)"
         if reason is not None:
