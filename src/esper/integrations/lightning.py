@@ -21,14 +21,13 @@ from esper.errors import ConfigError
 from esper.integrations.extras import missing
 from esper.integrations.held_out import Losses, held_out
 from esper.integrations.options import check_called, checked, part_of, wrapped
-from esper.integrations.saved import regrow, saved_run, share_tensors, snapshot_of
+from esper.integrations.saved import put_back, regrow, saved_run, share_tensors
 from esper.kasmina.discovery import Wanted
 from esper.kasmina.quiet import preserved_rng
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.growth import Growth as Run
 from esper.services.tolaria.held_out import Validate
-from esper.services.tolaria.resuming import check_fit
-from esper.services.tolaria.snapshot import Stateful, Subject, restore
+from esper.services.tolaria.snapshot import Stateful, Subject
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -115,9 +114,7 @@ class Growth(Callback):
         _stop_hearing(pl_module)
         check_optimizers(trainer)
         if self._resumed is not None:
-            subject = self._subject(trainer, pl_module)
-            check_fit(subject, self._resumed["growth"])
-            restore(subject, snapshot_of(self._resumed))
+            put_back(self._subject(trainer, pl_module), self._resumed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the run; where one was saved, go on from it: by name, and after all that Lightning loaded by position."""

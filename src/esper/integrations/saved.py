@@ -1,6 +1,7 @@
 """A growing run as part of another library's checkpoint."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from esper.kasmina import GraftEntry, MorphableModel, Place, placement_of, resto
 from esper.kasmina.morph import take_role
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.optimizer import name_parameters
-from esper.services.tolaria.snapshot import Snapshot, Subject
+from esper.services.tolaria.resuming import check_fit, described
+from esper.services.tolaria.snapshot import Snapshot, Subject, restore
 
 VERSION = 1
 
@@ -76,7 +78,7 @@ def regrow(model: nn.Module, saved: Mapping[str, Any]) -> None:
         NotFound: If the model has no such slot.
     """
     learn_slots(model, saved)
-    restore_topology(model, entries_of(saved))
+    restore_topology(model, tuple(GraftEntry(**entry) for entry in saved["growth"]["training"]["entries"]))
 
 
 def learn_slots(model: nn.Module, saved: Mapping[str, Any]) -> None:
@@ -96,14 +98,18 @@ def learn_slots(model: nn.Module, saved: Mapping[str, Any]) -> None:
     take_role(model, MorphableModel)
 
 
-def entries_of(saved: Mapping[str, Any]) -> tuple[GraftEntry, ...]:
-    """Return the grafts of a saved run."""
-    return snapshot_of(saved).entries
+def put_back(subject: Subject, saved: Mapping[str, Any]) -> None:
+    """Make a training without a run what it was in a saved run: model, optimizer, schedule and generators.
 
+    What else moves with the training is not touched.
 
-def snapshot_of(saved: Mapping[str, Any]) -> Snapshot:
-    """Return the training of a saved run."""
-    return Snapshot.from_dict(saved["growth"]["training"])
+    Raises:
+        ConfigError: If the saved run is that of another model, optimizer or schedule.
+    """
+    state = saved["growth"]
+    check_fit(subject, {**state, "subject": {**state["subject"], "state": described(subject)["state"]}})
+    snapshot = Snapshot.from_dict(state["training"])
+    restore(replace(subject, others=()), replace(snapshot, others=()))
 
 
 def _place(model: nn.Module, slot: Mapping[str, Any]) -> Place:

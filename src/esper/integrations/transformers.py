@@ -23,14 +23,14 @@ from esper.errors import ConfigError, NotFound
 from esper.integrations.extras import missing
 from esper.integrations.host_states import host_optimizer_state, host_schedule_state
 from esper.integrations.options import check_called, checked, part_of, wrapped
-from esper.integrations.saved import learn_slots, saved_run, snapshot_of
+from esper.integrations.saved import learn_slots, put_back, saved_run
 from esper.kasmina.discovery import Wanted
 from esper.kasmina.quiet import preserved_rng
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.held_out import Validate
-from esper.services.tolaria.snapshot import Stateful, Subject, restore
+from esper.services.tolaria.snapshot import Stateful, Subject
 
 try:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -144,7 +144,7 @@ class GrowthCallback(TrainerCallback):
         best = state.best_model_checkpoint
         if self.run is not None and self._subject is not None and args.load_best_model_at_end and best is not None:
             with preserved_rng():
-                restore(self._subject, snapshot_of(read_run(best)))
+                put_back(self._subject, read_run(best))
         self._end()
 
     def _end(self) -> None:
