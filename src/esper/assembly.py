@@ -151,7 +151,7 @@ def attach(
     """
     from esper.kasmina.quiet import preserved_rng
     from esper.services.tolaria import attachment
-    from esper.services.tolaria.distributed.formation import formation_of
+    from esper.services.tolaria.distributed.formation import check_apart, formation_of
     from esper.services.tolaria.schedules import as_one
     from esper.services.tolaria.snapshot import Subject
 
@@ -168,6 +168,7 @@ def attach(
     )
     formation = formation_of(model)
     model, team = formation.model, formation.team
+    check_apart(team, incubate)
     attachment.check_host(model, optimizer)
     schedule = as_one(scheduler)
     attachment.check_parts(optimizer, validate, schedule)

@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import json
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from esper.contracts.adaptation import Action, AdaptationDecision, SystemStatePa
 from esper.errors import ConfigError
 from esper.ir import REGISTRY, BlueprintIR, digest_of
 from esper.kasmina import join, placement_of, plan, topology
+from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.distributed.reducer import reducer_of
 from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.forging import artifact_of, request_for, verdict_on
@@ -349,6 +352,80 @@ def trained(task: SimpleNamespace) -> Any:
             "validation": [p.validation for p in growth._engine.trials.position.history],
             "parameters": {name: p.detach().flatten().tolist() for name, p in rank.model.named_parameters()},
         }  # fmt: skip
+
+
+class Noise:
+    """Something of a rank's own in ``state=``: how many batches it drew, and from where."""
+
+    def __init__(self, rank: int) -> None:
+        self.position, self.rank = 0, rank
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, "rank": self.rank}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.position, self.rank = state_dict["position"], state_dict["rank"]
+
+
+def _resumable(task: SimpleNamespace) -> tuple[Rank, Noise, Any]:
+    rank, noise = Rank(task), Noise(task.rank)
+    growth = rank.attach(controller=Scripted({3: (rank.slots[0], task.blueprint)}), state=(noise,), steps=100)
+    return rank, noise, growth
+
+
+def _train(rank: Rank, noise: Noise, growth: Any, steps: range, *, dies: bool = False) -> list[str]:
+    digests = []
+    for step in steps:
+        if dies and rank.task.rank == 1 and step == 40:
+            growth._engine.trials.join = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        noise.position += 1
+        rank.step(step, growth)
+        drawn = torch.rand(())
+        digests.append(f"{growth.digest()} {float(drawn)} {noise.position} {noise.rank}")
+    return digests
+
+
+@scenario
+def unbroken(task: SimpleNamespace) -> Any:
+    """A run that is saved after 55 steps, and goes on to 80."""
+    rank, noise, growth = _resumable(task)
+    with growth:
+        _train(rank, noise, growth, range(1, 56))
+        state = growth.state_dict()
+        if task.rank == 0:
+            CheckpointManager(Path(task.folder) / "saved").save(state, step=55)
+        return {"after": _train(rank, noise, growth, range(56, 81)), "events": shortened(growth)}
+
+
+@scenario
+def resumed(task: SimpleNamespace) -> Any:
+    """The same run from its checkpoint on, in processes of its own."""
+    torch.manual_seed(77 + task.rank)
+    rank, noise, growth = _resumable(task)
+    with growth:
+        growth.load_state_dict(CheckpointManager(Path(task.folder) / "saved").load("latest"))
+        return {"after": _train(rank, noise, growth, range(56, 81)), "events": shortened(growth)}
+
+
+@scenario
+def dying(task: SimpleNamespace) -> Any:
+    """A run that is saved after 25 steps; rank 1 is killed when its graft is about to join at step 40."""
+    rank, noise, growth = _resumable(task)
+    with growth:
+        _train(rank, noise, growth, range(1, 26))
+        state = growth.state_dict()
+        if task.rank == 0:
+            CheckpointManager(Path(task.folder) / "saved").save(state, step=25)
+        _train(rank, noise, growth, range(26, 61), dies=True)
+
+
+@scenario
+def restarted(task: SimpleNamespace) -> Any:
+    """What a restart makes of that: the graft joins after all."""
+    rank, noise, growth = _resumable(task)
+    with growth:
+        growth.load_state_dict(CheckpointManager(Path(task.folder) / "saved").load("latest"))
+        return {"after": _train(rank, noise, growth, range(26, 61)), "events": shortened(growth)}
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from esper.errors import ConfigError
 from esper.kasmina import placement_of
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.config import GrowthConfig, check_incubation
+from esper.services.tolaria.distributed.formation import check_apart
+from esper.services.tolaria.distributed.shares import with_own_share, with_shares
 from esper.services.tolaria.engine import Engine
 from esper.services.tolaria.events import GrowthEvent
 from esper.services.tolaria.handover import Handover
@@ -102,6 +104,7 @@ class Growth:
         """
         self._check_open()
         check_incubation(incubate)
+        check_apart(self._subject.team, incubate)
         return self._engine.graft_by_hand(slot, blueprint, incubate=incubate)
 
     async def graft_kernel(self, layer_name: str, seed_idx: int, kernel_id: str) -> None:
@@ -157,9 +160,12 @@ class Growth:
         return digest(self._subject)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed run needs, model and optimizer included, as plain containers and tensors."""
+        """Return all that a resumed run needs, model and optimizer included, as plain containers and tensors.
+
+        Of several processes each calls it; what one of them returns serves all, unless their parameters are sharded.
+        """
         self._engine.consultation.settle()
-        return {
+        state = {
             "version": STATE_VERSION,
             "subject": described(self._subject),
             "spent_steps": self.spent_steps,
@@ -170,6 +176,7 @@ class Growth:
             "engine": self._engine.state_dict(),
             "events": [event.to_json() for event in self.events],
         }
+        return with_shares(self._subject.team, state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``: topology first, then every value, to the bit.
@@ -181,6 +188,7 @@ class Growth:
             ConfigError: If it was written by a version that this one does not know, or belongs to another training.
         """
         check_fit(self._subject, state)
+        state = with_own_share(self._subject.team, state)
         engine = self._engine
         restore(self._subject, Snapshot.from_dict(state["training"]))
         engine.trials.load_state_dict(state["trials"])

@@ -58,3 +58,18 @@ def formation_of(model: nn.Module) -> Formation:
             code="ESP-2141",
         )
     return Formation(model, Team())
+
+
+def check_apart(team: Team, incubate: int) -> None:
+    """Refuse to let a kernel learn apart on several ranks.
+
+    Raises:
+        ConfigError: If it would.
+    """
+    if team.size > 1 and incubate:
+        raise ConfigError(
+            f"incubate={incubate} on {team.size} ranks",
+            why="a kernel that learns apart would become another one on every rank",
+            todo="leave incubate out; a graft is neutral when it joins",
+            code="ESP-2145",
+        )
