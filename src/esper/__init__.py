@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from esper.assembly import attach as attach
+    from esper.exporting import export as export
     from esper.ir import Layout as Layout
     from esper.ir import blueprint as blueprint
     from esper.kasmina import Slot as Slot
@@ -40,6 +41,7 @@ _HOME = {
     "TrainerConfig": "esper.services.tolaria.trainer",
     "attach": "esper.assembly",
     "blueprint": "esper.ir",
+    "export": "esper.exporting",
     "fold": "esper.kasmina",
     "from_pretrained": "esper.services.tolaria.checkpoint",
     "plan": "esper.kasmina",
