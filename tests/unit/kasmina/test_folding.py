@@ -33,6 +33,7 @@ from esper.kasmina.folding.bodies import RULES
 from esper.kasmina.folding.fold import difference
 from esper.kasmina.folding.steps import Step, steps_of
 from esper.kasmina.grafted import Graft
+from esper.kasmina.incubation import Incubation, plant
 from esper.testing.blueprints import blueprints, random_input, random_weights
 from esper.testing.zoo import ZOO, Batch, ZooHost
 from tests.laws.support import EVERY_HOST, EVERY_PLACE, graft, output, wrapped
@@ -165,6 +166,19 @@ def test_a_seed_that_is_off_or_ablated_is_left_out_and_one_that_is_frozen_stays_
     assert seeds == {"2"}
     assert not any(p.requires_grad for name, p in alone.named_parameters() if "grafts" in name)
     assert difference(output(model.eval(), host.batch()), output(alone.eval(), host.batch())) <= 1e-6
+
+
+@pytest.mark.parametrize("with_graft", [False, True])
+def test_what_learns_apart_is_left_out_without_a_trace(with_graft: bool) -> None:
+    host = ZOO["residual_mlp"]
+    model = grown(host, "blocks.1", "mlp_adapter") if with_graft else wrapped(host)
+    kernel = copy.deepcopy(grown(host, "blocks.1", "gated_mlp").get_submodule("blocks.1.esper_grafts.0.kernel"))
+    plant(model, "blocks.1", 1, Incubation(kernel, "", "gated_mlp"))
+    alone = folded(model, host)
+    assert isinstance(alone.get_submodule("blocks.1"), GraphModule) == with_graft
+    assert difference(output(model.eval(), host.batch()), output(alone.eval(), host.batch())) <= 1e-6
+    assert not [name for name in names_in(pickle.dumps(alone)) if name != "esper.testing.zoo"]
+    assert not [name for module in alone.modules() for name in vars(module) if "esper" in name]
 
 
 def test_the_strength_of_a_path_becomes_part_of_its_last_linear_map() -> None:

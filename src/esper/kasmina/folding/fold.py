@@ -13,6 +13,7 @@ from esper.errors import ConfigError, EsperError, Rejected
 from esper.kasmina.discovery import arguments
 from esper.kasmina.folding.sites import Call, fold_site
 from esper.kasmina.grafted import is_grafted
+from esper.kasmina.incubation import NURSERY
 from esper.kasmina.morph import drop_role, role_of
 from esper.kasmina.observe import tensors_in
 from esper.kasmina.placement import KEY, placement_of
@@ -26,9 +27,9 @@ def fold(model: nn.Module, example: object = None) -> nn.Module:
     """Return a copy of a grown model in which every module with grafts is a ``torch.fx.GraphModule``.
 
     The copy names torch and the host's own classes only; it can be trained, saved and loaded where Esper is not installed.
-    A seed that is switched off is left out; one that is still on trial stays, with the strength that it has now. The host's
-    ``layer.weight`` keeps its name where ``layer`` is a single linear or convolution; elsewhere a grafted module's own names
-    get ``host.`` in front. What was grown is ``<slot>.grafts.<seed>.<node>``.
+    A seed that is switched off or learns apart is left out; one that is still on trial stays, with the strength that it has
+    now. The host's ``layer.weight`` keeps its name where ``layer`` is a single linear or convolution; elsewhere a grafted
+    module's own names get ``host.`` in front. What was grown is ``<slot>.grafts.<seed>.<node>``.
 
     Args:
         model: A wrapped model; it is left as it is.
@@ -69,6 +70,8 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
     for parameter in folded.parameters():
         parameter.grad = None
+    for module in folded.modules():
+        vars(module).pop(NURSERY, None)
     return folded
 
 
