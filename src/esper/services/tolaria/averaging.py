@@ -88,3 +88,4 @@ def _summable(tensor: Tensor) -> Tensor:
 def _copy_into(present: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         present[name].copy_(value)
+    torch.clear_autocast_cache()  # a caller within autocast would go on with casts of what was there before

@@ -201,3 +201,4 @@ def _load(subject: Subject, tensors: dict[str, Tensor]) -> None:
         else:  # a buffer that the forward pass replaced by one of another shape, such as a cache
             owner, _, leaf = name.rpartition(".")
             subject.model.get_submodule(owner)._buffers[leaf] = _copy(saved)
+    torch.clear_autocast_cache()  # a caller within autocast would go on with casts of what was there before
