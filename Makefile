@@ -9,7 +9,7 @@ STAMP := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env demo check test test-slow bench lock clean
+.PHONY: help env demo check test test-slow test-gpu bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -42,6 +42,9 @@ test: check ## all checks and the fast tests
 
 test-slow: env ## slow and chaotic tests
 	$(PYTEST) -m "(slow or chaos) and not gpu" -q
+
+test-gpu: env ## the laws on a CUDA device; writes tests/gpu/results, to be committed
+	$(PYTEST) -m gpu tests/gpu -q
 
 bench: env ## run one benchmark: make bench NAME=dormant
 	$(BIN)/python -m benchmarks $(NAME)

@@ -11,6 +11,11 @@ settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the device of the accelerator tests be chosen."""
+    parser.addoption("--device", default="cuda", help="device of tests marked gpu (default cuda)")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Run torch on one thread."""

@@ -18,7 +18,7 @@ from esper.services.tolaria.snapshot import Snapshot, capture, digest, restore
 from esper.services.tolaria.surgery import Cut, Surgeon
 from esper.testing.zoo import ZOO
 from tests.laws.support import kernel_for
-from tests.laws.training import Picture, Training, equal, reseed
+from tests.laws.training import Picture, Training, equal, on, reseed
 
 HELD = 3
 SEEDS_PER_SLOT = 2
@@ -36,23 +36,26 @@ class Setup:
     combination: tuple[str, str]
     precision: str
     compiled: bool
+    backend: str = "eager"
+    device: str = "cpu"
 
     def training(self, *, seed: int) -> Training:
         """Return a fresh one."""
         return Training(
-            ZOO[self.host], self.combination, seed=seed, compiled=self.compiled, **PRECISIONS[self.precision]
-        )
+            ZOO[self.host], self.combination, seed=seed, compiled=self.compiled, backend=self.backend,
+            device=self.device, **PRECISIONS[self.precision],
+        )  # fmt: skip
 
     def __str__(self) -> str:
         return f"{self.host}-{self.combination[0]}-{self.precision}-{'compiled' if self.compiled else 'eager'}"
 
 
-def setups(*, compiled: bool) -> Iterator[Setup]:
+def setups(*, compiled: bool, backend: str = "eager", device: str = "cpu") -> Iterator[Setup]:
     """Yield every host with every optimizer and precision."""
     for host in ZOO:
         for combination in COMBINATIONS:
             for precision in PRECISIONS:
-                yield Setup(host, combination, precision, compiled)
+                yield Setup(host, combination, precision, compiled, backend, device)
 
 
 class Run(RuleBasedStateMachine):
@@ -187,8 +190,8 @@ class Run(RuleBasedStateMachine):
     def _outputs(self) -> Tensor:
         """Return logits in evaluation; nothing of the training changes."""
         model = self._training.model.eval()
-        x = self._training.host.batch(seed=7, dtype=self._training.dtype).x
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self._training.amp):
+        x = on(self._training.device, self._training.host.batch(seed=7, dtype=self._training.dtype)).x
+        with torch.no_grad(), torch.autocast(self._training.device, torch.bfloat16, enabled=self._training.amp):
             outputs: Tensor = model(x)
         model.train()
         return outputs.float()

@@ -26,7 +26,7 @@ from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.snapshot import Subject
 from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.forging import artifact_of, request_for, verdict_on
-from esper.testing.zoo import ZOO, ZooHost
+from esper.testing.zoo import ZOO, Batch, ZooHost
 
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.02, momentum=0.9, weight_decay=1e-4),
@@ -54,16 +54,21 @@ def reseed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def on(device: str, batch: Batch) -> Batch:
+    """Return a batch on a device."""
+    return Batch(batch.x.to(device), batch.target.to(device))
+
+
 class Loader:
     """Batches by position, as a stateful data loader gives them."""
 
-    def __init__(self, host: ZooHost, dtype: torch.dtype = torch.float32) -> None:
-        self._host, self._dtype = host, dtype
+    def __init__(self, host: ZooHost, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        self._host, self._dtype, self._device = host, dtype, device
         self.position = 0
 
-    def next(self) -> Any:
+    def next(self) -> Batch:
         self.position += 1
-        return self._host.batch(seed=self.position, dtype=self._dtype)
+        return on(self._device, self._host.batch(seed=self.position, dtype=self._dtype))
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -110,6 +115,8 @@ class Training:
         dtype: Of weights and inputs.
         amp: Whether it computes in bfloat16 under autocast.
         compiled: Whether the model is compiled in place.
+        backend: What compiles it.
+        device: Where it trains.
     """
 
     host: ZooHost
@@ -118,6 +125,8 @@ class Training:
     dtype: torch.dtype = torch.float32
     amp: bool = False
     compiled: bool = False
+    backend: str = "eager"
+    device: str = "cpu"
     model: nn.Module = field(init=False)
     optimizer: Optimizer = field(init=False)
     schedule: LRScheduler = field(init=False)
@@ -125,16 +134,17 @@ class Training:
     average: Average = field(init=False)
 
     def __post_init__(self) -> None:
-        host = self.host.model(seed=self.seed, dtype=self.dtype)
-        self.model = esper.wrap(host, self.host.slots, example=self.host.batch(dtype=self.dtype).x)
+        host = self.host.model(seed=self.seed, dtype=self.dtype).to(self.device)
+        example = on(self.device, self.host.batch(dtype=self.dtype))
+        self.model = esper.wrap(host, self.host.slots, example=example.x)
         if self.compiled:
-            self.model.compile(backend="eager")
+            self.model.compile(backend=self.backend)
         parameters = list(self.model.parameters())
         half = len(parameters) // 2
         groups = [{"params": parameters[:half]}, {"params": parameters[half:], "weight_decay": 0.01}]
         self.optimizer = OPTIMIZERS[self.combination[0]](groups)
         self.schedule = SCHEDULES[self.combination[1]](self.optimizer)
-        self.loader, self.average = Loader(self.host, self.dtype), Average(self.model)
+        self.loader, self.average = Loader(self.host, self.dtype, self.device), Average(self.model)
 
     @property
     def subject(self) -> Subject:
@@ -146,7 +156,7 @@ class Training:
 
     def attach(self, root: Path, **changes: Any) -> Growth:
         """Start a real run on it."""
-        batch = self.host.batch(seed=10**6)
+        batch = on(self.device, self.host.batch(seed=10**6, dtype=self.dtype))
 
         def validate(model: nn.Module) -> Tensor:
             logits = model(batch.x)
@@ -166,7 +176,7 @@ class Training:
         for _ in range(steps):
             # As augmentation does, so that every generator matters.
             scale = 1.0 + 0.1 * random.random() + 0.1 * float(np.random.rand())
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.amp):
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.amp):
                 loss = scale * self.host.loss(self.model, self.loader.next())
             self.optimizer.zero_grad()
             loss.backward()
