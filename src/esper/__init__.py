@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from esper.ir import Layout as Layout
     from esper.ir import blueprint as blueprint
     from esper.kasmina import Slot as Slot
+    from esper.kasmina import compile_regions as compile  # noqa: F401
     from esper.kasmina import fold as fold
     from esper.kasmina import plan as plan
     from esper.kasmina import unwrap as unwrap
@@ -44,6 +45,7 @@ _HOME = {
     "export": "esper.exporting",
     "fold": "esper.kasmina",
     "from_pretrained": "esper.services.tolaria.checkpoint",
+    "compile": "esper.kasmina:compile_regions",
     "plan": "esper.kasmina",
     "save_pretrained": "esper.services.tolaria.checkpoint",
     "unwrap": "esper.kasmina",

@@ -121,7 +121,8 @@ def attach(
     """Let a wrapped model grow while the caller trains it.
 
     Args:
-        model: Wrapped by ``esper.wrap``; or the DistributedDataParallel around it, and then every rank calls this.
+        model: Wrapped by ``esper.wrap``; or what ``torch.compile`` made of it; or the DistributedDataParallel around it,
+            and then every rank calls this.
         optimizer: The one that trains it; newborn parameters join it in a group of their own.
         validate: Returns a 1-D tensor of losses for a model, one per held-out example or batch; never of the test split.
             It is called in eval mode and without gradient, and leaves no trace.
@@ -149,6 +150,7 @@ def attach(
         ConfigError: If an argument cannot be used; it says why, and what to do.
         StoreUnavailable: If the library below ``root`` cannot be opened.
     """
+    from esper.kasmina.compiling import opened
     from esper.kasmina.quiet import preserved_rng
     from esper.services.tolaria import attachment
     from esper.services.tolaria.distributed.formation import check_apart, formation_of
@@ -166,8 +168,9 @@ def attach(
         incubate=incubate,
         newborn_rate=newborn_rate,
     )
-    formation = formation_of(model)
-    model, team = formation.model, formation.team
+    formation = formation_of(opened(model))
+    trained = model if formation.model is opened(model) else formation.model
+    model, team = opened(trained), formation.team
     check_apart(team, incubate)
     attachment.check_host(model, optimizer)
     schedule = as_one(scheduler)
@@ -182,8 +185,9 @@ def attach(
         platform = attachment.start_platform(team, lambda: start(root, advisor))
     try:
         growth = attachment.start_growth(
-            subject, platform, folder, validate=validate, budget=limits, config=config, probe=probe
-        )
+            subject, platform, folder, validate=validate, budget=limits, config=config, probe=probe,
+            whole=None if trained is model else trained,
+        )  # fmt: skip
     except BaseException:
         platform.close()
         raise

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from esper.kasmina.compiling import compile_regions as compile_regions
     from esper.kasmina.folding.fold import fold as fold
     from esper.kasmina.graft import GraftEntry as GraftEntry
     from esper.kasmina.graft import Newborn as Newborn
@@ -40,6 +41,7 @@ _HOME = {
     "Seed": "esper.kasmina.lifecycle",
     "SeedState": "esper.kasmina.lifecycle",
     "Slot": "esper.kasmina.placement",
+    "compile_regions": "esper.kasmina.compiling",
     "detach": "esper.kasmina.graft",
     "fold": "esper.kasmina.folding.fold",
     "join": "esper.kasmina.graft",

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from esper.errors import ConfigError, EsperError
 from esper.ir import Layout
+from esper.kasmina.compiling import eager
 from esper.kasmina.decoding import alone, decodes_with_cache
 from esper.kasmina.grafted import obstacle
 from esper.kasmina.layouts import channels_and_extent, fits
@@ -59,7 +60,7 @@ def run_example(model: nn.Module, example: object) -> Record:
         )
     args, kwargs = arguments(example)
     try:
-        with quiet_eval(model), watched(model) as record:
+        with quiet_eval(model), eager(), watched(model) as record:
             output = model(*args, **kwargs)
             note_final(record, output)
     except EsperError:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from esper.blueprints import KernelModule, initial_state, load_kernel
 from esper.errors import ConfigError, Conflict
 from esper.ir import BlueprintIR
+from esper.kasmina.compiling import make_room
 from esper.kasmina.grafted import Graft, Grafts, grafts_of, is_grafted, obstacle
 from esper.kasmina.incubation import NURSERY, fit_role
 from esper.kasmina.placement import CHILD, Place, placement_of
@@ -126,6 +127,7 @@ def detach(model: nn.Module, slot: str, seed_idx: int) -> None:
         del module._modules[CHILD]
     else:
         del grafts_of(module)[str(seed_idx)]
+    make_room(model)
 
 
 def set_active(model: nn.Module, slot: str, seed_idx: int, active: bool) -> None:
@@ -135,6 +137,7 @@ def set_active(model: nn.Module, slot: str, seed_idx: int, active: bool) -> None
         Conflict: If nothing is joined there.
     """
     _graft(placement_of(model).place(slot).module, slot, seed_idx).active = active
+    make_room(model)
 
 
 @torch.no_grad()
@@ -225,6 +228,7 @@ def _attach(
         fit_role(module, grafted=True, incubating=NURSERY in vars(module))
         module._modules[CHILD] = Grafts().train(module.training)
     grafts_of(module).put(seed_idx, graft)
+    make_room(model)
 
 
 def _like_host(kernel: KernelModule, module: nn.Module, model: nn.Module) -> Tensor:

@@ -1,12 +1,15 @@
 """The role of a wrapped model: it loads kernels by name, and describes itself."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch._compile import _disable_dynamo
 
 from esper.contracts.adaptation import Action, AdaptationSignal
 from esper.errors import ConfigError
+from esper.kasmina.compiling import eager
 from esper.kasmina.describe import Description
 from esper.kasmina.discovery import find_places, note_final
 from esper.kasmina.graft import join
@@ -75,16 +78,25 @@ class ObservingModel(MorphableModel):
     """The same before its shapes are known: it watches its first forward pass, then never again."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model, and learn the shapes of its slots on the way."""
-        if torch.compiler.is_compiling() or "_is_replica" in vars(self):
+        """Run the model, and learn the shapes of its slots on the way; eagerly, also where it was compiled."""
+        if "_is_replica" in vars(self):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        model = cast(nn.Module, self)
-        with watched(model) as record:
-            output = super().__call__(*args, **kwargs)  # type: ignore[misc]
-            note_final(record, output)
-            settle(model, placement_of(model), record)
-        take_role(model, MorphableModel)
-        return output
+        if torch.compiler.is_compiling():
+            return _uncompiled(super().__call__, self, args, kwargs)  # type: ignore[misc]
+        return _first_call(super().__call__, self, args, kwargs)  # type: ignore[misc]
+
+
+def _first_call(call: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with eager(), watched(model) as record:
+        output = call(*args, **kwargs)
+        note_final(record, output)
+        settle(model, placement_of(model), record)
+    take_role(model, MorphableModel)
+    return output
+
+
+_uncompiled = _disable_dynamo(_first_call)
+"""The same for a call from compiled code; ``torch.compiler.disable`` would import the compiler here and now."""
 
 
 def settle(model: nn.Module, placement: Placement, record: Any) -> None:

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -29,6 +30,7 @@ from esper.services.tolaria.observation import Observer
 from esper.services.tolaria.optimizer import dead_parameters, refusal, remove_parameters
 from esper.services.tolaria.platform import Parts, Platform
 from esper.services.tolaria.probing import Probe
+from esper.services.tolaria.regions import CompiledRegions
 from esper.services.tolaria.schedules import Schedule, Schedules, regrouped, stray
 from esper.services.tolaria.snapshot import Follower, Stateful, Subject
 
@@ -260,10 +262,20 @@ def start_growth(
     budget: Budget,
     config: GrowthConfig,
     probe: Probe | None = None,
+    whole: nn.Module | None = None,
     registry: BlueprintRegistry | None = None,
 ) -> Growth:
-    """Build a run on a started platform."""
+    """Build a run on a started platform; ``whole`` is what ``torch.compile(model)`` returned, where that is trained."""
+    regions = CompiledRegions(subject.model, whole, platform.bridge.watched)
+    subject = replace(subject, followers=(*subject.followers, regions))
+    if whole is not None:
+        validate, probe = _on(whole, validate), None if probe is None else _on(whole, probe)
     run_id = folder.run_id
     shelf = KernelShelf(platform.bridge, platform.library, platform.bus, registry or REGISTRY, run_id=run_id)
-    observer = Observer(subject, validate, config, run_id=run_id, probe=probe)
+    observer = Observer(subject, validate, config, run_id=run_id, regions=regions, probe=probe)
     return Growth(subject, Parts(platform, shelf, folder), observer, budget, config)
+
+
+def _on(whole: nn.Module, measure: Callable[[nn.Module], Tensor]) -> Callable[[nn.Module], Tensor]:
+    """Return a measurement that runs what the caller trains with."""
+    return lambda _: measure(whole)

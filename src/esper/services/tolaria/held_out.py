@@ -1,13 +1,14 @@
 """The user's held-out losses, measured without leaving a trace in the model or the generators."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from esper.errors import ConfigError
+from esper.kasmina.compiling import eager
 from esper.kasmina.flop_counter import FlopCounter
 from esper.kasmina.quiet import quiet_eval
 
@@ -51,8 +52,16 @@ class HeldOut:
         self._flops: dict[int, int] = {}
         self.spent_flops = 0
 
+    def counted(self) -> list[list[int]]:
+        """Return the operations of each version of the topology that was counted."""
+        return [list(item) for item in self._flops.items()]
+
+    def take_counted(self, counted: list[list[int]]) -> None:
+        """Take over what ``counted`` returned, so that a resumed run counts, and so runs eagerly, at the same moments."""
+        self._flops = {item[0]: item[1] for item in counted}
+
     def measure(self, *, topology_version: int, capture: nn.Module | None = None) -> Measurement:
-        """Measure the losses now.
+        """Measure the losses now; eagerly where compiled code would hide what is wanted: the output or the operations.
 
         Args:
             topology_version: FLOPs are counted once per version and reused.
@@ -62,15 +71,16 @@ class HeldOut:
             ConfigError: If ``validate`` does not return a 1-D tensor of losses.
         """
         seen: list[Tensor] = []
-        with quiet_eval(self._model), _captured(capture, seen):
+        hidden = capture is not None or topology_version not in self._flops
+        with quiet_eval(self._model), eager() if hidden else nullcontext(), _captured(capture, seen):
             losses, flops = self._counted(topology_version)
         self.spent_flops += flops
         return Measurement(_checked(losses).detach().double().cpu(), flops, seen[0] if seen else None)
 
     def _counted(self, topology_version: int) -> tuple[object, int]:
         known = self._flops.get(topology_version)
-        if known is not None or _compiled(self._model):
-            return self._validate(self._model), known or 0
+        if known is not None:
+            return self._validate(self._model), known
         with FlopCounter() as counter:
             losses = self._validate(self._model)
         self._flops[topology_version] = counter.total
@@ -89,10 +99,6 @@ def _checked(losses: object) -> Tensor:
         todo='use reduction="none" in the loss, and hold out at least one example',
         code="ESP-2120",
     )
-
-
-def _compiled(model: nn.Module) -> bool:
-    return any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
 
 
 @contextmanager

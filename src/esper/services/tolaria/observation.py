@@ -14,6 +14,7 @@ from esper.services.tolaria.config import GrowthConfig
 from esper.services.tolaria.distributed.agreement import agreed_losses, agreed_window, synchronise_buffers
 from esper.services.tolaria.held_out import HeldOut, Measurement, Validate
 from esper.services.tolaria.probing import Probe, probe_bottlenecks
+from esper.services.tolaria.regions import CompiledRegions, EagerStep
 from esper.services.tolaria.snapshot import Subject
 
 
@@ -63,10 +64,18 @@ class Observer:
         config: Settings of the run.
         run_id: Names the run in health signals.
         probe: The user's probe of the bottleneck; without it the training step before a boundary is watched.
+        regions: What of the model is compiled; it notes how training calls it on the steps that are measured.
     """
 
     def __init__(
-        self, subject: Subject, validate: Validate, config: GrowthConfig, *, run_id: str, probe: Probe | None = None
+        self,
+        subject: Subject,
+        validate: Validate,
+        config: GrowthConfig,
+        *,
+        run_id: str,
+        regions: CompiledRegions,
+        probe: Probe | None = None,
     ) -> None:
         self.loss = TrainingLoss()
         self.average = AveragedWeights(subject.model)
@@ -79,6 +88,7 @@ class Observer:
         self._probe = probe
         self._watching: BottleneckProbe | None = None
         self._probes_now = False
+        self._regions, self._eager = regions, EagerStep()
 
     def step(self, step: int, loss: Tensor | None, *, probe_next: bool) -> None:
         """Take one optimizer step in.
@@ -102,6 +112,8 @@ class Observer:
         if self._probes_now and self._probe is None and self._watching is None:
             self._watching = BottleneckProbe(self._model, tuple(placement_of(self._model).slots))
             self._watching.arm()
+            self._regions.arm()
+            self._eager.begin()
 
     def observe(self, step: int, *, topology_version: int, capture: nn.Module | None) -> Observation:
         """Measure everything at a boundary and begin the next window."""
@@ -130,6 +142,7 @@ class Observer:
             "count": self.loss.count,
             "average": self.average.state_dict(),
             "flops": [self.held_out.spent_flops, self.statistics_flops],
+            "counted": self.held_out.counted(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -137,22 +150,33 @@ class Observer:
         self.loss = TrainingLoss(state["total"], state["count"])
         self.average.load_state_dict(state["average"])
         self.held_out.spent_flops, self.statistics_flops = state["flops"]
+        self.held_out.take_counted(state.get("counted", []))
 
     def close(self) -> None:
         """Remove every hook."""
         self._health.close()
-        if self._watching is not None:
-            self._watching.disarm()
+        self._look_away()
 
     def _scores(self) -> dict[str, float]:
         probes, self._probes_now = self._probes_now, False
         if probes and self._probe is not None:
-            scores, flops = probe_bottlenecks(self._model, self._probe)
+            self._regions.arm()
+            try:
+                scores, flops = probe_bottlenecks(self._model, self._probe)
+            finally:
+                self._regions.disarm()
         elif self._watching is not None:
-            self._watching.disarm()
+            self._look_away()
             scores, flops = self._watching.read(), self._watching.flops
             self._watching = None
         else:
             return {}
         self.statistics_flops += flops
         return scores
+
+    def _look_away(self) -> None:
+        """End the watching of a training step."""
+        self._eager.end()
+        self._regions.disarm()
+        if self._watching is not None:
+            self._watching.disarm()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from esper.errors import ConfigError
 from esper.kasmina import BottleneckProbe, placement_of
+from esper.kasmina.compiling import eager
 from esper.kasmina.flop_counter import FlopCounter
 from esper.kasmina.incubation import paused
 from esper.kasmina.quiet import quiet
@@ -34,7 +35,7 @@ def probe_bottlenecks(model: nn.Module, probe: Probe) -> tuple[dict[str, float],
     bottleneck = BottleneckProbe(model, tuple(placement_of(model).slots))
     bottleneck.arm()
     try:
-        with quiet(model), paused(model), torch.enable_grad(), FlopCounter() as counter:
+        with quiet(model), paused(model), eager(), torch.enable_grad(), FlopCounter() as counter:
             model.train()
             loss = _checked(probe(model))
             torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
