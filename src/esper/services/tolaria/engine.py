@@ -1,5 +1,6 @@
 """What happens at a boundary: observe, decide, graft, evaluate, keep or undo."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -50,6 +51,7 @@ class Engine:
         consultation: The open question to the controller.
         observer: Watches the training.
         subject: The training, with what learns apart from it.
+        before_join: Called right before a graft joins.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Engine:
         self._requested = False
         self._alone = False
         self._told: list[Outcome] = []
+        self.before_join: Callable[[], None] = _nothing
 
     def boundary(self) -> list[GrowthEvent]:
         """Pass the next boundary.
@@ -287,6 +290,8 @@ class Engine:
             why = "its kernel is not here; it joins when it comes"
             return [] if late else [self._log(EventKind.LATE, decision, why=why)]
         events = [self._log(EventKind.LATE, decision, why=f"joins {late} boundaries late")] if late else []
+        if not self._config.incubate:
+            self.before_join()
         seed = self.trials.seed(str(decision.target_layer), decision.seed_idx)
         seed.move(SeedState.GERMINATED, step=self.trials.position.step)
         if self._config.incubate:
@@ -324,6 +329,7 @@ class Engine:
         before = self.observer.measure(
             topology_version=self.trials.topology_version, capture=self._placement.slots[slot].module
         )
+        self.before_join()
         event = self.trials.graduate(apprentice, before=before.mean, seen=before.seen)
         self.changed()
         return event
@@ -370,6 +376,7 @@ class Engine:
             topology_version=self.trials.topology_version, capture=self._placement.slots[slot].module
         )
         self._placement.place(slot)
+        self.before_join()
         self.trials.seed(slot, seed_idx).move(SeedState.GERMINATED, step=self.trials.position.step)
         event = self.trials.join(decision, ready, before=before.mean, seen=before.seen)
         self.changed()
@@ -429,6 +436,10 @@ class Engine:
                 blueprint=of.blueprint or "", kernel_id=of.kernel_id or "", decision_id=of.decision_id, kept=kept,
             )
         )  # fmt: skip
+
+
+def _nothing() -> None:
+    """Do nothing before a graft joins."""
 
 
 def _obituary(running: Future[None]) -> str:

@@ -1,6 +1,7 @@
 """What ``esper.attach`` returns: a training that grows."""
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -145,6 +146,10 @@ class Growth:
         self._engine.changed()
         self._engine.report()
         return undone
+
+    def before_graft(self, act: Callable[[], None]) -> None:
+        """Have ``act`` called right before each graft joins, when ``state_dict`` still is that of the training without it."""
+        self._engine.before_join = act
 
     def unlock(self, slot: str, seed_idx: int = 0) -> None:
         """Let a slot that a rollback locked be grown again.

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from esper.services.tolaria.checkpoint import CheckpointManager as CheckpointManager
     from esper.services.tolaria.trainer.clipping import Clipping as Clipping
     from esper.services.tolaria.trainer.config import TrainerConfig as TrainerConfig
+    from esper.services.tolaria.trainer.keeping import Checkpoints as Checkpoints
     from esper.services.tolaria.trainer.report import TrainingReport as TrainingReport
     from esper.services.tolaria.trainer.stopping import Stopping as Stopping
     from esper.services.tolaria.trainer.trainer import TolariaTrainer as TolariaTrainer
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CheckpointManager": "esper.services.tolaria.checkpoint",
+    "Checkpoints": f"{__name__}.keeping",
     "Clipping": f"{__name__}.clipping",
     "Stopping": f"{__name__}.stopping",
     "TolariaTrainer": f"{__name__}.trainer",

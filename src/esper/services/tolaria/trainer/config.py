@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from esper.errors import ConfigError
@@ -9,6 +10,7 @@ from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.consultation import Decides
 from esper.services.tolaria.trainer.choices import check, check_name_or_function, chosen
 from esper.services.tolaria.trainer.clipping import Clipping
+from esper.services.tolaria.trainer.keeping import Checkpoints
 from esper.services.tolaria.trainer.loggers.base import Logger
 from esper.services.tolaria.trainer.loggers.named import check_loggers
 from esper.services.tolaria.trainer.objective import LOSSES, METRICS, LossFunction, Metric
@@ -50,6 +52,8 @@ class TrainerConfig:
         controller: ``plateau``, or an object with ``decide(packet)``.
         loggers: Names (``tensorboard``, ``wandb``, ``mlflow``), or objects with ``log(metrics, step)``.
         log_every: Optimizer steps between two lines of the training log; each waits for the device.
+        checkpoints: When they are written, or None for never.
+        resume: Checkpoint to go on from: ``latest`` of all runs below ``root``, a path to one, or the folder of a run.
         progress: Whether to show a bar on a terminal and plain lines elsewhere.
         fast_dev_run: Whether to try everything on a few batches, one graft included, on a copy of the model and in a
             temporary folder.
@@ -82,6 +86,8 @@ class TrainerConfig:
     controller: str | Decides = "plateau"
     loggers: tuple[str | Logger, ...] = ()
     log_every: int = 50
+    checkpoints: Checkpoints | None = field(default_factory=Checkpoints)
+    resume: str | Path | None = None
     progress: bool = True
     fast_dev_run: bool = False
     root: str = "./esper-runs"
@@ -125,7 +131,7 @@ def check_config(config: TrainerConfig) -> None:
 
 def rehearsed(config: TrainerConfig, root: str) -> TrainerConfig:
     """Return the settings of a run that tries everything once, below ``root``."""
-    return replace(config, root=root, every=2, log_every=1, loggers=tuple(_named(config.loggers)))
+    return replace(config, root=root, resume=None, every=2, log_every=1, loggers=tuple(_named(config.loggers)))
 
 
 def _named(loggers: tuple[str | Logger, ...]) -> list[str | Logger]:

@@ -22,6 +22,7 @@ from esper.services.tolaria.trainer.validation import Validator
 
 if TYPE_CHECKING:
     from esper.services.tolaria.growth import Growth
+    from esper.services.tolaria.trainer.keeping import Keeper
 
 
 class Halted(Exception):
@@ -42,7 +43,7 @@ class Work:
         progress: Shows where the run stands.
         steps: Planned optimizer steps.
         seen: Called with the batches of each optimizer step, before growth learns of the step.
-        whole: Called after each whole step with whether it gave the best metric so far.
+        keeper: Writes checkpoints, or None.
     """
 
     stepper: Stepper
@@ -54,7 +55,7 @@ class Work:
     progress: Progress
     steps: int
     seen: tuple[Callable[[list[Any]], None], ...] = ()
-    whole: tuple[Callable[["Loop", bool | None], None], ...] = ()
+    keeper: "Keeper | None" = None
 
 
 @dataclass
@@ -106,12 +107,16 @@ class Loop:
         """
         growth, model = self._work.growth, self._work.stepper.model
         model.train()
+        if self.record.epoch_over:  # resumed from the state before a graft, in the middle of a step
+            self.settle()
         while growth.planned_step < self._work.steps and not self.stopped_early:
             if self._halt.is_set():
+                self._kept()
                 raise Halted
             self.step()
         if self._epoch.count:
             self.record.losses.append(self._taken(self._epoch))
+        self._kept()
 
     def step(self) -> None:
         """Take one optimizer step, and all that is due after it."""
@@ -136,9 +141,18 @@ class Loop:
         over, self.record.epoch_over = self.record.epoch_over, False
         if over:
             self.record.losses.append(self._taken(self._epoch))
-        best = self.validate() if self._validates(step, over=over) else None
-        for act in work.whole:
-            act(self, best)
+        better = self.validate() if self._validates(step, over=over) else None
+        if work.keeper is not None:
+            work.keeper.whole(self, over=over, better=better)
+
+    @property
+    def monitored(self) -> float:
+        """The monitored metric of the last validation."""
+        return self.record.validations[-1].values[self._config.validation.monitor]
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        self._work.progress.say(text)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed loop needs beside the state of growth."""
@@ -147,6 +161,7 @@ class Loop:
             "validations": [[found.step, dict(found.values)] for found in self.record.validations],
             "epoch_over": self.record.epoch_over,
             "best": self.best.state_dict(),
+            "skipped": self._work.stepper.precision.skipped,
             "sums": [[mean.total, mean.count] for mean in (self._epoch, self._recent)],
         }
 
@@ -155,8 +170,13 @@ class Loop:
         validations = [Measured(step, values) for step, values in state["validations"]]
         self.record = Record(list(state["losses"]), validations, state["epoch_over"])
         self.best.load_state_dict(state["best"])
+        self._work.stepper.precision.skipped = state["skipped"]
         (total, count), (recent, recent_count) = state["sums"]
         self._epoch, self._recent = TrainingLoss(total, count), TrainingLoss(recent, recent_count)
+
+    def _kept(self) -> None:
+        if self._work.keeper is not None:
+            self._work.keeper.last_of_all(self)
 
     def _batches(self) -> list[Any]:
         feed = self._work.feed

@@ -38,6 +38,7 @@ class TrainingReport:
         flops: Floating-point operations that Esper itself spent, by purpose.
         skipped_steps: Optimizer steps that the gradient scaler left out.
         log_failures: How often each logger failed.
+        checkpoint_failures: Checkpoints that could not be written.
     """
 
     losses: tuple[float, ...]
@@ -53,3 +54,4 @@ class TrainingReport:
     flops: Mapping[str, int] = field(default_factory=dict)
     skipped_steps: int = 0
     log_failures: Mapping[str, int] = field(default_factory=dict)
+    checkpoint_failures: int = 0

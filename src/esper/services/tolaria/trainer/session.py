@@ -19,6 +19,7 @@ from esper.services.tolaria.trainer.batches import inputs_of, moved
 from esper.services.tolaria.trainer.config import TrainerConfig
 from esper.services.tolaria.trainer.devices import device_for
 from esper.services.tolaria.trainer.growing import attached
+from esper.services.tolaria.trainer.keeping import Checkpoints, Keeper, resume
 from esper.services.tolaria.trainer.loaders import Feed
 from esper.services.tolaria.trainer.loggers.base import Loggers
 from esper.services.tolaria.trainer.loggers.lines import JsonLines
@@ -116,12 +117,19 @@ def conduct(
         loggers = Loggers([JsonLines(folder / "metrics.jsonl"), *opened])
         stack.callback(loggers.close)
         progress: Progress = stack.enter_context(progress_for(config.progress, steps=parts.steps))
-        work = Work(stepper, parts.feed, parts.validator, growth, parts.device, loggers, progress, parts.steps)
+        keeper = None if config.checkpoints is None else _keeper(config, config.checkpoints, growth, stack)
+        work = Work(
+            stepper, parts.feed, parts.validator, growth, parts.device, loggers, progress, parts.steps, keeper=keeper
+        )  # fmt: skip
         loop = Loop(config, work, halt)
+        if keeper is not None:
+            growth.before_graft(lambda: keeper.before_graft(loop))
+        if config.resume is not None:
+            resume(config.resume, Path(config.root), growth, loop)
         if config.fast_dev_run:
             rehearse(loop, work)
         loop.run()
-        return _report(config, parts, growth, loop, loggers)
+        return _report(config, parts, work, loop)
 
 
 def _planned(config: TrainerConfig, feed: Feed) -> int:
@@ -139,7 +147,14 @@ def _example(held_out: Iterable[Any], device: torch.device, target: str) -> Any:
     return None
 
 
-def _report(config: TrainerConfig, parts: Parts, growth: "Growth", loop: Loop, loggers: Loggers) -> TrainingReport:
+def _keeper(config: TrainerConfig, when: Checkpoints, growth: "Growth", stack: ExitStack) -> Keeper:
+    keeper = Keeper(when, Path(config.root) / growth.run_id, growth, mode=config.validation.mode)
+    stack.callback(keeper.close)
+    return keeper
+
+
+def _report(config: TrainerConfig, parts: Parts, work: Work, loop: Loop) -> TrainingReport:
+    growth, keeper = work.growth, work.keeper
     return TrainingReport(
         losses=tuple(loop.record.losses),
         events=tuple(growth.events),
@@ -152,5 +167,7 @@ def _report(config: TrainerConfig, parts: Parts, growth: "Growth", loop: Loop, l
         folder=None if config.fast_dev_run else Path(config.root) / growth.run_id,
         flops=dict(growth.flops),
         skipped_steps=parts.stepper.precision.skipped,
-        log_failures=dict(loggers.failures),
+        log_failures=dict(work.loggers.failures),
+        checkpoint=keeper.last if keeper is not None and not config.fast_dev_run else None,
+        checkpoint_failures=0 if keeper is None else keeper.failures,
     )
