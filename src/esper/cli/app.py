@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from esper.cli.demo import demo
+from esper.cli.export import export
 
 app = typer.Typer(name="esper", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -27,3 +28,4 @@ def esper(
 
 
 app.command(name="demo")(demo)
+app.command(name="export")(export)
