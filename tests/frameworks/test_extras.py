@@ -17,7 +17,9 @@ except ConfigError as error:
 """
 
 
-@pytest.mark.parametrize(("module", "library"), [("lightning", "lightning"), ("transformers", "transformers")])
+@pytest.mark.parametrize(
+    ("module", "library"), [("lightning", "lightning"), ("transformers", "transformers"), ("accelerate", "accelerate")]
+)
 def test_an_integration_without_its_library_names_the_extra(module: str, library: str) -> None:
     script = BLOCKED.format(module=module, library=library)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)

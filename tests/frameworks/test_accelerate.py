@@ -1,0 +1,62 @@
+"""The recipe for Accelerate: it grows through the real forge, and goes on from ``load_state`` to the bit."""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from esper.contracts.adaptation import Action, AdaptationDecision, SystemStatePacket
+from esper.errors import ConfigError
+
+pytest.importorskip("accelerate")
+RECIPE = Path(__file__).resolve().parents[2] / "examples" / "accelerate_recipe.py"
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("accelerate_recipe", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class GraftAt:
+    """Asks for one graft at the second boundary."""
+
+    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
+        free = [candidate for candidate in packet.candidates if not candidate.masked]
+        if packet.boundary != 2 or not free:
+            return AdaptationDecision(reason="not now", topology_version=packet.topology_version)
+        chosen = min(free, key=lambda candidate: (candidate.order, candidate.blueprint))
+        return AdaptationDecision(
+            action=Action.LOAD_KERNEL, reason="planted", topology_version=packet.topology_version,
+            boundary=packet.boundary + packet.lead, target_layer=chosen.slot, blueprint=chosen.blueprint,
+            kernel_id=chosen.kernel_id,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_recipe_grows_and_goes_on_from_its_state_as_if_it_had_not_stopped(
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = {"controller": GraftAt(), "late": "wait"}
+    whole = recipe.train(60, tmp_path / "whole", **planted)
+    assert "grafted" in capsys.readouterr().out
+    shutil.copytree(tmp_path / "whole" / "library", tmp_path / "parts" / "library")
+    first = recipe.train(60, tmp_path / "parts", until=45, **planted)
+    rest = recipe.train(60, tmp_path / "parts", resume=True, **planted)
+    assert first == whole[:45]
+    assert rest == whole[45:]
+    assert any((tmp_path / "parts" / "state" / "esper").rglob("*.safetensors"))
+
+
+def test_a_state_without_a_run_is_refused(recipe: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    with pytest.raises(ConfigError, match="ESP-2466"):
+        recipe.train(60, tmp_path, resume=True)
