@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from esper.services.tolaria.budget import Budget as Budget
     from esper.services.tolaria.checkpoint import from_pretrained as from_pretrained
     from esper.services.tolaria.checkpoint import save_pretrained as save_pretrained
+    from esper.services.tolaria.config import GovernorConfig as GovernorConfig
     from esper.services.tolaria.newborn_rate import NewbornRate as NewbornRate
     from esper.services.tolaria.trainer import TolariaTrainer as Trainer  # noqa: F401
     from esper.services.tolaria.trainer import TrainerConfig as TrainerConfig
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Budget": "esper.services.tolaria.budget",
     "Layout": "esper.ir",
+    "GovernorConfig": "esper.services.tolaria.config",
     "NewbornRate": "esper.services.tolaria.newborn_rate",
     "Slot": "esper.kasmina",
     "Trainer": "esper.services.tolaria.trainer:TolariaTrainer",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from esper.services.tolaria.budget import Budget
+    from esper.services.tolaria.config import GovernorConfig
     from esper.services.tolaria.consultation import Decides
     from esper.services.tolaria.growth import Growth
     from esper.services.tolaria.held_out import Validate
@@ -116,6 +117,7 @@ def attach(
     probe: "Callable[[nn.Module], Tensor] | None" = None,
     incubate: int = 0,
     newborn_rate: "NewbornRate | None" = None,
+    governor: "bool | GovernorConfig" = True,
     root: str | os.PathLike[str] = "./esper-runs",
 ) -> "Growth":
     """Let a wrapped model grow while the caller trains it.
@@ -141,6 +143,8 @@ def attach(
             and its operations are counted; otherwise it is measured on the caller's own step before a boundary.
         incubate: Optimizer steps that a kernel which the controller chose learns apart before it joins; 0 joins it at once.
         newborn_rate: Warm-up and a decaying boost of a newborn's learning rate; without it, its host's rate.
+        governor: Whether a graft is taken back at once when values are not finite or the training loss lies lasting higher
+            than before it; a ``GovernorConfig`` sets how that is judged. Without a graft it touches nothing.
         root: Folder for everything that is written: ``<root>/<run>`` and ``<root>/library``.
 
     Returns:
@@ -167,6 +171,7 @@ def attach(
         probe=probe,
         incubate=incubate,
         newborn_rate=newborn_rate,
+        governor=governor,
     )
     formation = formation_of(opened(model))
     trained = model if formation.model is opened(model) else formation.model

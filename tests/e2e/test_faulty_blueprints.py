@@ -16,6 +16,7 @@ from esper.services.tamiyo.plateau import PlateauAdvisor
 from esper.services.tolaria import attachment
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.config import GrowthConfig
+from esper.services.tolaria.distributed.team import Team
 from esper.services.tolaria.events import EventKind
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.snapshot import Subject
@@ -55,7 +56,7 @@ def _run(root: Path, registry: BlueprintRegistry) -> tuple[nn.Module, torch.opti
 
     platform = assembly.start(root, PlateauAdvisor(), extensions=(faults.__name__,))
     growth = attachment.start_growth(
-        Subject(model, optimizer), platform, attachment.new_run(root),
+        Subject(model, optimizer), platform, attachment.new_run(root, Team()),
         validate=validate, budget=Budget(), config=GrowthConfig(every=20), registry=registry,
     )  # fmt: skip
     return model, optimizer, growth

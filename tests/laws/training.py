@@ -165,7 +165,7 @@ class Training:
         arguments = {"every": EVERY, "steps": STEPS, "budget": "x99", "controller": Silent(), "root": root, **changes}
         growth: Growth = esper.attach(
             self.model, self.optimizer, validate=arguments.pop("validate", validate), scheduler=self.schedule,
-            state=(self.loader, self.average), **arguments,
+            state=arguments.pop("state", (self.loader, self.average)), **arguments,
         )  # fmt: skip
         return growth
 

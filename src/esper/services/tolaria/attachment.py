@@ -18,7 +18,7 @@ from esper.ir import REGISTRY, BlueprintRegistry
 from esper.kasmina import MorphableModel, placement_of
 from esper.services.tolaria.averaged_model import FollowingAverage
 from esper.services.tolaria.budget import Budget, count_params
-from esper.services.tolaria.config import GrowthConfig, Late, OnCull, check_incubation
+from esper.services.tolaria.config import GovernorConfig, GrowthConfig, Late, OnCull, check_incubation
 from esper.services.tolaria.distributed.elsewhere import platform_elsewhere
 from esper.services.tolaria.distributed.team import Team, told_text
 from esper.services.tolaria.folder import RunFolder
@@ -80,6 +80,7 @@ def read_config(
     probe: object,
     incubate: int = 0,
     newborn_rate: NewbornRate | None = None,
+    governor: bool | GovernorConfig = True,
 ) -> GrowthConfig:
     """Return the settings of a run.
 
@@ -117,7 +118,25 @@ def read_config(
         on_cull=_chosen("on_cull", on_cull, OnCull),
         incubate=incubate,
         newborn_rate=newborn_rate,
+        governor=read_governor(governor),
     )
+
+
+def read_governor(given: object) -> GovernorConfig | None:
+    """Return how the governor judges, or None where there is to be none.
+
+    Raises:
+        ConfigError: If it is neither a switch nor a ``GovernorConfig``.
+    """
+    if isinstance(given, GovernorConfig):
+        return given
+    if not isinstance(given, bool):
+        raise ConfigError(
+            f"governor is a {type(given).__name__}",
+            todo="give True, False or an esper.GovernorConfig",
+            code="ESP-2196",
+        )
+    return GovernorConfig() if given else None
 
 
 def _chosen(name: str, given: str, choices: type[Choice]) -> Choice:

@@ -37,6 +37,44 @@ class OnCull(StrEnum):
 
 
 @dataclass(frozen=True)
+class GovernorConfig:
+    """How the governor judges.
+
+    Attributes:
+        false_alarms: Probability with which a run ever has a sound graft taken back for a training loss that rose by chance;
+            the k-th graft has a share of 6 / (π k)² of it.
+        margin_ratio: Rises by less than this share of the median training loss are left to the evaluation of the graft.
+        reference_losses: Training losses before a join that those after it are held against; below 32 blocks there is no
+            test (``esper.detect.regression``).
+        patience: Training losses in a row that are not finite before a training whose weights are finite counts as lost;
+            a gradient scaler may skip a step or two.
+        last_known_good: Whether the state at each boundary that passed is kept while something has grown. Values that
+            are not finite then cost the steps since that boundary, and no graft. Costs memory for one more state, and a
+            copy of it at each boundary.
+    """
+
+    false_alarms: float = 1e-3
+    margin_ratio: float = 0.1
+    reference_losses: int = 256
+    patience: int = 3
+    last_known_good: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.false_alarms < 1:
+            raise ConfigError(
+                f"false_alarms={self.false_alarms!r}", why="a probability lies between 0 and 1", code="ESP-2195"
+            )
+        if self.margin_ratio < 0 or self.reference_losses < 1 or self.patience < 1:
+            raise ConfigError(
+                "a setting of the governor is out of range",
+                why=f"margin_ratio={self.margin_ratio!r}, reference_losses={self.reference_losses!r}, "
+                f"patience={self.patience!r}",
+                todo="give no negative margin, and 1 or more of the others",
+                code="ESP-2195",
+            )
+
+
+@dataclass(frozen=True)
 class GrowthConfig:
     """How a run grows.
 
@@ -47,6 +85,7 @@ class GrowthConfig:
         late: What a late decision or kernel does.
         on_cull: Whether a cull restores the state before the join or trains on without the seed.
         incubate: Optimizer steps that a kernel which a controller chose learns apart before it joins; 0 joins it at once.
+        governor: How the governor judges, or None for none.
         settle_boundaries: Boundaries a newborn blends before it is held; the strength of one that learned apart rises so long.
         evaluation_share: Share of the run that remained at the join after which a graft is judged; shorter horizons do not
             predict (decision 0007).
@@ -68,6 +107,7 @@ class GrowthConfig:
     late: Late = Late.SLIP
     on_cull: OnCull = OnCull.RESTORE
     incubate: int = 0
+    governor: GovernorConfig | None = GovernorConfig()
     settle_boundaries: int = 1
     evaluation_share: float = 0.3
     fewest_evaluation_boundaries: int = 3

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from esper.blueprints import unpack_kernel
 from esper.contracts.adaptation import OVER_BUDGET, Action, AdaptationDecision, Candidate, Outcome, SystemStatePacket
@@ -24,9 +24,10 @@ from esper.services.tolaria.distributed.agreement import standing
 from esper.services.tolaria.distributed.team import told_text
 from esper.services.tolaria.distributed.words import told_kernel
 from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
+from esper.services.tolaria.governor import Governor
 from esper.services.tolaria.incubator import Apprentice, Incubator
 from esper.services.tolaria.kernels import ReadyKernel
-from esper.services.tolaria.observation import Observation, Observer
+from esper.services.tolaria.observation import Observation, Observer, TrainingLoss
 from esper.services.tolaria.platform import Parts
 from esper.services.tolaria.snapshot import Subject
 from esper.services.tolaria.trials import Trials
@@ -48,6 +49,7 @@ class Engine:
     Attributes:
         events: What happened, in order.
         trials: The book, and the operations on the training.
+        governor: Watches for a training that goes wrong, or None.
         consultation: The open question to the controller.
         observer: Watches the training.
         subject: The training, with what learns apart from it.
@@ -63,6 +65,11 @@ class Engine:
         incubator = Incubator.beside(subject.model, subject.optimizer, subject.others)
         self.subject = subject = replace(subject, others=(*subject.others, incubator))
         self.trials = Trials(subject, config, self.events, run_id=parts.folder.run_id, incubator=incubator)
+        self.governor = (
+            None
+            if config.governor is None
+            else Governor(subject, config.governor, self.trials, self.events, every=config.every)
+        )
         self.consultation = Consultation(parts.platform.advisor, parts.platform.bus, parts.platform.bridge, config)
         self._subject, self._parts, self._budget, self._config = subject, parts, budget, config
         self._platform, self._run_id = parts.platform, parts.folder.run_id
@@ -90,8 +97,13 @@ class Engine:
         decision = self.consultation.due(position.boundary)
         self._last = observation = self._observe(decision)
         position.history.append(observation.point)
-        events += self.trials.advance(last=self.ended)
-        if any(event.kept is False for event in events):
+        undone = [] if self.governor is None else self.governor.boundary(observation.point.validation)
+        events += undone
+        rolled_back = any(event.kind is EventKind.ROLLED_BACK for event in undone)
+        events += [] if rolled_back else self.trials.advance(last=self.ended)
+        if rolled_back:
+            self.start_anew()
+        elif any(event.kept is False for event in events):
             self.changed()
         else:
             events += self._graduations()
@@ -104,9 +116,21 @@ class Engine:
         )
         return events
 
-    def between(self) -> list[GrowthEvent]:
-        """Move along what moves after each optimizer step."""
-        return self.trials.between(look=self.trials.position.step % self._config.every == 0)
+    def between(self, loss: Tensor | None) -> list[GrowthEvent]:
+        """Move along what moves after each optimizer step, and see whether it went wrong."""
+        events = self.trials.between(look=self.trials.position.step % self._config.every == 0)
+        undone = [] if self.governor is None else self.governor.step(loss)
+        if any(event.kind is EventKind.ROLLED_BACK for event in undone):
+            self.start_anew()
+            self.report()
+        return events + undone
+
+    def start_anew(self) -> None:
+        """After a rollback: nothing that was decided or measured since holds any more."""
+        self.changed()
+        self.observer.loss = TrainingLoss()
+        if self.governor is not None:
+            self.governor.start_anew()
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Return every graft that could be made, with what speaks against it now."""
@@ -417,11 +441,14 @@ class Engine:
             bridge.post(self._platform.advisor.learn(outcome))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the controller was told; it learns it again where the run goes on."""
-        return {"told": [outcome.model_dump(mode="json") for outcome in self._told]}
+        """Return what the governor knows, and what the controller was told; it learns it again where the run goes on."""
+        governor = None if self.governor is None else self.governor.state_dict()
+        return {"governor": governor, "told": [outcome.model_dump(mode="json") for outcome in self._told]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
+        if self.governor is not None and state["governor"] is not None:
+            self.governor.load_state_dict(state["governor"])
         self._told = [Outcome(**{**outcome, "run_id": self._run_id}) for outcome in state["told"]]
         for outcome in self._told if self._team.leads else ():
             self._platform.bridge.post(self._platform.advisor.learn(outcome))

@@ -20,6 +20,7 @@ class EventKind(StrEnum):
     KEPT = "kept"
     CULLED = "culled"
     ROLLED_BACK = "rolled_back"
+    DIVERGED = "diverged"
     CANCELLED = "cancelled"
     LATE = "late"
     UNASKED = "unasked"

@@ -16,7 +16,7 @@ from esper.services.tolaria.config import GrowthConfig, check_incubation
 from esper.services.tolaria.distributed.formation import check_apart
 from esper.services.tolaria.distributed.shares import with_own_share, with_shares
 from esper.services.tolaria.engine import Engine
-from esper.services.tolaria.events import GrowthEvent
+from esper.services.tolaria.events import EventKind, GrowthEvent
 from esper.services.tolaria.handover import Handover
 from esper.services.tolaria.newborn_rate import NewbornRates
 from esper.services.tolaria.observation import Observer
@@ -81,8 +81,9 @@ class Growth:
         position.step += 1
         self.spent_steps += 1
         self._engine.observer.step(position.step, value, probe_next=self._engine.probes_next(position.step))
-        events = self._engine.between()
-        return events + self._engine.boundary() if position.step % self._every == 0 else events
+        events = self._engine.between(value)
+        undone = any(event.kind is EventKind.ROLLED_BACK for event in events)
+        return events if undone or position.step % self._every else events + self._engine.boundary()
 
     def propose(self) -> tuple[Candidate, ...]:
         """Return every graft that could be made: its price, its score, and what speaks against it now."""
@@ -143,7 +144,7 @@ class Growth:
         if apprentice is not None and apprentice.decision.decision_id == event.decision_id:
             return trials.withdraw(apprentice, why="by hand")
         undone = trials.roll_back(event, why="by hand")
-        self._engine.changed()
+        self._engine.start_anew()
         self._engine.report()
         return undone
 

@@ -19,17 +19,18 @@ from esper.kasmina.placement import placement_of
 from esper.services.tolaria.kernels import ReadyKernel
 from esper.services.tolaria.optimizer import (
     LIKE,
+    NAMES,
+    REFUSED,
     GroupState,
     Moments,
     OptimizerState,
     capture_optimizer,
+    copied,
     host_group_of,
     restore_optimizer,
 )
 
 Place: TypeAlias = tuple[str, int]
-UNFIT = ("LBFGS", "Muon", "SparseAdam")
-"""Optimizers of torch that need a closure, matrices or sparse gradients."""
 
 
 @dataclass
@@ -221,7 +222,7 @@ def _ailment(incubation: Incubation, *, look: bool) -> str | None:
 def _own_optimizer(host: Optimizer, like: int, parameters: list[nn.Parameter]) -> Optimizer:
     group = host.param_groups[like]
     kind = type(host)
-    if kind.__module__.startswith("torch.optim.") and kind.__name__ not in UNFIT:
+    if kind.__module__.startswith("torch.optim.") and kind.__name__ not in REFUSED:
         accepted = inspect.signature(kind).parameters
         return kind(parameters, **{key: value for key, value in group.items() if key in accepted and key != "params"})
     if "betas" in group:
@@ -230,9 +231,9 @@ def _own_optimizer(host: Optimizer, like: int, parameters: list[nn.Parameter]) -
 
 
 def _follow(own: Optimizer, host_group: dict[str, Any], *, alike: bool) -> None:
-    keys = host_group.keys() - {"params", LIKE} if alike else {"lr"}
+    keys = host_group.keys() - {"params", "name", LIKE, NAMES} if alike else {"lr"}
     for group in own.param_groups:
-        group.update({key: host_group[key] for key in sorted(keys)})
+        group.update({key: copied(host_group[key]) for key in sorted(keys)})
 
 
 def _move_moments(optimizer: Optimizer) -> None:

@@ -14,6 +14,7 @@ from esper.services.tolaria.newborn_rate import NewbornRate, born_at
 from esper.services.tolaria.optimizer import add_newborn, host_group_of, remove_parameters
 from esper.services.tolaria.schedules import regrouped
 from esper.services.tolaria.snapshot import Snapshot, Subject, capture, restore, withdraw
+from esper.services.tolaria.soundness import Soundness
 
 FIRST_SHARE = 1 / 16
 """Of the tolerance, for what learned apart: what follows the slot may enlarge it (six-fold on the hosts of the zoo)."""
@@ -42,6 +43,7 @@ class Surgeon:
     ) -> None:
         self.subject = subject
         self.held: OrderedDict[str, Snapshot] = OrderedDict()
+        self.soundness = Soundness(subject)
         self._limit = snapshots_held
         self._tolerance, self._rate = tolerance, rate
 
@@ -73,6 +75,8 @@ class Surgeon:
         before = capture(self.subject)
         try:
             with self.subject.team.together(f"grafting at {cut.slot}"):
+                if (fault := self.soundness.fault()) is not None:
+                    raise GraftFailed(f"{fault} is not finite", why="a state that is not sound is never held")
                 if apprentice is None:
                     newborn = self._joined(cut, data, kernel_id, blueprint, seen)
                 else:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -18,21 +18,14 @@ from esper.services.tolaria.acceptance import Judgement, judge, placebo
 from esper.services.tolaria.budget import count_params
 from esper.services.tolaria.config import GrowthConfig, OnCull
 from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
+from esper.services.tolaria.held import Book, Held
 from esper.services.tolaria.incubator import Apprentice, Incubator
 from esper.services.tolaria.kernels import ReadyKernel
 from esper.services.tolaria.record import Position, Trial
-from esper.services.tolaria.snapshot import Snapshot, Subject
+from esper.services.tolaria.snapshot import Subject, capture, restore
 from esper.services.tolaria.surgery import Cut, Surgeon
 
 RESTING = (SeedState.LOCKED, SeedState.EMBARGOED)
-
-
-@dataclass(frozen=True)
-class Book:
-    """Where the run stood before a join; kept beside the snapshot of the training."""
-
-    position: Position
-    seeds: tuple[Seed, ...]
 
 
 class Trials:
@@ -56,7 +49,7 @@ class Trials:
         self.host_params, self.inherited_params = counted.host, counted.grafts
         self.incubator = incubator
         self._config, self._events, self._run_id = config, events, run_id
-        self._model = subject.model
+        self._subject, self._model = subject, subject.model
         self._placement: Placement = placement_of(subject.model)
         self._surgeon = Surgeon(
             subject,
@@ -211,8 +204,6 @@ class Trials:
         now = self.position.history[-1].validation
         if self.position.open_trials:
             self.position.tried()
-        if not math.isfinite(now) and (undone := self._undo_overflow()):
-            return undone
         events: list[GrowthEvent] = []
         for trial in self.position.open_trials:
             if trial.key in self.position.trials:
@@ -225,7 +216,7 @@ class Trials:
         Raises:
             NotFound: If the state before that join is not held any more.
         """
-        key = event.decision_id
+        key, now = event.decision_id, self.position.step
         book = self._books.get(key)
         if book is None or not self._surgeon.roll_back(key):
             raise NotFound(
@@ -241,7 +232,36 @@ class Trials:
         self._reopen(book, keep=seed)
         for trial in undone:
             self._report(trial, Verdict.ROLLED_BACK, None)
+        why += self._data_note(now - self.position.step)
         return self._events.append(replace(_of(event, EventKind.ROLLED_BACK, self.position.step), why=why, kept=False))
+
+    def holds(self, key: str) -> bool:
+        """Tell whether the state before a join is held."""
+        return key in self._books
+
+    def hold(self) -> Held:
+        """Return the whole state now."""
+        return Held(capture(self._subject), self._book(), self.topology_version)
+
+    def fits(self, held: Held) -> bool:
+        """Tell whether nothing has joined or left since a state was held."""
+        return held.topology_version == self.topology_version
+
+    def put_back(self, held: Held, *, why: str) -> GrowthEvent:
+        """Put back a state since which nothing has joined or left; every graft stays."""
+        now = self.position.step
+        restore(self._subject, held.training)
+        self._reopen(held.book)
+        why += f"; the state of step {self.position.step} was put back" + self._data_note(now - self.position.step)
+        return self._events.append(GrowthEvent(step=self.position.step, kind=EventKind.ROLLED_BACK, why=why))
+
+    def _data_note(self, steps: int) -> str:
+        """Say what becomes of the batches since the state that was put back."""
+        if not steps:
+            return ""
+        if any(_is_loader(other) for other in self._subject.others):
+            return f"; the loader in state= goes back with it, by the batches of {steps} steps"
+        return f"; the batches of {steps} steps are not repeated, as no loader is in state="
 
     def state_dict(self) -> dict[str, Any]:
         """Return the book and the states that are held."""
@@ -250,14 +270,7 @@ class Trials:
             "topology_version": self.topology_version,
             "seeds": [seed.to_dict() for seed in self._placement.seeds.values()],
             "embargoes": [[slot, index, until] for (slot, index), until in self._embargoes.items()],
-            "held": {
-                key: {
-                    "training": snapshot.to_dict(),
-                    "position": self._books[key].position.to_dict(),
-                    "seeds": [seed.to_dict() for seed in self._books[key].seeds],
-                }
-                for key, snapshot in self._surgeon.held.items()
-            },
+            "held": {key: Held(snapshot, self._books[key]).to_dict() for key, snapshot in self._surgeon.held.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -268,10 +281,9 @@ class Trials:
         self._embargoes = {(slot, index): until for slot, index, until in state["embargoes"]}
         self._surgeon.held.clear()
         self._books = {}
-        for key, held in state["held"].items():
-            self._surgeon.held[key] = Snapshot.from_dict(held["training"])
-            seeds = tuple(Seed.from_dict(seed) for seed in held["seeds"])
-            self._books[key] = Book(Position.from_dict(held["position"]), seeds)
+        for key, saved in state["held"].items():
+            held = Held.from_dict(saved)
+            self._surgeon.held[key], self._books[key] = held.training, held.book
 
     # -- joining -----------------------------------------------------------------------------------------------------
 
@@ -348,11 +360,6 @@ class Trials:
         after = "the state before the join was restored" if restored else "training goes on without it"
         return self._verdict(trial, EventKind.CULLED, found, f"{found.why}; {after}")
 
-    def _undo_overflow(self) -> list[GrowthEvent]:
-        """Roll back the newest open graft when the held-out loss is not finite."""
-        trials = [trial for trial in self.position.open_trials if trial.key in self._books]
-        return [self.roll_back(trials[-1].event, why="the held-out loss is not finite")] if trials else []
-
     def _verdict(self, trial: Trial, kind: EventKind, found: Judgement, why: str) -> GrowthEvent:
         event = _of(trial.event, kind, self.position.step)
         kept = kind is EventKind.KEPT
@@ -390,13 +397,13 @@ class Trials:
     def _book(self) -> Book:
         return Book(self.position.copy(), tuple(copy.deepcopy(list(self._placement.seeds.values()))))
 
-    def _reopen(self, book: Book, *, keep: Seed) -> None:
+    def _reopen(self, book: Book, *, keep: Seed | None = None) -> None:
         """Take the position and seeds of a book; the locks and the embargoes that came since stay."""
         rewound = self.position.boundary - book.position.boundary
         self.position = book.position.copy()
         resting = [seed for seed in self._placement.seeds.values() if seed.state in RESTING]
         self._embargoes = {place: until - rewound for place, until in self._embargoes.items()}
-        self._set_seeds([*copy.deepcopy(list(book.seeds)), *resting, keep])
+        self._set_seeds([*copy.deepcopy(list(book.seeds)), *resting, *([] if keep is None else [keep])])
         self._books = {key: self._books[key] for key in self._surgeon.held}
         self._drop_ended()
         self._topology_changed()
@@ -436,3 +443,7 @@ class Trials:
 def _of(event: GrowthEvent, kind: EventKind, step: int) -> GrowthEvent:
     """Return a new event about the same graft."""
     return replace(event, kind=kind, step=step, event_id=new_id("event"), evidence=())
+
+
+def _is_loader(other: object) -> bool:
+    return any(hasattr(other, name) for name in ("__iter__", "__next__", "next"))
