@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from esper.services.tolaria.checkpoint import CheckpointManager as CheckpointManager
+    from esper.services.tolaria.trainer.averaging import Averaging as Averaging
     from esper.services.tolaria.trainer.clipping import Clipping as Clipping
     from esper.services.tolaria.trainer.config import TrainerConfig as TrainerConfig
     from esper.services.tolaria.trainer.keeping import Checkpoints as Checkpoints
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from esper.services.tolaria.trainer.validation import Validation as Validation
 
 _HOME = {
+    "Averaging": f"{__name__}.averaging",
     "CheckpointManager": "esper.services.tolaria.checkpoint",
     "Checkpoints": f"{__name__}.keeping",
     "Clipping": f"{__name__}.clipping",

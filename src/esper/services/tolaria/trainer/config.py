@@ -8,6 +8,7 @@ from typing import Any
 from esper.errors import ConfigError
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.consultation import Decides
+from esper.services.tolaria.trainer.averaging import Averaging
 from esper.services.tolaria.trainer.choices import check, check_name_or_function, chosen
 from esper.services.tolaria.trainer.clipping import Clipping
 from esper.services.tolaria.trainer.keeping import Checkpoints
@@ -44,6 +45,7 @@ class TrainerConfig:
         precision: ``float32``; ``bfloat16`` or ``float16`` for autocast, the latter with a gradient scaler.
         accumulate: Batches whose gradients make one optimizer step; at the end of a pass, those that are left.
         clipping: Limits on gradients.
+        averaging: Exponential average of the weights, which validations then measure; or None.
         device: ``auto``, or a name such as ``cuda:1``.
         seed: Of the split, the order of the data, and the global generators during the run.
         deterministic: Whether torch uses deterministic algorithms only during the run.
@@ -78,6 +80,7 @@ class TrainerConfig:
     precision: str = "float32"
     accumulate: int = 1
     clipping: Clipping = field(default_factory=Clipping)
+    averaging: Averaging | None = None
     device: str = "auto"
     seed: int = 0
     deterministic: bool = False

@@ -1,12 +1,12 @@
 """The loop: step, validate, stop; where it stands can be saved after any step."""
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from esper.services.tolaria.observation import TrainingLoss
 from esper.services.tolaria.trainer.batches import moved
@@ -42,7 +42,7 @@ class Work:
         loggers: Take metrics and events.
         progress: Shows where the run stands.
         steps: Planned optimizer steps.
-        seen: Called with the batches of each optimizer step, before growth learns of the step.
+        average: Of the weights, or None.
         keeper: Writes checkpoints, or None.
     """
 
@@ -54,7 +54,7 @@ class Work:
     loggers: Loggers
     progress: Progress
     steps: int
-    seen: tuple[Callable[[list[Any]], None], ...] = ()
+    average: AveragedModel | None = None
     keeper: "Keeper | None" = None
 
 
@@ -123,8 +123,7 @@ class Loop:
         work = self._work
         batches = self._batches()
         self._learn(work.stepper.step(batches))
-        for act in work.seen:
-            act(batches)
+        self._average()
         self.record.epoch_over = work.feed.position >= len(work.feed)
         for event in work.growth.step(self._loss):
             work.loggers.event(event)
@@ -174,6 +173,11 @@ class Loop:
         (total, count), (recent, recent_count) = state["sums"]
         self._epoch, self._recent = TrainingLoss(total, count), TrainingLoss(recent, recent_count)
 
+    def _average(self) -> None:
+        work, when = self._work, self._config.averaging
+        if work.average is not None and when is not None and (work.growth.planned_step + 1) % when.every == 0:
+            work.average.update_parameters(work.stepper.model)
+
     def _kept(self) -> None:
         if self._work.keeper is not None:
             self._work.keeper.last_of_all(self)
@@ -202,7 +206,7 @@ class Loop:
         """Measure the metrics now; True where the monitored one is the best so far."""
         work, monitor = self._work, self._config.validation.monitor
         step = work.growth.planned_step
-        values = work.validator.metrics(work.stepper.model)
+        values = work.validator.metrics(work.stepper.model if work.average is None else work.average.module)
         self.record.validations.append(Measured(step, values))
         better = self.best.take(values[monitor], step)
         schedule = work.stepper.schedule

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import nn
+
 from esper.services.tolaria.events import GrowthEvent
 
 
@@ -39,6 +41,7 @@ class TrainingReport:
         skipped_steps: Optimizer steps that the gradient scaler left out.
         log_failures: How often each logger failed.
         checkpoint_failures: Checkpoints that could not be written.
+        average: The model with averaged weights, or None.
     """
 
     losses: tuple[float, ...]
@@ -55,3 +58,4 @@ class TrainingReport:
     skipped_steps: int = 0
     log_failures: Mapping[str, int] = field(default_factory=dict)
     checkpoint_failures: int = 0
+    average: nn.Module | None = None

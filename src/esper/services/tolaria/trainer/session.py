@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from esper.kasmina import MorphableModel, wrap
 from esper.kasmina.quiet import preserved_rng
@@ -50,6 +51,7 @@ class Parts:
         validator: Held-out batches.
         device: Where the model is.
         steps: Planned optimizer steps.
+        average: Of the weights, or None.
     """
 
     stepper: Stepper
@@ -57,12 +59,13 @@ class Parts:
     validator: Validator
     device: torch.device
     steps: int
+    average: AveragedModel | None = None
 
     @property
     def state(self) -> tuple[Stateful, ...]:
         """What is snapshotted, rolled back and resumed beside model, optimizer and schedule."""
-        scaler = self.stepper.precision.scaler
-        return (self.feed,) if scaler is None else (self.feed, scaler)
+        others: tuple[Stateful | None, ...] = (self.feed, self.stepper.precision.scaler, self.average)
+        return tuple(other for other in others if other is not None)
 
 
 def prepare(config: TrainerConfig, model: nn.Module, dataloader: Any, held_out: Iterable[Any] | None) -> Parts:
@@ -83,8 +86,9 @@ def prepare(config: TrainerConfig, model: nn.Module, dataloader: Any, held_out: 
     objective = Objective(config.loss, config.measured, target=config.target)
     precision = Precision(PRECISIONS[config.precision], device)
     stepper = Stepper(model, optimizer, schedule_of(config, optimizer, steps), objective, precision, config.clipping)
+    average = None if config.averaging is None else config.averaging.of(model)
     most = VALIDATION_BATCHES if config.fast_dev_run else None
-    return Parts(stepper, feed, Validator(aside, objective, precision, device, most=most), device, steps)
+    return Parts(stepper, feed, Validator(aside, objective, precision, device, most=most), device, steps, average)
 
 
 def schedule_of(config: TrainerConfig, optimizer: Optimizer, steps: int) -> LRScheduler | None:
@@ -119,7 +123,7 @@ def conduct(
         progress: Progress = stack.enter_context(progress_for(config.progress, steps=parts.steps))
         keeper = None if config.checkpoints is None else _keeper(config, config.checkpoints, growth, stack)
         work = Work(
-            stepper, parts.feed, parts.validator, growth, parts.device, loggers, progress, parts.steps, keeper=keeper
+            stepper, parts.feed, parts.validator, growth, parts.device, loggers, progress, parts.steps, parts.average, keeper
         )  # fmt: skip
         loop = Loop(config, work, halt)
         if keeper is not None:
@@ -169,5 +173,6 @@ def _report(config: TrainerConfig, parts: Parts, work: Work, loop: Loop) -> Trai
         skipped_steps=parts.stepper.precision.skipped,
         log_failures=dict(work.loggers.failures),
         checkpoint=keeper.last if keeper is not None and not config.fast_dev_run else None,
+        average=None if parts.average is None else parts.average.module,
         checkpoint_failures=0 if keeper is None else keeper.failures,
     )
