@@ -157,7 +157,7 @@ def attach(
     from esper.kasmina.compiling import opened
     from esper.kasmina.quiet import preserved_rng
     from esper.services.tolaria import attachment
-    from esper.services.tolaria.distributed.formation import check_apart, formation_of
+    from esper.services.tolaria.distributed.formation import check_apart, check_sharing, formation_of
     from esper.services.tolaria.schedules import as_one
     from esper.services.tolaria.snapshot import Subject
 
@@ -177,6 +177,7 @@ def attach(
     trained = model if formation.model is opened(model) else formation.model
     model, team = opened(trained), formation.team
     check_apart(team, incubate)
+    check_sharing(team, optimizer, probe)
     attachment.check_host(model, optimizer)
     schedule = as_one(scheduler)
     attachment.check_parts(optimizer, validate, schedule)

@@ -54,13 +54,16 @@ def _start(
     scenario: str, folder: Path, place: Path, rank: int, size: int, options: dict[str, Any]
 ) -> "subprocess.Popen[str]":
     task = {"scenario": scenario, "rank": rank, "size": size, "folder": str(folder), "place": str(place), **options}
-    environment = {
-        **os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "tests.distributed.worker", json.dumps(task)],
-        cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Return what the processes of a group are started with."""
+    path = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def _ended(rank: "subprocess.Popen[str]", written: Path, said: str) -> Ended:

@@ -17,13 +17,17 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import esper
 from esper.blueprints import initial_state, pack_kernel
 from esper.contracts.adaptation import Action, AdaptationDecision, SystemStatePacket
-from esper.errors import ConfigError
+from esper.errors import ConfigError, EsperError
 from esper.ir import REGISTRY, BlueprintIR, digest_of
 from esper.kasmina import join, placement_of, plan, topology
 from esper.services.tolaria.checkpoint import CheckpointManager
@@ -89,7 +93,8 @@ class Rank:
         self.task = task
         self.host = ZOO[getattr(task, "host", "mlp")]
         self.model = esper.wrap(self.host.model(), self.host.slots, example=self.host.batch().x)
-        self.net: nn.Module = DistributedDataParallel(self.model, **ddp) if task.size > 1 else self.model
+        self.ddp = ddp
+        self.net = self.distributed() if task.size > 1 else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=200)
         self.harm = ""
@@ -99,6 +104,9 @@ class Rank:
         if task.size > 1:
             dist.barrier()
         self.root = root
+
+    def distributed(self) -> nn.Module:
+        return DistributedDataParallel(self.model, **self.ddp)
 
     @property
     def slots(self) -> list[str]:
@@ -426,6 +434,96 @@ def restarted(task: SimpleNamespace) -> Any:
     with growth:
         growth.load_state_dict(CheckpointManager(Path(task.folder) / "saved").load("latest"))
         return {"after": _train(rank, noise, growth, range(26, 61)), "events": shortened(growth)}
+
+
+class Sharded(Rank):
+    """The same training on parameters of which each rank holds a share."""
+
+    def distributed(self) -> nn.Module:
+        mesh = init_device_mesh("cpu", (self.task.size,))
+        for slot in self.slots:
+            fully_shard(self.model.get_submodule(slot), mesh=mesh)
+        return fully_shard(self.model, mesh=mesh)
+
+
+def whole(model: nn.Module) -> dict[str, list[float]]:
+    """Return every parameter, gathered from all ranks."""
+    return {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().flatten().tolist()
+        for name, p in model.named_parameters()
+    }
+
+
+@scenario
+def sharded(task: SimpleNamespace) -> Any:
+    """Grafts by a controller and by hand, a cull, a rollback and a resume, under FSDP2."""
+    rank = Sharded(task) if task.size > 1 else Rank(task)
+    first, second = rank.slots[:2]
+    rank.harm = first
+    growth = rank.attach(controller=Scripted({4: (first, task.blueprint)}), steps=120)
+    found: dict[str, Any] = {"losses": []}
+    with growth:
+        for step in range(1, 121):
+            if step == 75:
+                before, whole_before = growth.digest(), whole(rank.model)
+                undo = growth.graft(second, task.blueprint)
+                placed = {type(p).__name__ for n, p in rank.model.named_parameters() if "esper_grafts" in n}
+            if step == 85:
+                growth.rollback(undo)
+                found["undone"] = growth.digest() == before and whole(rank.model) == whole_before
+                growth.unlock(second)
+            if step == 95:
+                growth.graft(second, task.blueprint)
+            if step == 105:
+                state = growth.state_dict()
+                CheckpointManager(Path(task.place) / f"saved{task.rank}").save(state, step=step)
+                at = growth.digest()
+            found["losses"].append(rank.step(step, growth))
+        end = growth.digest()
+        growth.load_state_dict(CheckpointManager(Path(task.place) / f"saved{task.rank}").load("latest"))
+        found["loaded"] = growth.digest() == at
+        for step in range(105, 121):
+            rank.step(step, growth)
+        found["resumed"] = growth.digest() == end
+        found |= {"events": shortened(growth), "parameters": whole(rank.model), "placed": sorted(placed)}
+        found["validation"] = [p.validation for p in growth._engine.trials.position.history]
+    return found
+
+
+def code_of(act: Callable[[], Any]) -> str:
+    """Return the code of the error that something ends with."""
+    try:
+        act()
+    except EsperError as error:
+        return error.code
+    return ""
+
+
+@scenario
+def refused(task: SimpleNamespace) -> Any:
+    """Everything that is refused, with its code."""
+    rank = Rank(task)
+    net, optimizer, validate = rank.net, rank.optimizer, rank.validate
+    found: dict[str, Any] = {"wrapped": code_of(lambda: esper.wrap(net))}
+    rank.net = rank.model
+    found["bare"] = code_of(rank.attach)
+    rank.net = net
+    found["incubate"] = code_of(lambda: rank.attach(incubate=5))
+    rank.optimizer = ZeroRedundancyOptimizer(rank.model.parameters(), torch.optim.SGD, lr=0.1)
+    found["zero"] = code_of(rank.attach)
+    rank.optimizer = optimizer
+    with rank.attach(controller=Scripted({})) as growth:
+        found["load_kernel"] = code_of(lambda: asyncio.run(rank.model.load_kernel(rank.slots[0], 0, "sha256:0")))
+        found["no such blueprint"] = code_of(lambda: growth.graft(rank.slots[0], "nonsense"))
+        state = growth.state_dict()
+        found["fewer ranks"] = code_of(lambda: growth.load_state_dict({**state, "ranks": 3}))
+        rank.validate = lambda model: validate(model).mean() if task.rank == 1 else validate(model)
+        growth._engine.observer.held_out._validate = rank.validate
+        seen = code_of(lambda: growth.graft(rank.slots[0], "mlp_adapter"))
+        found["bad validate"] = sorted([code.decode() for code in growth._subject.team.gather_bytes(seen.encode())])[
+            ::-1
+        ]
+    return found
 
 
 def main() -> None:

@@ -221,6 +221,8 @@ def _attach(
     module = place.module
     _check_free(place, seed_idx)
     like = _like_host(kernel, module, model)
+    if (distribute := placement_of(model).distribute) is not None:
+        distribute(kernel, place)
     strength = torch.full((), alpha, dtype=like.dtype, device=like.device)
     graft = Graft(kernel, strength, kernel_id=kernel_id, blueprint=blueprint)
     graft.train(module.training)

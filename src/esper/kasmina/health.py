@@ -2,9 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 from esper.contracts.health import HealthSignal
 from esper.detect.health import PlaceHistory
 from esper.kasmina.placement import placement_of
+from esper.kasmina.shares import local
+
+Norms: TypeAlias = Callable[[list[float]], list[float]]
 
 
 class HealthMeter:
@@ -34,9 +37,18 @@ class HealthMeter:
         """Measure on the next optimizer step."""
         self._armed = True
 
-    def read(self, *, run_id: str, step: int) -> list[HealthSignal]:
-        """Return one signal per slot of what was measured last; the only place that synchronises."""
-        measured, self._measured = self._measured, {}
+    def read(self, *, run_id: str, step: int, whole: Norms | None = None) -> list[HealthSignal]:
+        """Return one signal per slot of what was measured last; the only place that synchronises.
+
+        Args:
+            run_id: Names the run.
+            step: Of the boundary.
+            whole: Makes norms over what all ranks hold of norms over what this one holds, where each has a share.
+        """
+        taken, self._measured = self._measured, {}
+        flat = [float(value) for values in taken.values() for value in values.values()]
+        norms = iter(flat if whole is None else whole(flat))
+        measured = {slot: {name: next(norms) for name in values} for slot, values in taken.items()}
         now = datetime.now(UTC)
         return [
             _signal(slot, values, self._histories[slot], run_id=run_id, step=step, now=now)
@@ -75,7 +87,7 @@ class HealthMeter:
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
     """Return the Euclidean norm over all tensors, of whatever types and devices they are."""
-    norms = torch._foreach_norm(list(tensors))
+    norms = torch._foreach_norm([local(tensor) for tensor in tensors])
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]))
     return total
 
@@ -86,9 +98,9 @@ def _dense(gradient: Tensor) -> Tensor:
 
 
 def _signal(
-    slot: str, values: dict[str, Tensor], history: PlaceHistory, *, run_id: str, step: int, now: datetime
+    slot: str, values: dict[str, float], history: PlaceHistory, *, run_id: str, step: int, now: datetime
 ) -> HealthSignal:
-    metrics = {name: float(value) for name, value in values.items()}
+    metrics = dict(values)
     metrics["grad_to_weight"] = metrics["grad_norm"] / metrics["weight_norm"] if metrics["weight_norm"] else 0.0
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     nonfinite = tuple(sorted(metrics.keys() - finite.keys()))

@@ -1,6 +1,6 @@
 """Slots of a wrapped model: where something may grow, and what lives there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -94,6 +94,7 @@ class Placement:
         ready: Whether shapes are known.
         library: Where ``load_kernel`` reads.
         grower: The run that is attached, or None.
+        distribute: Spreads a kernel over the ranks before it joins, where the host is spread so; or None.
     """
 
     wanted: "str | Slot | type[nn.Module] | Sequence[str | type[nn.Module] | Slot]"
@@ -103,6 +104,7 @@ class Placement:
     ready: bool = False
     library: Library | None = None
     grower: Grower | None = None
+    distribute: "Callable[[nn.Module, Place], None] | None" = None
 
     def place(self, name: str) -> Place:
         """Return a slot.
@@ -118,8 +120,8 @@ class Placement:
         return self.slots[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles have neither the run nor the library of the original."""
-        return {**self.__dict__, "library": None, "grower": None}
+        """Copies and pickles have neither run, library nor ranks of the original."""
+        return {**self.__dict__, "library": None, "grower": None, "distribute": None}
 
 
 def placement_of(model: nn.Module) -> Placement:

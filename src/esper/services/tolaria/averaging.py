@@ -7,6 +7,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.shares import local
+
 
 class AverageState(TypedDict):
     """What a mean over weights holds."""
@@ -68,7 +70,7 @@ class AveragedWeights:
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {name: parameter.data for name, parameter in model.named_parameters()}
+    named: dict[str, Tensor] = {n: local(parameter.data) for n, parameter in model.named_parameters()}
     named.update((name, buffer) for name, buffer in model.named_buffers() if buffer.is_floating_point())
     return named
 

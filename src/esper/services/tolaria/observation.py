@@ -11,7 +11,8 @@ from esper.contracts.health import HealthSignal
 from esper.kasmina import BottleneckProbe, HealthMeter, placement_of
 from esper.services.tolaria.averaging import AveragedWeights
 from esper.services.tolaria.config import GrowthConfig
-from esper.services.tolaria.distributed.agreement import agreed_losses, agreed_window, synchronise_buffers
+from esper.services.tolaria.distributed.agreement import agreed_losses, agreed_window, synchronise_buffers, whole_norms
+from esper.services.tolaria.distributed.sharding import settled
 from esper.services.tolaria.held_out import HeldOut, Measurement, Validate
 from esper.services.tolaria.probing import Probe, probe_bottlenecks
 from esper.services.tolaria.regions import CompiledRegions, EagerStep
@@ -123,12 +124,13 @@ class Observer:
         measured = self.measure(topology_version=topology_version, capture=capture)
         self.average.reset()
         point = LossPoint(step=step, train=train, validation=measured.mean)
-        return Observation(point, measured, scores, tuple(self._health.read(run_id=self._run_id, step=step)))
+        health = self._health.read(run_id=self._run_id, step=step, whole=whole_norms(self._team))
+        return Observation(point, measured, scores, tuple(health))
 
     def measure(self, *, topology_version: int, capture: nn.Module | None) -> Measurement:
         """Measure the held-out losses of the averaged weights now, the mean of every process's."""
         synchronise_buffers(self._team, self._model)
-        with self.average.applied():
+        with settled(self._team, self._model), self.average.applied():
             synchronise_buffers(self._team, self._model)
             with self._team.together("validating"):
                 measured = self.held_out.measure(topology_version=topology_version, capture=capture)

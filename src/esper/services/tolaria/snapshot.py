@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from esper.kasmina import GraftEntry, restore_topology, topology
 from esper.kasmina.quiet import RandomState, capture_rng, restore_rng
+from esper.kasmina.shares import local
+from esper.services.tolaria.distributed.sharding import reshard, shares_like
 from esper.services.tolaria.distributed.team import Team
 from esper.services.tolaria.optimizer import (
     GroupState,
@@ -96,9 +98,9 @@ class Snapshot:
         """Return plain containers, numbers, strings and tensors only, so that nothing needs unpickling."""
         return {
             "entries": [asdict(entry) for entry in self.entries],
-            "tensors": dict(self.tensors),
+            "tensors": {name: local(tensor) for name, tensor in self.tensors.items()},
             "groups": [{"options": group.options, "names": list(group.names)} for group in self.optimizer.groups],
-            "moments": self.optimizer.moments,
+            "moments": {name: _plain(moments) for name, moments in self.optimizer.moments.items()},
             "extras": self.optimizer.extras,
             "schedule": self.schedule,
             "others": list(self.others),
@@ -121,6 +123,7 @@ class Snapshot:
 
 def capture(subject: Subject) -> Snapshot:
     """Return a copy of the whole training state; the training is left as it was."""
+    _settle(subject)
     return Snapshot(
         entries=topology(subject.model),
         tensors={name: _copy(tensor) for name, tensor in _tensors(subject).items()},
@@ -144,8 +147,10 @@ def restore(subject: Subject, snapshot: Snapshot, *, keep_schedule: bool = False
     subject.follow()
     _load(subject, snapshot.tensors)
     named = name_parameters(subject.model, subject.optimizer)
+    moments = {name: shares_like(named[name], state) for name, state in snapshot.optimizer.moments.items()}
+    saved = replace(snapshot.optimizer, moments=moments)
     with regrouped(subject.schedule, subject.optimizer):
-        restore_optimizer(subject.optimizer, snapshot.optimizer, named, keep_options=keep_schedule)
+        restore_optimizer(subject.optimizer, saved, named, keep_options=keep_schedule)
     if not keep_schedule:
         restore_schedule(subject.schedule, snapshot.schedule)
     for other, state in zip(subject.others, snapshot.others, strict=True):
@@ -170,6 +175,7 @@ def withdraw(subject: Subject, before: Snapshot) -> None:
 
 def digest(subject: Subject) -> str:
     """Return one SHA-256 over every parameter, buffer and optimizer moment, by name: equal states, equal digests."""
+    _settle(subject)
     named = name_parameters(subject.model, subject.optimizer)
     moments = capture_optimizer(subject.optimizer, named).moments
     tensors = {f"model.{name}": tensor for name, tensor in _tensors(subject).items()}
@@ -178,13 +184,23 @@ def digest(subject: Subject) -> str:
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        total.update(local(tensors[name].detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"sha256:{total.hexdigest()}"
 
 
 def _tensors(subject: Subject) -> dict[str, Tensor]:
     """Return every parameter, those that only the optimizer knows included, and every buffer."""
     return {**name_parameters(subject.model, subject.optimizer), **dict(subject.model.named_buffers())}
+
+
+def _settle(subject: Subject) -> None:
+    """Let a sharded model have its shares, whatever ran last."""
+    if subject.team.sharded:
+        reshard(subject.model)
+
+
+def _plain(moments: dict[str, Any]) -> dict[str, Any]:
+    return {key: local(value) if isinstance(value, Tensor) else value for key, value in moments.items()}
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -196,8 +212,8 @@ def _load(subject: Subject, tensors: dict[str, Tensor]) -> None:
     present = _tensors(subject)
     for name, saved in tensors.items():
         now = present.get(name)
-        if now is not None and now.shape == saved.shape:
-            now.copy_(saved)
+        if now is not None and local(now).shape == local(saved).shape:
+            local(now).copy_(local(saved))
         else:  # a buffer that the forward pass replaced by one of another shape, such as a cache
             owner, _, leaf = name.rpartition(".")
             subject.model.get_submodule(owner)._buffers[leaf] = _copy(saved)

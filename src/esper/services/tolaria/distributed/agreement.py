@@ -1,7 +1,8 @@
 """What every rank measured on its own share of the data, as one number for all."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,6 +34,15 @@ def agreed_window(
     sums = [sum(row[place] for row in rows) for place in range(len(own))]
     means = [sums[at] / sums[at + 1] if sums[at + 1] else None for at in range(0, len(sums), 2)]
     return means[0], {slot: mean for slot, mean in zip(slots, means[1:], strict=True) if mean is not None}
+
+
+def whole_norms(team: Team) -> Callable[[list[float]], list[float]] | None:
+    """Return what makes norms over all ranks' shares of norms over this one's; None where each rank holds everything."""
+    if not team.sharded:
+        return None
+    return lambda norms: [
+        math.sqrt(sum(norm * norm for norm in column)) for column in zip(*team.gather(norms), strict=True)
+    ]
 
 
 def synchronise_buffers(team: Team, model: nn.Module) -> None:

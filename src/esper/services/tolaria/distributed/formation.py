@@ -6,9 +6,12 @@ from typing import cast
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
 
 from esper.errors import ConfigError
+from esper.kasmina import placement_of
 from esper.services.tolaria.distributed.reducer import reducer_of
+from esper.services.tolaria.distributed.sharding import Sharder, is_sharded
 from esper.services.tolaria.distributed.team import Processes, Team
 from esper.services.tolaria.snapshot import Follower
 
@@ -25,6 +28,10 @@ class Formation:
 
     def followers(self) -> tuple[Follower, ...]:
         """Return what has to fit the model's topology."""
+        if self.team.sharded:
+            sharder = Sharder(self.model)
+            placement_of(self.model).distribute = sharder.shard
+            return (sharder,)
         return () if self.ddp is None or self.team.size == 1 else (reducer_of(self.ddp),)
 
     model: nn.Module
@@ -50,6 +57,8 @@ def formation_of(model: nn.Module) -> Formation:
         alone = dist.get_world_size(group) == 1
         team = Team() if alone else Processes(group, buffers_follow=bool(model.broadcast_buffers))
         return Formation(cast(nn.Module, model.module), team, model)
+    if is_sharded(model):
+        return Formation(model, Processes(sharded=True))
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise ConfigError(
             "the model is not distributed, and other processes train beside this one",
@@ -72,4 +81,27 @@ def check_apart(team: Team, incubate: int) -> None:
             why="a kernel that learns apart would become another one on every rank",
             todo="leave incubate out; a graft is neutral when it joins",
             code="ESP-2145",
+        )
+
+
+def check_sharing(team: Team, optimizer: Optimizer, probe: object) -> None:
+    """Refuse what cannot follow growth on several ranks.
+
+    Raises:
+        ConfigError: If each rank holds only its share of the optimizer's state, or a probe would run on sharded parameters.
+    """
+    if any(cls.__name__ == "ZeroRedundancyOptimizer" for cls in type(optimizer).__mro__):
+        raise ConfigError(
+            "the optimizer is a ZeroRedundancyOptimizer",
+            why="it can take parameters in and has no way to let one go, so that no graft could be undone; and its moments "
+            "lie on the ranks that own them",
+            todo="use the optimizer itself under DistributedDataParallel, or fully_shard the model, which shards its state too",
+            code="ESP-2147",
+        )
+    if team.sharded and probe is not None:
+        raise ConfigError(
+            "probe= was given for a sharded model",
+            why="fully_shard gathers parameters for backward(), and a probe takes gradients without accumulating them",
+            todo="leave probe out; the bottleneck is measured on the step before a boundary",
+            code="ESP-2148",
         )
