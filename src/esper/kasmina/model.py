@@ -1,6 +1,5 @@
 """The role of a wrapped model: it loads kernels by name, and describes itself."""
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -79,16 +78,19 @@ class ObservingModel(MorphableModel):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, and learn the shapes of its slots on the way; eagerly, also where it was compiled."""
+        cls: Any = type(self)
+        if not issubclass(cls, ObservingModel):  # torch.compile(model) keeps this method when the role is gone
+            return cls.__call__(self, *args, **kwargs)
         if "_is_replica" in vars(self):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         if torch.compiler.is_compiling():
-            return _uncompiled(super().__call__, self, args, kwargs)  # type: ignore[misc]
-        return _first_call(super().__call__, self, args, kwargs)  # type: ignore[misc]
+            return _uncompiled(self, args, kwargs)
+        return _first_call(self, args, kwargs)
 
 
-def _first_call(call: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _first_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     with eager(), watched(model) as record:
-        output = call(*args, **kwargs)
+        output = super(ObservingModel, model).__call__(*args, **kwargs)
         note_final(record, output)
         settle(model, placement_of(model), record)
     take_role(model, MorphableModel)

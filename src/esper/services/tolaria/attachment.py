@@ -6,7 +6,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -287,14 +287,7 @@ def start_growth(
     """Build a run on a started platform; ``whole`` is what ``torch.compile(model)`` returned, where that is trained."""
     regions = CompiledRegions(subject.model, whole, platform.bridge.watched)
     subject = replace(subject, followers=(*subject.followers, regions))
-    if whole is not None:
-        validate, probe = _on(whole, validate), None if probe is None else _on(whole, probe)
     run_id = folder.run_id
     shelf = KernelShelf(platform.bridge, platform.library, platform.bus, registry or REGISTRY, run_id=run_id)
     observer = Observer(subject, validate, config, run_id=run_id, regions=regions, probe=probe)
     return Growth(subject, Parts(platform, shelf, folder), observer, budget, config)
-
-
-def _on(whole: nn.Module, measure: Callable[[nn.Module], Tensor]) -> Callable[[nn.Module], Tensor]:
-    """Return a measurement that runs what the caller trains with."""
-    return lambda _: measure(whole)
