@@ -161,6 +161,17 @@ class Consultation:
             return None
         return self.scheduled.decision
 
+    def due_next(self, boundary: int) -> bool:
+        """Tell whether the decision for a boundary is known already, the answer that has come but was not taken included."""
+        if self.scheduled is not None:
+            return boundary >= self.scheduled.boundary
+        answer = self._answer
+        if answer is None or not answer.done() or answer.cancelled() or answer.exception() is not None:
+            return False
+        decision = answer.result()
+        joins = self._next if decision.boundary is None else decision.boundary
+        return decision.action is Action.LOAD_KERNEL and boundary >= joins
+
     def lateness(self, boundary: int) -> int:
         """Return by how many boundaries the scheduled decision is late."""
         return 0 if self.scheduled is None else boundary - self.scheduled.boundary

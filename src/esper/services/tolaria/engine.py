@@ -194,6 +194,14 @@ class Engine:
         over = config.steps is not None and step >= config.steps
         return (step + 1) % config.every == 0 and not over and bool(self._parts.shelf.offers)
 
+    @property
+    def graft_due(self) -> bool:
+        """Whether a decision is known that is carried out at the end of the next step."""
+        position = self.trials.position
+        if (position.step + 1) % self._config.every or self.ended:
+            return False
+        return self.consultation.due_next(position.boundary + 1)
+
     def changed(self) -> None:
         """The model is another one now: what was decided before is void, and the mean of its weights begins anew."""
         self.consultation.void()

@@ -1,8 +1,9 @@
 """What happened while a model grew: the event log, append-only, never restored by a rollback."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from esper.contracts.adaptation import Reason
 from esper.contracts.ids import new_id
+from esper.kasmina.quiet import preserved_rng
 
 
 class EventKind(StrEnum):
@@ -94,6 +96,7 @@ class EventLog:
     def __init__(self, path: Path | None, watched: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self._path, self._watched = path, watched
         self._events: list[GrowthEvent] = []
+        self._waiting: list[str] = []
 
     def __iter__(self) -> Iterator[GrowthEvent]:
         return iter(self._events)
@@ -105,13 +108,38 @@ class EventLog:
         return self._events[index]
 
     def append(self, event: GrowthEvent) -> GrowthEvent:
-        """Add an event; it is on the file when this returns."""
+        """Add an event; it is on the file when this returns, or, where the disk fails, with the next one that can be written."""
         self._events.append(event)
-        if self._path is None:
-            return event
-        with self._watched(), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event.to_json(), separators=(",", ":")) + "\n")
+        if self._path is not None:
+            self._waiting.append(json.dumps(event.to_json(), separators=(",", ":")) + "\n")
+            with self._watched():
+                self._write(self._path)
         return event
+
+    @property
+    def unwritten(self) -> int:
+        """Events that are not on the file, because the disk fails."""
+        return len(self._waiting)
+
+    def _write(self, path: Path) -> None:
+        size = 0
+        try:
+            size = path.stat().st_size if path.exists() else 0
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._waiting))
+            self._waiting = []
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(path, size)  # half a line would spoil the next
+            self._warn(path, error)
+
+    def _warn(self, path: Path, error: OSError) -> None:
+        with preserved_rng():  # what the log imports may draw, as rich does
+            from esper.telemetry.logs import get_logger
+
+        get_logger("tolaria.events").warning(
+            "event_not_written", path=str(path), why=str(error), waiting=self.unwritten
+        )
 
     def extend(self, events: list[GrowthEvent]) -> None:
         """Add events of an earlier part of the run; those that are here already are passed over."""

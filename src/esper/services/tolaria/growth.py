@@ -21,7 +21,7 @@ from esper.services.tolaria.handover import Handover
 from esper.services.tolaria.newborn_rate import NewbornRates
 from esper.services.tolaria.observation import Observer
 from esper.services.tolaria.platform import Parts
-from esper.services.tolaria.resuming import STATE_VERSION, check_fit, described
+from esper.services.tolaria.resuming import STATE_VERSION, check_fit, described, not_taken
 from esper.services.tolaria.snapshot import Snapshot, Subject, capture, digest, restore
 
 
@@ -170,8 +170,12 @@ class Growth:
 
         Of several processes each calls it; what one of them returns serves all, unless their parameters are sharded.
         """
+        return with_shares(self._subject.team, self._own_state())
+
+    def _own_state(self) -> dict[str, Any]:
+        """Return the state of this process."""
         self._engine.consultation.settle()
-        state = {
+        return {
             "version": STATE_VERSION,
             "subject": described(self._subject),
             "spent_steps": self.spent_steps,
@@ -182,7 +186,6 @@ class Growth:
             "engine": self._engine.state_dict(),
             "events": [event.to_json() for event in self.events],
         }
-        return with_shares(self._subject.team, state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``: topology first, then every value, to the bit.
@@ -191,23 +194,35 @@ class Growth:
             state: Of a run with the same host, optimizer, schedule and ``state=``.
 
         Raises:
-            ConfigError: If it was written by a version that this one does not know, or belongs to another training.
+            ConfigError: If it was written by a version that this one does not know, belongs to another training, or is
+                damaged; the training is left as it was.
         """
         check_fit(self._subject, state)
-        state = with_own_share(self._subject.team, state)
+        before = self._own_state()
+        try:
+            self._take(with_own_share(self._subject.team, state))
+        except BaseException as error:
+            self._take(before)
+            if isinstance(error, (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)):
+                raise not_taken(error) from error
+            raise
         engine = self._engine
+        if (scheduled := engine.consultation.scheduled) is not None:
+            engine.fetch(scheduled.decision)  # the run that was saved had it
+        if engine.probes_next(engine.trials.position.step):
+            engine.observer.arm()
+        engine.write_manifest()
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """Put everything to ``state``; what happened is added to the log last, as it is never taken back."""
+        engine, events = self._engine, [GrowthEvent.from_json(event) for event in state["events"]]
         restore(self._subject, Snapshot.from_dict(state["training"]))
         engine.trials.load_state_dict(state["trials"])
         engine.observer.load_state_dict(state["observer"])
         engine.consultation.load_state_dict(state["consultation"])
-        engine.load_state_dict(state["engine"])
-        if (scheduled := engine.consultation.scheduled) is not None:
-            engine.fetch(scheduled.decision)  # the run that was saved had it
         self.spent_steps = state["spent_steps"]
-        self.events.extend([GrowthEvent.from_json(event) for event in state["events"]])
-        if engine.probes_next(engine.trials.position.step):
-            engine.observer.arm()
-        engine.write_manifest()
+        engine.load_state_dict(state["engine"])
+        self.events.extend(events)
 
     def close(self) -> None:
         """End the run's services; the model stays as it is, and may be attached again.
@@ -228,6 +243,11 @@ class Growth:
             self._parts.platform.bridge.flush()
         finally:
             self._parts.platform.close()
+
+    @property
+    def graft_due(self) -> bool:
+        """Whether a graft is to join at the end of the next step, as far as is known: the moment to save the last good state."""
+        return self._engine.graft_due
 
     @property
     def planned_step(self) -> int:
@@ -258,6 +278,7 @@ class Growth:
             "dropped": bridge.dropped,
             "failures": bridge.failed,
             "unasked": self._engine.consultation.unasked_count,
+            "unwritten": self.events.unwritten,
         }
         return {"run": run, **self._parts.platform.counts()}
 

@@ -56,3 +56,13 @@ def check_fit(subject: Subject, state: dict[str, Any]) -> None:
             todo="make the model as the run that was saved had it",
             code="ESP-2171",
         )
+
+
+def not_taken(error: Exception) -> ConfigError:
+    """Return the error of a saved run that cannot be gone on from."""
+    return ConfigError(
+        "the saved run cannot be gone on from, and the training is as it was",
+        why=f"{type(error).__name__}: {error}",
+        todo="load another checkpoint, and attach with the same parts as the run that was saved",
+        code="ESP-2172",
+    )
