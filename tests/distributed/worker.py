@@ -23,6 +23,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
 
 import esper
 from esper.blueprints import initial_state, pack_kernel
@@ -523,6 +524,11 @@ def refused(task: SimpleNamespace) -> Any:
         found["bad validate"] = sorted([code.decode() for code in growth._subject.team.gather_bytes(seen.encode())])[
             ::-1
         ]
+    plain = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+    data = DataLoader(TensorDataset(torch.rand(8, 2), torch.zeros(8, dtype=torch.long)), batch_size=4)
+    trainer = esper.Trainer(esper.TrainerConfig(root=f"{task.folder}/trainer", progress=False))
+    found["trainer"] = code_of(lambda: trainer.fit(plain, data))
+    assert not hasattr(plain, "load_kernel"), "it was wrapped before it was refused"
     return found
 
 

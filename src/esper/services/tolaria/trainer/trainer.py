@@ -13,6 +13,7 @@ from torch import nn
 from esper.services.tolaria.trainer.config import TrainerConfig, check_config, rehearsed
 from esper.services.tolaria.trainer.determinism import seeded
 from esper.services.tolaria.trainer.interrupts import stoppable
+from esper.services.tolaria.trainer.processes import check_alone
 from esper.services.tolaria.trainer.report import TrainingReport
 from esper.services.tolaria.trainer.session import conduct
 
@@ -47,7 +48,7 @@ class TolariaTrainer:
             What came of it.
 
         Raises:
-            ConfigError: If the loader is empty, cannot be gone back to, or cannot be split.
+            ConfigError: If the loader is empty, cannot be gone back to, or cannot be split, or other processes train too.
         """
         halt = threading.Event()
         training = asyncio.ensure_future(asyncio.to_thread(self._fit, model, dataloader, validation, halt))
@@ -74,6 +75,7 @@ class TolariaTrainer:
     def _fit(
         self, model: nn.Module, dataloader: Iterable[Any], validation: Iterable[Any] | None, halt: threading.Event
     ) -> TrainingReport:
+        check_alone()
         config = self.config
         with ExitStack() as stack:
             if config.fast_dev_run:
