@@ -1,8 +1,8 @@
 """What happens at a boundary: observe, decide, graft, evaluate, keep or undo."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -208,6 +208,14 @@ class Engine:
         self.observer.average.reset()
         self.write_manifest()
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Say that the model may have changed inside the block, also where that raised."""
+        try:
+            yield
+        finally:
+            self.changed()
+
     def write_manifest(self) -> None:
         """Write down what is grafted now."""
         content = {
@@ -330,8 +338,8 @@ class Engine:
             self.consultation.done()
             return [*events, self.trials.incubate(decision, ready, steps=self._config.incubate)]
         seen = observation.held_out.seen
-        events.append(self.trials.join(decision, ready, before=observation.point.validation, seen=seen))
-        self.changed()
+        with self._changing():
+            events.append(self.trials.join(decision, ready, before=observation.point.validation, seen=seen))
         return events
 
     def _kernel_of(self, decision: AdaptationDecision) -> ReadyKernel | None:
@@ -362,9 +370,8 @@ class Engine:
             topology_version=self.trials.topology_version, capture=self._placement.slots[slot].module
         )
         self.before_join()
-        event = self.trials.graduate(apprentice, before=before.mean, seen=before.seen)
-        self.changed()
-        return event
+        with self._changing():
+            return self.trials.graduate(apprentice, before=before.mean, seen=before.seen)
 
     def _check_allowed(self, decision: AdaptationDecision) -> None:
         """Refuse what was applied already, or has no free seed."""
@@ -410,8 +417,8 @@ class Engine:
         self._placement.place(slot)
         self.before_join()
         self.trials.seed(slot, seed_idx).move(SeedState.GERMINATED, step=self.trials.position.step)
-        event = self.trials.join(decision, ready, before=before.mean, seen=before.seen)
-        self.changed()
+        with self._changing():
+            event = self.trials.join(decision, ready, before=before.mean, seen=before.seen)
         if event.kind is EventKind.CANCELLED:
             raise GraftFailed(f"grafting {ready.blueprint} at {slot}", why=event.why, todo="the host was restored")
         return event
@@ -457,8 +464,8 @@ class Engine:
         """Go on from ``state_dict``."""
         if self.governor is not None and state["governor"] is not None:
             self.governor.load_state_dict(state["governor"])
-        self._told = [Outcome(**{**outcome, "run_id": self._run_id}) for outcome in state["told"]]
-        for outcome in self._told if self._team.leads else ():
+        known, self._told = self._told, [Outcome(**{**outcome, "run_id": self._run_id}) for outcome in state["told"]]
+        for outcome in [o for o in self._told if o not in known] if self._team.leads else ():
             self._platform.bridge.post(self._platform.advisor.learn(outcome))
 
     def _log(

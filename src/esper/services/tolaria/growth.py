@@ -22,7 +22,7 @@ from esper.services.tolaria.newborn_rate import NewbornRates
 from esper.services.tolaria.observation import Observer
 from esper.services.tolaria.platform import Parts
 from esper.services.tolaria.resuming import STATE_VERSION, check_fit, described, not_taken
-from esper.services.tolaria.snapshot import Snapshot, Subject, capture, digest, restore
+from esper.services.tolaria.snapshot import Snapshot, Subject, capture, digest, put_back, restore
 
 
 class Growth:
@@ -202,7 +202,8 @@ class Growth:
         try:
             self._take(with_own_share(self._subject.team, state))
         except BaseException as error:
-            self._take(before)
+            put_back(self._subject, Snapshot.from_dict(before["training"]))
+            self._take_book(before)
             if isinstance(error, (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)):
                 raise not_taken(error) from error
             raise
@@ -215,14 +216,19 @@ class Growth:
 
     def _take(self, state: dict[str, Any]) -> None:
         """Put everything to ``state``; what happened is added to the log last, as it is never taken back."""
-        engine, events = self._engine, [GrowthEvent.from_json(event) for event in state["events"]]
+        events = [GrowthEvent.from_json(event) for event in state["events"]]
         restore(self._subject, Snapshot.from_dict(state["training"]))
+        self._take_book(state)
+        self.events.extend(events)
+
+    def _take_book(self, state: dict[str, Any]) -> None:
+        """Put everything but the training and the log to ``state``."""
+        engine = self._engine
         engine.trials.load_state_dict(state["trials"])
         engine.observer.load_state_dict(state["observer"])
         engine.consultation.load_state_dict(state["consultation"])
         self.spent_steps = state["spent_steps"]
         engine.load_state_dict(state["engine"])
-        self.events.extend(events)
 
     def close(self) -> None:
         """End the run's services; the model stays as it is, and may be attached again.

@@ -2,7 +2,8 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -143,20 +144,29 @@ def restore(subject: Subject, snapshot: Snapshot, *, keep_schedule: bool = False
         keep_schedule: Whether the schedule's position and the learning rates that it set stay as they are now, as after
             a cull, whose steps count as spent.
     """
-    restore_topology(subject.model, snapshot.entries)
-    subject.follow()
-    _load(subject, snapshot.tensors)
-    named = name_parameters(subject.model, subject.optimizer)
-    moments = {name: shares_like(named[name], state) for name, state in snapshot.optimizer.moments.items()}
-    saved = replace(snapshot.optimizer, moments=moments)
-    with regrouped(subject.schedule, subject.optimizer):
-        restore_optimizer(subject.optimizer, saved, named, keep_options=keep_schedule)
-    if not keep_schedule:
-        restore_schedule(subject.schedule, snapshot.schedule)
-    for other, state in zip(subject.others, snapshot.others, strict=True):
-        other.load_state_dict(copy.deepcopy(state))
-    restore_rng(snapshot.rng)
+    for act in _steps(subject, snapshot, keep_schedule=keep_schedule):
+        act()
     subject.optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def whole(subject: Subject) -> Iterator[None]:
+    """Change a training inside the block whole or not at all: where it raises, the state before it is put back."""
+    before = capture(subject)
+    try:
+        yield
+    except BaseException:
+        put_back(subject, before)
+        raise
+
+
+def put_back(subject: Subject, before: Snapshot) -> None:
+    """Put a state back after a change that raised; gradients are left alone, and what raises again stays as it is.
+
+    Raises:
+        BaseException: What interrupted it, such as a ``KeyboardInterrupt``, once everything else is back.
+    """
+    _each(_steps(subject, before))
 
 
 def withdraw(subject: Subject, before: Snapshot) -> None:
@@ -166,11 +176,53 @@ def withdraw(subject: Subject, before: Snapshot) -> None:
         subject: The training; gradients and what is in ``state=`` are left alone.
         before: What ``capture`` returned before the join.
     """
-    restore_topology(subject.model, before.entries)
-    subject.follow()
+    _each(
+        [
+            lambda: restore_topology(subject.model, before.entries),
+            *(follower.follow for follower in subject.followers),
+            lambda: _restore_optimizer(subject, before),
+            lambda: restore_schedule(subject.schedule, before.schedule),
+        ]
+    )
+
+
+def _steps(subject: Subject, snapshot: Snapshot, *, keep_schedule: bool = False) -> list[Callable[[], object]]:
+    """Return what puts a state back, in order."""
+
+    def loading(other: Stateful, state: dict[str, Any]) -> Callable[[], object]:
+        return lambda: other.load_state_dict(copy.deepcopy(state))
+
+    return [
+        lambda: restore_topology(subject.model, snapshot.entries),
+        *(follower.follow for follower in subject.followers),
+        lambda: _load(subject, snapshot.tensors),
+        lambda: _restore_optimizer(subject, snapshot, keep_options=keep_schedule),
+        *([] if keep_schedule else [lambda: restore_schedule(subject.schedule, snapshot.schedule)]),
+        *(loading(other, state) for other, state in zip(subject.others, snapshot.others, strict=True)),
+        lambda: restore_rng(snapshot.rng),
+    ]
+
+
+def _restore_optimizer(subject: Subject, snapshot: Snapshot, *, keep_options: bool = False) -> None:
+    named = name_parameters(subject.model, subject.optimizer)
+    moments = {name: shares_like(named[name], state) for name, state in snapshot.optimizer.moments.items()}
+    saved = replace(snapshot.optimizer, moments=moments)
     with regrouped(subject.schedule, subject.optimizer):
-        restore_optimizer(subject.optimizer, before.optimizer, name_parameters(subject.model, subject.optimizer))
-    restore_schedule(subject.schedule, before.schedule)
+        restore_optimizer(subject.optimizer, saved, named, keep_options=keep_options)
+
+
+def _each(acts: Sequence[Callable[[], object]]) -> None:
+    """Do everything, whatever raises on the way; an interrupt is passed on at the end."""
+    interrupt: BaseException | None = None
+    for act in acts:
+        try:
+            act()
+        except Exception:  # noqa: S112  the caller has an error to raise already
+            continue
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def digest(subject: Subject) -> str:

@@ -13,7 +13,7 @@ from esper.services.tolaria.incubator import Apprentice
 from esper.services.tolaria.newborn_rate import NewbornRate, born_at
 from esper.services.tolaria.optimizer import add_newborn, host_group_of, remove_parameters
 from esper.services.tolaria.schedules import regrouped
-from esper.services.tolaria.snapshot import Snapshot, Subject, capture, restore, withdraw
+from esper.services.tolaria.snapshot import Snapshot, Subject, capture, restore, whole, withdraw
 from esper.services.tolaria.soundness import Soundness
 
 FIRST_SHARE = 1 / 16
@@ -100,31 +100,38 @@ class Surgeon:
         Returns:
             Whether the state before the join was restored.
         """
-        snapshot = self.held.pop(key, None)
-        if put_back and snapshot is not None and self._is_alone(cut, snapshot):
-            restore(self.subject, snapshot, keep_schedule=True)
-            return True
-        module = placement_of(self.subject.model).slots[cut.slot].module
-        own = {id(p) for p in module.parameters()}
-        detach(self.subject.model, cut.slot, cut.seed_idx)
-        left = {id(p) for p in module.parameters()}
-        gone = own - left
-        leaving = [p for g in self.subject.optimizer.param_groups for p in g["params"] if id(p) in gone]
-        with regrouped(self.subject.schedule, self.subject.optimizer):
-            remove_parameters(self.subject.optimizer, leaving)
-        self.subject.follow()
-        return False
+        snapshot = self.held.get(key)
+        restored = put_back and snapshot is not None and self._is_alone(cut, snapshot)
+        with whole(self.subject):
+            if restored and snapshot is not None:
+                restore(self.subject, snapshot, keep_schedule=True)
+            else:
+                self._take_out(cut)
+        self.held.pop(key, None)
+        return restored
 
     def roll_back(self, key: str) -> bool:
         """Put back the state before a join, to the bit; False where it is not held any more."""
         snapshot = self.held.get(key)
         if snapshot is None:
             return False
-        restore(self.subject, snapshot)
+        with whole(self.subject):
+            restore(self.subject, snapshot)
         later = list(self.held)[list(self.held).index(key) :]
         for name in later:
             del self.held[name]
         return True
+
+    def _take_out(self, cut: Cut) -> None:
+        """Take a graft out of the model, the optimizer, its schedule, and what is built on the model."""
+        module = placement_of(self.subject.model).slots[cut.slot].module
+        own = {id(p) for p in module.parameters()}
+        detach(self.subject.model, cut.slot, cut.seed_idx)
+        gone = own - {id(p) for p in module.parameters()}
+        leaving = [p for g in self.subject.optimizer.param_groups for p in g["params"] if id(p) in gone]
+        with regrouped(self.subject.schedule, self.subject.optimizer):
+            remove_parameters(self.subject.optimizer, leaving)
+        self.subject.follow()
 
     def _is_alone(self, cut: Cut, snapshot: Snapshot) -> bool:
         """Tell whether this graft is all that the model has more than it had then."""

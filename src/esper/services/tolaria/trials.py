@@ -22,7 +22,7 @@ from esper.services.tolaria.held import Book, Held
 from esper.services.tolaria.incubator import Apprentice, Incubator
 from esper.services.tolaria.kernels import ReadyKernel
 from esper.services.tolaria.record import Position, Trial
-from esper.services.tolaria.snapshot import Subject, capture, restore
+from esper.services.tolaria.snapshot import Subject, capture, restore, whole
 from esper.services.tolaria.surgery import Cut, Surgeon
 
 RESTING = (SeedState.LOCKED, SeedState.EMBARGOED)
@@ -181,6 +181,9 @@ class Trials:
             )
         except GraftFailed as error:
             return self.cancel(decision, why=error.why)
+        except BaseException as error:
+            self.cancel(decision, why=f"{type(error).__name__}: {error}; the host was restored")
+            raise
         self._books[decision.decision_id] = book
         self._books = {key: self._books[key] for key in self._surgeon.held}
         seed.move(SeedState.BLENDING, step=step)
@@ -250,7 +253,8 @@ class Trials:
     def put_back(self, held: Held, *, why: str) -> GrowthEvent:
         """Put back a state since which nothing has joined or left; every graft stays."""
         now = self.position.step
-        restore(self._subject, held.training)
+        with whole(self._subject):
+            restore(self._subject, held.training)
         self._reopen(held.book)
         why += f"; the state of step {self.position.step} was put back" + self._data_note(now - self.position.step)
         return self._events.append(GrowthEvent(step=self.position.step, kind=EventKind.ROLLED_BACK, why=why))
@@ -347,11 +351,10 @@ class Trials:
         return self._verdict(trial, EventKind.KEPT, found, found.why)
 
     def _culled(self, trial: Trial, seed: Seed, found: Judgement) -> GrowthEvent:
-        step = self.position.step
-        seed.move(SeedState.CULLED, step=step)
         wanted = self._config.on_cull is OnCull.RESTORE
         with self.incubator.kept():
             restored = self._surgeon.cull(Cut(*trial.place), key=trial.key, put_back=wanted)
+        seed.move(SeedState.CULLED, step=self.position.step)
         self._books.pop(trial.key, None)
         del self.position.trials[trial.key]
         self._rest(seed)
