@@ -217,7 +217,7 @@ def _each(acts: Sequence[Callable[[], object]]) -> None:
     for act in acts:
         try:
             act()
-        except Exception:  # noqa: S112  the caller has an error to raise already
+        except Exception:  # the caller has an error to raise already
             continue
         except BaseException as error:
             interrupt = error
