@@ -15,6 +15,7 @@ CERTAIN = {
         "smallest_gradient_beside_largest",
         "rollback_equal",
     },
+    "compiled": {"graphs compiled by a graft"},
     "kills": {"exact"},
     "startup": {"stray_bytes"},
 }
