@@ -9,7 +9,7 @@ STAMP := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env demo check test test-slow test-gpu bench lock clean
+.PHONY: help env demo check test test-slow test-gpu bench contracts lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -48,6 +48,9 @@ test-gpu: env ## the laws on a CUDA device; writes tests/gpu/results, to be comm
 
 bench: env ## run one benchmark: make bench NAME=dormant
 	$(BIN)/python -m benchmarks $(NAME)
+
+contracts: env ## write docs/topics.md and contracts/schemas from the contracts of the bus
+	$(BIN)/python -m tools.contracts
 
 lock: env ## pin every dependency again
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --allow-unsafe --no-annotate --output-file requirements.lock pyproject.toml

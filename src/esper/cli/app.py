@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from esper.cli.bus import bus
 from esper.cli.demo import demo
 from esper.cli.export import export
 
@@ -29,3 +30,4 @@ def esper(
 
 app.command(name="demo")(demo)
 app.command(name="export")(export)
+app.add_typer(bus)

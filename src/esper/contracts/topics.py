@@ -35,6 +35,25 @@ class Topic:
     max_length: int = 10_000
     lossy: bool = False
 
+    @property
+    def retention(self) -> str:
+        """What is kept, and who gives way where a reader falls behind."""
+        if self.lossy:
+            return f"newest {self.max_length:,}; a slow reader loses the oldest, counted"
+        return f"newest {self.max_length:,}; a slow reader makes the writer wait"
+
+    def to_json(self) -> dict[str, object]:
+        """Return the topic as an object for JSON."""
+        return {
+            "stream": self.stream,
+            "model": self.model.__name__,
+            "version": self.version,
+            "writers": list(self.writers),
+            "readers": list(self.readers),
+            "max_length": self.max_length,
+            "lossy": self.lossy,
+        }
+
 
 HEALTH = Topic("telemetry.seed.health", HealthBatch, 1, ("tolaria",), ("tamiyo", "nissa"), lossy=True)
 DECISIONS = Topic("control.adaptation.decision", AdaptationDecision, 1, ("tamiyo",), ("tolaria", "nissa"))

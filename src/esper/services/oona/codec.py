@@ -1,6 +1,6 @@
 """Messages to bytes and back, in one envelope."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -10,6 +10,7 @@ from esper.contracts.envelope import DeadLetter, Envelope
 from esper.contracts.ids import new_id
 from esper.contracts.topics import TOPICS, Message, Topic
 from esper.errors import ContractError
+from esper.telemetry.tracing import traceparent
 
 PLAIN = "dict"
 """The type of an envelope whose body is plain data."""
@@ -27,7 +28,8 @@ Contract = type[msgspec.Struct] | type[BaseModel]
 class Codec:
     """Encodes messages for the streams that are declared, and plain dictionaries for every other stream.
 
-    A dictionary that is sent to a declared stream must keep the contract of that stream, and arrives as that contract.
+    A dictionary that is sent to a declared stream must keep the contract of that stream, and arrives as that contract: a
+    field that the contract does not know is refused at the sender, and passed over at the reader, who may be older.
     On any other stream a dictionary arrives as an equal one, and a contract that is known by name arrives as itself.
 
     Args:
@@ -67,7 +69,7 @@ class Codec:
             id=new_id("message"),
             run_id=run_id,
             sent_at=datetime.now(UTC),
-            traceparent=None,
+            traceparent=traceparent(),
             body=_body(checked, stream),
         )
 
@@ -105,13 +107,18 @@ class Codec:
                 f"a {type(message).__name__} cannot be sent to {stream}", why=f"its contract is {topic.model.__name__}"
             )
         try:
-            if issubclass(topic.model, BaseModel):
-                return topic.model.model_validate(message)
-            return msgspec.convert(message, topic.model, strict=False)
+            checked = _converted(message, topic.model)
         except (msgspec.ValidationError, ValidationError) as error:
             raise ContractError(
                 f"the data do not keep the contract {topic.model.__name__} of {stream}", why=str(error)
             ) from error
+        for place in _unknown(message, _builtins(checked), "$"):
+            raise ContractError(
+                f"the data for {stream} hold {place}, which {topic.model.__name__} does not know",
+                why="no reader would see it",
+                todo="correct its name, or add the field to the contract",
+            )
+        return checked
 
     def _named(self, message: Message) -> tuple[str, int]:
         if isinstance(message, dict):
@@ -141,6 +148,29 @@ def unpacked(data: bytes) -> Envelope:
         return msgspec.msgpack.decode(data, type=Envelope)
     except msgspec.DecodeError as error:
         raise ContractError("these bytes are no envelope", why=str(error)) from error
+
+
+def _converted(message: dict[str, object], model: Contract) -> msgspec.Struct | BaseModel:
+    if issubclass(model, BaseModel):
+        return model.model_validate(message)
+    return msgspec.convert(message, model, strict=False)
+
+
+def _builtins(message: msgspec.Struct | BaseModel) -> object:
+    return message.model_dump() if isinstance(message, BaseModel) else msgspec.to_builtins(message)
+
+
+def _unknown(sent: object, kept: object, path: str) -> Iterator[str]:
+    """Yield the places in what was sent that the contract has not kept."""
+    if isinstance(sent, Mapping) and isinstance(kept, Mapping):
+        for name, value in sent.items():
+            if name not in kept:
+                yield f"{path}.{name}"
+            else:
+                yield from _unknown(value, kept[name], f"{path}.{name}")
+    elif isinstance(sent, list | tuple) and isinstance(kept, list | tuple):
+        for index, (value, held) in enumerate(zip(sent, kept, strict=False)):
+            yield from _unknown(value, held, f"{path}[{index}]")
 
 
 def _body(message: Message, stream: str) -> bytes:

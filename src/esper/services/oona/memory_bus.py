@@ -15,6 +15,7 @@ from esper.errors import BusUnavailable, ConfigError
 from esper.ports import Delivery, DeliveryHandler
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.memory_stream import Group, Pending, Stream
+from esper.telemetry.tracing import traced, usable
 
 _CANCEL_LIMIT_S = 1.0
 """How long a cancelled handler may take to end."""
@@ -256,7 +257,8 @@ class MemoryBus:
                 return False
             pending.tries += 1
             try:
-                await handler(self._delivery(stream, pending))
+                with traced(usable(pending.entry.envelope.traceparent)):
+                    await handler(self._delivery(stream, pending))
             except Exception as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
                 pending.reason = f"{type(error).__name__}: {error}"
             else:
