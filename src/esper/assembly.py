@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from esper.services.tolaria.budget import Budget
     from esper.services.tolaria.config import GovernorConfig
     from esper.services.tolaria.consultation import Decides
+    from esper.services.tolaria.control import Control
     from esper.services.tolaria.growth import Growth
     from esper.services.tolaria.held_out import Validate
     from esper.services.tolaria.newborn_rate import NewbornRate
@@ -113,7 +114,7 @@ def attach(
     lead: int = 1,
     late: str = "slip",
     on_cull: str = "restore",
-    control: str | None = None,
+    control: "str | Control | None" = None,
     probe: "Callable[[nn.Module], Tensor] | None" = None,
     incubate: int = 0,
     newborn_rate: "NewbornRate | None" = None,
@@ -138,7 +139,7 @@ def attach(
         lead: Boundaries from a decision to its joining.
         late: ``"slip"`` joins a late kernel at a later boundary and says so; ``"wait"`` blocks for it, counted apart.
         on_cull: ``"restore"`` puts the state before the join back; ``"continue"`` trains on without the seed.
-        control: None. A twin needs the batches, which a trainer has.
+        control: None. A twin needs the batches, which a trainer has; ``esper.Trainer`` gives its own here.
         probe: Returns the training loss of one batch for a model. The bottleneck is then measured on it, at boundaries,
             and its operations are counted; otherwise it is measured on the caller's own step before a boundary.
         incubate: Optimizer steps that a kernel which the controller chose learns apart before it joins; 0 joins it at once.
@@ -192,7 +193,7 @@ def attach(
     try:
         growth = attachment.start_growth(
             subject, platform, folder, validate=validate, budget=limits, config=config, probe=probe,
-            whole=None if trained is model else trained,
+            control=control if not isinstance(control, str) else None, whole=None if trained is model else trained,
         )  # fmt: skip
     except BaseException:
         platform.close()

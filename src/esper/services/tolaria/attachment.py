@@ -19,6 +19,7 @@ from esper.kasmina import MorphableModel, placement_of
 from esper.services.tolaria.averaged_model import FollowingAverage
 from esper.services.tolaria.budget import Budget, count_params
 from esper.services.tolaria.config import GovernorConfig, GrowthConfig, Late, OnCull, check_incubation
+from esper.services.tolaria.control import Control, NoControl
 from esper.services.tolaria.distributed.elsewhere import platform_elsewhere
 from esper.services.tolaria.distributed.team import Team, told_text
 from esper.services.tolaria.folder import RunFolder
@@ -76,7 +77,7 @@ def read_config(
     lead: int,
     late: str,
     on_cull: str,
-    control: str | None,
+    control: object,
     probe: object,
     incubate: int = 0,
     newborn_rate: NewbornRate | None = None,
@@ -92,7 +93,7 @@ def read_config(
         raise ConfigError(
             f"lead={lead!r}", why="a decision joins at a later boundary", todo="give 1 or more", code="ESP-2108"
         )
-    if control is not None:
+    if control is not None and not isinstance(control, Control):
         raise ConfigError(
             f"control={control!r}",
             why="a twin trains on the same batches, and only a trainer has them",
@@ -281,6 +282,7 @@ def start_growth(
     budget: Budget,
     config: GrowthConfig,
     probe: Probe | None = None,
+    control: Control | None = None,
     whole: nn.Module | None = None,
     registry: BlueprintRegistry | None = None,
 ) -> Growth:
@@ -290,4 +292,4 @@ def start_growth(
     run_id = folder.run_id
     shelf = KernelShelf(platform.bridge, platform.library, platform.bus, registry or REGISTRY, run_id=run_id)
     observer = Observer(subject, validate, config, run_id=run_id, regions=regions, probe=probe)
-    return Growth(subject, Parts(platform, shelf, folder), observer, budget, config)
+    return Growth(subject, Parts(platform, shelf, folder, control or NoControl()), observer, budget, config)

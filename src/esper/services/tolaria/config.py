@@ -120,3 +120,8 @@ class GrowthConfig:
     neutral_tolerance: float = 1e-6
     wait_limit_s: float = 120.0
     newborn_rate: NewbornRate | None = None
+
+    @property
+    def stride(self) -> int:
+        """Optimizer steps between two whose weights are taken into their mean."""
+        return max(1, self.every // self.averages_per_window)

@@ -64,7 +64,9 @@ class Engine:
         self.observer = observer
         incubator = Incubator.beside(subject.model, subject.optimizer, subject.others)
         self.subject = subject = replace(subject, others=(*subject.others, incubator))
-        self.trials = Trials(subject, config, self.events, run_id=parts.folder.run_id, incubator=incubator)
+        self.trials = Trials(
+            subject, config, self.events, run_id=parts.folder.run_id, incubator=incubator, control=parts.control
+        )
         self.governor = (
             None
             if config.governor is None
@@ -97,6 +99,7 @@ class Engine:
         decision = self.consultation.due(position.boundary)
         self._last = observation = self._observe(decision)
         position.history.append(observation.point)
+        self._parts.control.compare(observation.held_out.losses)
         undone = [] if self.governor is None else self.governor.boundary(observation.point.validation)
         events += undone
         rolled_back = any(event.kind is EventKind.ROLLED_BACK for event in undone)
@@ -456,14 +459,16 @@ class Engine:
             bridge.post(self._platform.advisor.learn(outcome))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the governor knows, and what the controller was told; it learns it again where the run goes on."""
+        """Return what governor and control know, and what the controller was told; it learns it again where the run goes on."""
         governor = None if self.governor is None else self.governor.state_dict()
-        return {"governor": governor, "told": [outcome.model_dump(mode="json") for outcome in self._told]}
+        told = [outcome.model_dump(mode="json") for outcome in self._told]
+        return {"governor": governor, "told": told, "control": self._parts.control.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         if self.governor is not None and state["governor"] is not None:
             self.governor.load_state_dict(state["governor"])
+        self._parts.control.load_state_dict(state.get("control", {}))
         known, self._told = self._told, [Outcome(**{**outcome, "run_id": self._run_id}) for outcome in state["told"]]
         for outcome in [o for o in self._told if o not in known] if self._team.leads else ():
             self._platform.bridge.post(self._platform.advisor.learn(outcome))

@@ -272,9 +272,10 @@ class Growth:
 
     @property
     def flops(self) -> dict[str, int]:
-        """Floating-point operations that Esper itself spent: held-out evaluation and bottleneck statistics."""
+        """Floating-point operations that Esper itself spent: evaluation, bottleneck statistics, and a trainer's twins."""
         observer = self._engine.observer
-        return {"evaluation": observer.held_out.spent_flops, "statistics": observer.statistics_flops}
+        own = {"evaluation": observer.held_out.spent_flops, "statistics": observer.statistics_flops}
+        return {**own, **self._parts.control.flops}
 
     @property
     def counters(self) -> dict[str, dict[str, int]]:

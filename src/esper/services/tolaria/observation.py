@@ -84,7 +84,7 @@ class Observer:
         self.statistics_flops = 0
         self._model, self._config, self._run_id = subject.model, config, run_id
         self._team = subject.team
-        self._stride = max(1, config.every // config.averages_per_window)
+        self._stride = config.stride
         self._health = HealthMeter(subject.model, subject.optimizer)
         self._probe = probe
         self._watching: BottleneckProbe | None = None

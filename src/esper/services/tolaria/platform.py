@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from esper.ports import Advisor, Library, MessageBus
 from esper.runtime.background import Bridge
+from esper.services.tolaria.control import Control, NoControl
 from esper.services.tolaria.folder import RunFolder
 from esper.services.tolaria.kernels import KernelShelf
 
@@ -41,8 +42,10 @@ class Parts:
         platform: The services.
         shelf: Kernels that were asked for.
         folder: Where the run writes.
+        control: What grafts are held against beside the run's own past.
     """
 
     platform: Platform
     shelf: KernelShelf
     folder: RunFolder
+    control: Control = field(default_factory=NoControl)

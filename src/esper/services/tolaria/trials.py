@@ -17,6 +17,7 @@ from esper.kasmina.graft import set_strength, strength
 from esper.services.tolaria.acceptance import Judgement, judge, placebo
 from esper.services.tolaria.budget import count_params
 from esper.services.tolaria.config import GrowthConfig, OnCull
+from esper.services.tolaria.control import Control, NoControl
 from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
 from esper.services.tolaria.held import Book, Held
 from esper.services.tolaria.incubator import Apprentice, Incubator
@@ -37,17 +38,20 @@ class Trials:
         events: Where everything is written down.
         run_id: Names the run in outcomes.
         incubator: What learns apart.
+        control: What grafts are held against beside the run's own past.
     """
 
     def __init__(
-        self, subject: Subject, config: GrowthConfig, events: EventLog, *, run_id: str, incubator: Incubator
-    ) -> None:
+        self, subject: Subject, config: GrowthConfig, events: EventLog, *, run_id: str, incubator: Incubator,
+        control: Control | None = None,
+    ) -> None:  # fmt: skip
         self.position = Position()
         self.topology_version = 0
         self.outcomes: list[Outcome] = []
         counted = count_params(subject.model)
         self.host_params, self.inherited_params = counted.host, counted.grafts
         self.incubator = incubator
+        self._control: Control = control or NoControl()
         self._config, self._events, self._run_id = config, events, run_id
         self._subject, self._model = subject, subject.model
         self._placement: Placement = placement_of(subject.model)
@@ -97,6 +101,7 @@ class Trials:
         for trial in self.position.open_trials:
             if (alpha := trial.alpha(self.position.step)) is not None:
                 set_strength(self._model, *trial.place, alpha)
+                self._control.rise(*trial.place, alpha)
         if not self.incubator.apprentices:
             return []
         return [self._failed(apprentice, why) for apprentice, why in self.incubator.step(look=look)]
@@ -187,7 +192,9 @@ class Trials:
         self._books[decision.decision_id] = book
         self._books = {key: self._books[key] for key in self._surgeon.held}
         seed.move(SeedState.BLENDING, step=step)
-        return self._opened(decision, ready, newborn, before, learned=apprentice)
+        event = self._opened(decision, ready, newborn, before, learned=apprentice)
+        self._control.joined(decision.decision_id, self._surgeon.held[decision.decision_id])
+        return event
 
     def cancel(self, decision: AdaptationDecision, *, why: str) -> GrowthEvent:
         """Withdraw a decision whose seed is germinated, loaded or learning apart."""
@@ -340,13 +347,16 @@ class Trials:
         if seed.state is not SeedState.HOLDING or not (last or self.position.boundary >= trial.due):
             return []
         seed.move(SeedState.EVALUATING, step=step)
-        control = placebo(self.position.losses, self.position.changes, length=max(1, age))
-        found = judge(trial.before, now, control)
+        found = self._control.found(trial.key) if math.isfinite(now) else None
+        if found is None:
+            control = placebo(self.position.losses, self.position.changes, length=max(1, age))
+            found = judge(trial.before, now, control)
         return [self._culled(trial, seed, found) if found.harmful else self._kept(trial, seed, found)]
 
     def _kept(self, trial: Trial, seed: Seed, found: Judgement) -> GrowthEvent:
         seed.move(SeedState.FOSSILIZED, step=self.position.step)
         trial.judged = True
+        self._control.left(trial.key)
         self._report(trial, Verdict.KEPT, found)
         return self._verdict(trial, EventKind.KEPT, found, found.why)
 
@@ -427,6 +437,7 @@ class Trials:
 
     def _topology_changed(self) -> None:
         self.topology_version += 1
+        self._control.void()
         self.position.changed()
 
     def _rest(self, seed: Seed) -> None:

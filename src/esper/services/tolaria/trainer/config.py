@@ -21,6 +21,9 @@ from esper.services.tolaria.trainer.schedules import SCHEDULES, ScheduleFactory
 from esper.services.tolaria.trainer.stopping import Stopping
 from esper.services.tolaria.trainer.validation import Validation
 
+TWIN = "twin"
+"""A control that goes by name."""
+
 
 @dataclass(frozen=True)
 class TrainerConfig:
@@ -52,6 +55,8 @@ class TrainerConfig:
         every: Optimizer steps between boundaries; None means twenty boundaries in the run.
         budget: How much the model may grow.
         controller: ``plateau``, or an object with ``decide(packet)``.
+        control: What a graft is held against: ``twin`` for a training without it on the same batches, at once the cost of a
+            second model; None for graft-free windows of the run.
         loggers: Names (``tensorboard``, ``wandb``, ``mlflow``), or objects with ``log(metrics, step)``.
         log_every: Optimizer steps between two lines of the training log; each waits for the device.
         checkpoints: When they are written, or None for never.
@@ -87,6 +92,7 @@ class TrainerConfig:
     every: int | None = None
     budget: str | Budget = "+30%"
     controller: str | Decides = "plateau"
+    control: str | None = None
     loggers: tuple[str | Logger, ...] = ()
     log_every: int = 50
     checkpoints: Checkpoints | None = field(default_factory=Checkpoints)
@@ -114,6 +120,8 @@ def check_config(config: TrainerConfig) -> None:
     check_name_or_function("schedule", config.schedule, SCHEDULES)
     check_name_or_function("loss", config.loss, LOSSES)
     chosen("precision", config.precision, PRECISIONS)
+    if config.control is not None:
+        chosen("control", config.control, {TWIN: TWIN})
     check_loggers(config.loggers)
     if not 0 < config.held_out_ratio < 1:
         raise ConfigError(

@@ -8,11 +8,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from esper import assembly
+from esper.services.tolaria.control import Control
 from esper.services.tolaria.snapshot import Stateful
 from esper.services.tolaria.trainer.config import TrainerConfig
 
 if TYPE_CHECKING:
     from esper.services.tolaria.growth import Growth
+
+
+def every_of(config: TrainerConfig, steps: int) -> int:
+    """Return the optimizer steps between boundaries of a run of ``steps``."""
+    return int(config.attach.get("every", config.every or max(1, steps // 20)))
 
 
 def attached(
@@ -24,10 +30,12 @@ def attached(
     validate: Callable[[nn.Module], Tensor],
     state: Sequence[Stateful],
     steps: int,
+    control: Control | None = None,
 ) -> "Growth":
     """Attach a run of ``steps`` optimizer steps to a wrapped model."""
     own = {
-        "every": config.every or max(1, steps // 20),
+        "every": every_of(config, steps),
+        "control": control,
         "steps": steps,
         "budget": config.budget,
         "controller": config.controller,

@@ -23,6 +23,7 @@ from esper.services.tolaria.trainer.validation import Validator
 if TYPE_CHECKING:
     from esper.services.tolaria.growth import Growth
     from esper.services.tolaria.trainer.keeping import Keeper
+    from esper.services.tolaria.twin import Twin
 
 
 class Halted(Exception):
@@ -44,6 +45,7 @@ class Work:
         steps: Planned optimizer steps.
         average: Of the weights, or None.
         keeper: Writes checkpoints, or None.
+        twin: Trains beside the run after a join, or None.
     """
 
     stepper: Stepper
@@ -56,6 +58,7 @@ class Work:
     steps: int
     average: AveragedModel | None = None
     keeper: "Keeper | None" = None
+    twin: "Twin | None" = None
 
 
 @dataclass
@@ -122,8 +125,11 @@ class Loop:
         """Take one optimizer step, and all that is due after it."""
         work = self._work
         batches = self._batches()
+        shown = () if work.twin is None else work.twin.shown(batches)
         self._learn(work.stepper.step(batches))
         self._average()
+        if work.twin is not None:
+            work.twin.step(shown, work.growth.planned_step + 1)
         self.record.epoch_over = work.feed.position >= len(work.feed)
         for event in work.growth.step(self._loss):
             work.loggers.event(event)
@@ -212,6 +218,8 @@ class Loop:
         schedule = work.stepper.schedule
         if schedule is not None and not by_step(schedule):
             schedule.step(values[monitor])  # type: ignore[arg-type]
+            if work.twin is not None:
+                work.twin.follow_metric(values[monitor])
         work.loggers.log({f"validation/{name}": value for name, value in values.items()}, step)
         work.progress.say(line_of(step, work.steps, {f"validation {name}": value for name, value in values.items()}))
         return better

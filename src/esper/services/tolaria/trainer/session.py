@@ -15,11 +15,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from esper.kasmina import MorphableModel, wrap
 from esper.kasmina.quiet import preserved_rng
+from esper.services.tolaria.config import GrowthConfig
 from esper.services.tolaria.snapshot import Stateful
 from esper.services.tolaria.trainer.batches import inputs_of, moved
 from esper.services.tolaria.trainer.config import TrainerConfig
 from esper.services.tolaria.trainer.devices import device_for
-from esper.services.tolaria.trainer.growing import attached
+from esper.services.tolaria.trainer.growing import attached, every_of
 from esper.services.tolaria.trainer.keeping import Checkpoints, Keeper, resume
 from esper.services.tolaria.trainer.loaders import Feed
 from esper.services.tolaria.trainer.loggers.base import Loggers
@@ -36,9 +37,14 @@ from esper.services.tolaria.trainer.schedules import make_schedule
 from esper.services.tolaria.trainer.splitting import feeds
 from esper.services.tolaria.trainer.stepping import Stepper
 from esper.services.tolaria.trainer.validation import Validator
+from esper.services.tolaria.twin import Twin
 
 if TYPE_CHECKING:
     from esper.services.tolaria.growth import Growth
+
+
+SCALER_AT = 1
+"""Place of the gradient scaler in ``Parts.state``, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +86,36 @@ def prepare(config: TrainerConfig, model: nn.Module, dataloader: Any, held_out: 
     if not isinstance(model, MorphableModel):
         wrap(model, example=_example(aside, device, config.target))
     steps = _planned(config, feed)
+    objective = Objective(config.loss, config.measured, target=config.target)
+    stepper = stepper_of(config, model, objective, device, steps)
+    average = None if config.averaging is None else config.averaging.of(model)
+    most = VALIDATION_BATCHES if config.fast_dev_run else None
+    return Parts(
+        stepper, feed, Validator(aside, objective, stepper.precision, device, most=most), device, steps, average
+    )
+
+
+def stepper_of(
+    config: TrainerConfig, model: nn.Module, objective: Objective, device: torch.device, steps: int
+) -> Stepper:
+    """Return what trains a model, in the state in which a run begins."""
     optimizer = make_optimizer(
         config.optimizer, model, learning_rate=config.learning_rate, options=config.optimizer_options
     )
-    objective = Objective(config.loss, config.measured, target=config.target)
     precision = Precision(PRECISIONS[config.precision], device)
-    stepper = Stepper(model, optimizer, schedule_of(config, optimizer, steps), objective, precision, config.clipping)
-    average = None if config.averaging is None else config.averaging.of(model)
-    most = VALIDATION_BATCHES if config.fast_dev_run else None
-    return Parts(stepper, feed, Validator(aside, objective, precision, device, most=most), device, steps, average)
+    return Stepper(model, optimizer, schedule_of(config, optimizer, steps), objective, precision, config.clipping)
+
+
+def twin_of(config: TrainerConfig, parts: Parts) -> Twin | None:
+    """Return what trains beside the run after a join, where that is wanted."""
+    if config.control is None:
+        return None
+
+    def make(model: nn.Module) -> Stepper:
+        return stepper_of(config, model, parts.stepper.objective, parts.device, parts.steps)
+
+    stride = GrowthConfig(every=every_of(config, parts.steps)).stride
+    return Twin(parts.stepper.model, make, parts.validator.losses, stride=stride, scaler_at=SCALER_AT)
 
 
 def schedule_of(config: TrainerConfig, optimizer: Optimizer, steps: int) -> LRScheduler | None:
@@ -108,12 +135,13 @@ def conduct(
         Halted: If ``halt`` was set.
     """
     parts = prepare(config, model, dataloader, held_out)
-    stepper = parts.stepper
+    stepper, twin = parts.stepper, twin_of(config, parts)
     with ExitStack() as stack:
         growth = stack.enter_context(
             attached(
                 config, model, stepper.optimizer, stepper.schedule,
                 validate=parts.validator.losses, state=parts.state, steps=parts.steps,
+                control=twin,
             )
         )  # fmt: skip
         folder = Path(config.root) / growth.run_id
@@ -123,7 +151,8 @@ def conduct(
         progress: Progress = stack.enter_context(progress_for(config.progress, steps=parts.steps))
         keeper = None if config.checkpoints is None else _keeper(config, config.checkpoints, growth, stack)
         work = Work(
-            stepper, parts.feed, parts.validator, growth, parts.device, loggers, progress, parts.steps, parts.average, keeper
+            stepper, parts.feed, parts.validator, growth, parts.device, loggers, progress, parts.steps, parts.average, keeper,
+            twin,
         )  # fmt: skip
         loop = Loop(config, work, halt)
         if keeper is not None:
