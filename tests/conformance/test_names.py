@@ -15,7 +15,6 @@ import pytest
 
 STORE_OVER_HTTP = "the store is not served over HTTP yet"
 CLIENTS = "clients over HTTP are not there yet"
-REDIS = "the bus on Redis is not there yet"
 TAMIYO = "the controller on its own is not there yet"
 NISSA = "observability on its own is not there yet"
 
@@ -49,15 +48,14 @@ def group(home: str, later: str, *lines: str) -> Iterator[Specified]:
 
 SPECIFIED = [
     # -- services ------------------------------------------------------------------------------------------------------
-    *group("esper.services", "", "SimpleBlueprintContract", "SimpleCompiledKernelContract"),
-    *group("esper.services", REDIS, "OonaClient"),
+    *group("esper.services", "", "OonaClient", "SimpleBlueprintContract", "SimpleCompiledKernelContract"),
     *group(
         "esper.services.contracts", "", "BlueprintSubmissionRequest", "BlueprintSubmissionResponse", "KernelExecutionRequest",
         "HealthSignal", "BlueprintContract", "CompiledKernelContract", "BlueprintStatus", "KernelStatus",
         "SimpleBlueprintContract", "SimpleCompiledKernelContract",
     ),
     *group(
-        "esper.services.oona_client", REDIS,
+        "esper.services.oona_client", "",
         "OonaClient(redis_url='redis://localhost:6379')",
         "async OonaClient.connect()",
         "async OonaClient.publish(stream_key, data)",

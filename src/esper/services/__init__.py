@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from esper.services.contracts import SimpleBlueprintContract as SimpleBlueprintContract
     from esper.services.contracts import SimpleCompiledKernelContract as SimpleCompiledKernelContract
+    from esper.services.oona_client import OonaClient as OonaClient
 
 _HOME = {
+    "OonaClient": "esper.services.oona_client",
     "SimpleBlueprintContract": "esper.services.contracts",
     "SimpleCompiledKernelContract": "esper.services.contracts",
 }
 
-__all__ = ["SimpleBlueprintContract", "SimpleCompiledKernelContract"]
+__all__ = ["OonaClient", "SimpleBlueprintContract", "SimpleCompiledKernelContract"]
 
 
 def __getattr__(name: str) -> object:

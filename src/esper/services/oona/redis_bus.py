@@ -1,0 +1,341 @@
+"""The bus between processes, on Redis Streams (Redis 7.0 or newer, or Valkey)."""
+
+import asyncio
+import itertools
+import os
+import platform
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, cast
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as NoConnection
+
+from esper.contracts.envelope import Envelope
+from esper.contracts.ids import MessageId
+from esper.contracts.topics import Message
+from esper.errors import BusUnavailable, ConfigError, EsperError, Unavailable
+from esper.ports import DeliveryHandler
+from esper.services.oona.codec import Codec
+from esper.services.oona.redis_fields import key_of, stream_of, to_fields
+from esper.services.oona.redis_member import GroupCounts, GroupGone, GroupThere, Member, Place
+
+_CANCEL_LIMIT_S = 1.0
+"""How long a cancelled handler may take to end."""
+
+_SERIAL = itertools.count()
+_PASSING = ("OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN", "MISCONF", "BUSY ")
+
+
+class RedisBusConfig(BaseModel):
+    """Where Redis is, and the limits of this process on it.
+
+    Attributes:
+        url: ``redis://``, ``rediss://`` or ``unix://``, with user, password and database where they are needed.
+        name: Name of this process in its groups. A process that is started again under the same name goes on with what it
+            held; two that run at once need two. Empty: host name, process id and a number.
+        max_length: Messages kept per stream (about), where the topic does not allow fewer.
+        max_tries: How often a message is handed out before it goes to the dead letters.
+        retry_delay_s: Pause before the second try; it doubles with every further one.
+        concurrency: Handlers of one subscription that run at once; order is kept with 1 only.
+        batch: Messages read at once per handler, which wait while it runs; 1 where handlers run long.
+        claim_idle_s: A member that shows no sign of life for so long is dead, and its messages go to others.
+        block_s: How long a read waits for a message; a subscription ends within it.
+        reply_limit_s: How long a command may take.
+        publish_limit_s: How long ``publish`` goes on trying.
+        close_limit_s: How long a handler may go on after the bus was closed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field(default="redis://localhost:6379", repr=False)
+    name: str = ""
+    max_length: int = Field(default=10_000, ge=1)
+    max_tries: int = Field(default=3, ge=1)
+    retry_delay_s: float = Field(default=0.05, ge=0)
+    concurrency: int = Field(default=1, ge=1, le=256)
+    batch: int = Field(default=64, ge=1)
+    claim_idle_s: float = Field(default=30.0, gt=0)
+    block_s: float = Field(default=0.25, gt=0, le=5)
+    reply_limit_s: float = Field(default=2.0, gt=0)
+    publish_limit_s: float = Field(default=5.0, gt=0)
+    close_limit_s: float = Field(default=5.0, ge=0)
+
+
+class Link:
+    """A connection pool whose every command has a deadline, and whose errors are those of this library.
+
+    No socket timeout is set: redis-py on Python 3.11 may swallow a cancellation where one is. Nothing is retried here,
+    because only the caller knows what may be sent twice.
+
+    Args:
+        url: Where Redis is.
+        limit_s: How long a command may take.
+        unavailable: Class of the error where Redis does not answer.
+
+    Raises:
+        ConfigError: If the address cannot be read.
+    """
+
+    def __init__(self, url: str, limit_s: float, *, unavailable: type[Unavailable] = BusUnavailable) -> None:
+        self._limit_s, self._unavailable = limit_s, unavailable
+        try:
+            self._client = Redis.from_url(
+                url,
+                socket_timeout=None,
+                socket_connect_timeout=None,
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+                decode_responses=False,
+            )
+        except ValueError as error:
+            raise ConfigError("the address of Redis cannot be used", why=str(error)) from error
+        for command in ("XREADGROUP", "XAUTOCLAIM", "XPENDING", "XCLAIM", "XADD", "SCAN", "SET"):
+            self._client.set_response_callback(command, _as_it_is)  # type: ignore[arg-type]
+
+    async def ask(self, *command: str | bytes | int, wait_s: float = 0.0) -> object:
+        """Send one command and return the answer as it came.
+
+        Args:
+            *command: Its name and arguments.
+            wait_s: How long the command itself waits, beyond the limit of every command.
+
+        Raises:
+            GroupGone: If the consumer group is not there.
+            ConfigError: If this user may not do that, or the key holds something else.
+            Unavailable: If Redis does not answer in time.
+        """
+        with self._translated():
+            async with asyncio.timeout(self._limit_s + wait_s):
+                return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def ask_all(self, commands: Sequence[Sequence[str | bytes | int]], *, at_once: bool = False) -> list[object]:
+        """Send commands in one journey, and where ``at_once`` is set, as one transaction."""
+        with self._translated():
+            async with asyncio.timeout(self._limit_s), self._client.pipeline(transaction=at_once) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                return cast("list[object]", await pipe.execute())
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError as error:
+            raise self._unavailable("Redis does not answer", why=f"no answer within {self._limit_s:g} s") from error
+        except AuthenticationError as error:
+            raise ConfigError("Redis does not let this user in", why=str(error), todo="mend the url") from error
+        except ResponseError as error:
+            raise self._answered(error) from error
+        except (NoConnection, RedisError, OSError) as error:
+            raise self._unavailable("Redis does not answer", why=str(error) or type(error).__name__) from error
+
+    def _answered(self, error: ResponseError) -> EsperError:
+        text = str(error)
+        if "NOGROUP" in text:
+            return GroupGone("the consumer group is gone", why=text)
+        if text.startswith("BUSYGROUP"):
+            return GroupThere("the consumer group is there", why=text)
+        if text.startswith(_PASSING):
+            return self._unavailable("Redis cannot do that now", why=text)
+        return ConfigError(
+            "Redis refuses a command", why=text, todo="look at its key, its version and the user's rights"
+        )
+
+
+class RedisBus:
+    """Implements `esper.ports.MessageBus` on Redis Streams.
+
+    Delivery is at least once: a message is acknowledged after its handler has returned, in batches; one that a dead member
+    held goes to another after ``claim_idle_s``; a message whose tries are used up is moved to the dead letters in the
+    transaction of its acknowledgement. A handler that must act once wraps itself in `esper.services.oona.once.once`, or
+    keeps the message's id in its own transaction: a publish whose answer was lost is sent again with the same id.
+
+    A stream keeps its newest ``max_length`` messages. A writer does not wait for a slow group: what is trimmed before a
+    group saw it is counted in ``counts()`` and logged.
+
+    Args:
+        config: Address and limits.
+        codec: Knows the declared streams.
+    """
+
+    def __init__(self, config: RedisBusConfig | None = None, *, codec: Codec | None = None) -> None:
+        self._config = config or RedisBusConfig()
+        self._codec = codec or Codec()
+        self._link = Link(self._config.url, self._config.reply_limit_s)
+        self._name = self._config.name or f"{platform.node() or 'host'}-{os.getpid()}-{next(_SERIAL)}"
+        self._stop = asyncio.Event()
+        self._members: dict[tuple[str, str], dict[int, Member]] = {}
+        self._counts: dict[tuple[str, str], GroupCounts] = {}
+        self._longest: dict[str, int] = {}
+        self._ended = asyncio.Event()
+        self._ended.set()
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Return once Redis has answered.
+
+        Raises:
+            BusUnavailable: If it does not.
+            ConfigError: If it does not let this user in.
+        """
+        self._check_open()
+        await self._link.ask("PING")
+
+    async def publish(self, stream: str, message: Message, *, run_id: str | None = None) -> MessageId:
+        """Append a message to a stream, and try again with the same id where the answer is lost.
+
+        Raises:
+            BusUnavailable: If the bus is closed, or Redis did not answer for ``publish_limit_s``; the message may be held
+                nevertheless.
+            ContractError: If the message does not keep the topic's contract.
+        """
+        self._check_open()
+        envelope = self._codec.seal(stream, message, run_id=run_id)
+        ends_at = asyncio.get_running_loop().time() + self._config.publish_limit_s
+        command = self.append(stream, envelope)
+        for attempt in itertools.count():
+            try:
+                await self._link.ask(*command)
+                break
+            except BusUnavailable:
+                pause = random.uniform(0.5, 1.0) * min(0.05 * 2**attempt, 1.0)
+                if self._stop.is_set() or asyncio.get_running_loop().time() + pause > ends_at:
+                    raise
+                await asyncio.sleep(pause)
+        return MessageId(envelope.id)
+
+    def append(self, stream: str, envelope: Envelope) -> list[str | bytes | int]:
+        """Return the command that appends an envelope to a stream and trims what is too old."""
+        topic = self._codec.topic(stream)
+        longest = self._longest.get(stream, self._config.max_length)
+        if topic:
+            longest = min(longest, topic.max_length)
+        return ["XADD", key_of(stream), "MAXLEN", "~", longest, "*", *to_fields(envelope)]
+
+    async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
+        """Hand messages to ``handler``, ``concurrency`` at once, until the bus is closed.
+
+        An outage of Redis does not end a subscription. A group that vanished is made again at the oldest message held, so
+        that messages may come again, but none is passed over.
+
+        Raises:
+            BusUnavailable: If the bus is closed already.
+            ConfigError: If ``start_from`` is neither ``">"`` nor ``"0"``, or Redis refuses this user.
+        """
+        self._check_open()
+        if start_from not in (">", "0"):
+            raise ConfigError(
+                f"start_from={start_from!r} cannot be used", todo='use ">" for new messages, "0" for all held'
+            )
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                for _ in range(self._config.concurrency):
+                    lanes.create_task(self._lane(stream, group, handler, start_from))
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from errors
+
+    async def _lane(self, stream: str, group: str, handler: DeliveryHandler, start_from: str) -> None:
+        members = self._members.setdefault((stream, group), {})
+        slot = next(n for n in itertools.count() if n not in members)
+        counts = self._counts.setdefault((stream, group), GroupCounts())
+        place = Place(
+            stream, key_of(stream), group, f"{self._name}.{slot}", "$" if start_from == ">" else "0", not slot
+        )
+        members[slot] = Member(self, self._link, self._codec, self._config, place, handler, self._stop, counts)
+        self._ended.clear()
+        try:
+            await members[slot].run()
+        finally:
+            del members[slot]
+            if not any(self._members.values()):
+                self._ended.set()
+
+    async def create_topic(self, stream: str, *, max_length: int | None = None) -> None:
+        """Make an empty stream; nothing is published to it.
+
+        Args:
+            stream: Its name.
+            max_length: Messages that it keeps (about) of what this bus publishes; else as for any other stream.
+        """
+        if max_length is not None:
+            self._longest[stream] = max_length
+        # Only a group makes a stream without a message; the stream stays when the group is gone.
+        key, maker = key_of(stream), f"oona-{uuid4().hex[:12]}"
+        made = ("XGROUP", "CREATE", key, maker, "$", "MKSTREAM")
+        await self._link.ask_all([made, ("XGROUP", "DESTROY", key, maker)], at_once=True)
+
+    async def streams(self) -> list[str]:
+        """Return the names of all streams that Redis holds, sorted."""
+        found: set[str] = set()
+        cursor = b"0"
+        while True:
+            cursor, keys = cast(
+                "tuple[bytes, list[bytes]]",
+                await self._link.ask("SCAN", cursor, "COUNT", 500, "TYPE", "stream"),
+            )
+            found.update(stream_of(key.decode()) for key in keys)
+            if cursor == b"0":
+                return sorted(found)
+
+    def counts(self) -> dict[tuple[str, str], GroupCounts]:
+        """Return what the members of this process have done and missed, by stream and group."""
+        return {place: counts.copy() for place, counts in self._counts.items()}
+
+    async def close(self) -> None:
+        """Take no more messages, let each handler finish the one in hand, acknowledge, and end every subscription.
+
+        A handler that goes on for longer than ``close_limit_s`` is cancelled; its message counts as not acknowledged, and
+        other members may take it at once.
+
+        Raises:
+            BusUnavailable: If a handler goes on although it was cancelled.
+        """
+        self._stop.set()
+        ends_at = asyncio.get_running_loop().time() + self._config.close_limit_s
+        for member in [member for members in self._members.values() for member in members.values()]:
+            member.cut_at(ends_at)
+        try:
+            slowest = max(self._config.block_s, 0.0) + 2 * self._config.reply_limit_s
+            async with asyncio.timeout_at(ends_at + slowest + _CANCEL_LIMIT_S):
+                await self._ended.wait()
+        except TimeoutError as error:
+            raise BusUnavailable(
+                "the bus cannot be closed",
+                why="a handler goes on although it was cancelled",
+                todo="mend that handler",
+            ) from error
+        finally:
+            await self._link.close()
+
+    def _check_open(self) -> None:
+        if self._stop.is_set():
+            raise BusUnavailable("the bus is closed", todo="open a new one")
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _as_it_is(answer: Any, **_: Any) -> Any:
+    return answer

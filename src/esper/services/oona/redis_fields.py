@@ -1,0 +1,89 @@
+"""An envelope as the fields of one entry of a Redis stream, and names of streams as Redis keys."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from esper.contracts.envelope import Envelope
+from esper.errors import ContractError
+from esper.services.oona.codec import DEAD_SUFFIX
+
+UNREADABLE = "unreadable"
+"""The type of an envelope that holds the raw fields of an entry that is no message."""
+
+_REQUIRED = (b"type", b"version", b"id", b"sent_at", b"body")
+
+
+def to_fields(envelope: Envelope) -> list[str | bytes]:
+    """Return names and values by turns: a header that people can read, and the encoded body."""
+    pairs: list[str | bytes] = ["type", envelope.type, "version", str(envelope.version), "id", envelope.id]
+    pairs += ["sent_at", envelope.sent_at.isoformat()]
+    if envelope.run_id is not None:
+        pairs += ["run_id", envelope.run_id]
+    if envelope.traceparent is not None:
+        pairs += ["traceparent", envelope.traceparent]
+    return [*pairs, "body", envelope.body]
+
+
+def from_fields(entry: str, pairs: Sequence[bytes]) -> Envelope:
+    """Return the envelope in an entry; fields that are not known are passed over.
+
+    Raises:
+        ContractError: If the entry is no message of this library.
+    """
+    held = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    missing = [name.decode() for name in _REQUIRED if name not in held]
+    if missing:
+        raise ContractError(f"entry {entry} is no message", why=f"it lacks {', '.join(missing)}")
+    try:
+        return Envelope(
+            type=held[b"type"].decode(),
+            version=int(held[b"version"]),
+            id=held[b"id"].decode(),
+            run_id=_text(held.get(b"run_id")),
+            sent_at=datetime.fromisoformat(held[b"sent_at"].decode()),
+            traceparent=_text(held.get(b"traceparent")),
+            body=held[b"body"],
+        )
+    except ValueError as error:
+        raise ContractError(f"entry {entry} is no message", why=str(error)) from error
+
+
+def as_found(entry: str, pairs: Sequence[bytes], sent_at: datetime) -> Envelope:
+    """Return an envelope around the raw fields of an entry that is no message, so that its dead letter can hold it."""
+    return Envelope(
+        type=UNREADABLE,
+        version=1,
+        id=entry,
+        run_id=None,
+        sent_at=sent_at,
+        traceparent=None,
+        body=msgspec.msgpack.encode(list(pairs)),
+    )
+
+
+def key_of(stream: str) -> str:
+    """Return the key of a stream: its name, but for dead letters, which share the hash slot of the stream they come from."""
+    stem = stream.removesuffix(DEAD_SUFFIX)
+    if stem == stream or _has_tag(stem):
+        return stream
+    return f"{{{stem}}}{DEAD_SUFFIX}"
+
+
+def stream_of(key: str) -> str:
+    """Return the stream whose key this is."""
+    if key.startswith("{") and key.endswith("}" + DEAD_SUFFIX):
+        return key.removesuffix("}" + DEAD_SUFFIX)[1:] + DEAD_SUFFIX
+    return key
+
+
+def _has_tag(key: str) -> bool:
+    """Whether Redis Cluster hashes a part of a key only: what stands between its first ``{`` and the next ``}``."""
+    _, opened, rest = key.partition("{")
+    tag, closed, _ = rest.partition("}")
+    return bool(opened and closed and tag)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()

@@ -1,0 +1,501 @@
+"""One member of a consumer group on Redis Streams: it reads, hands out, acknowledges, and takes over from the dead."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from esper.contracts.envelope import DeadLetter, Envelope
+from esper.contracts.ids import MessageId
+from esper.errors import BusUnavailable, Conflict, ContractError, EsperError, NotFound
+from esper.ports import Delivery, DeliveryHandler
+from esper.services.oona.codec import DEAD_SUFFIX, Codec
+from esper.services.oona.redis_fields import as_found, from_fields
+from esper.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from esper.services.oona.redis_bus import Link, RedisBus, RedisBusConfig
+
+log = get_logger("oona.redis")
+
+_GIVE_BACK_LIMIT_S = 1.0
+_LONGEST_PAUSE_S = 2.0
+_WATCH_EVERY_S = 1.0
+"""How often trimming is looked at; it costs two commands."""
+_ACK_WITHIN_S = 0.2
+"""How long a handled message waits for its acknowledgement while the next one is worked on."""
+
+HOLD = """
+local kept = {}
+for n = 4, #ARGV, 2 do
+  local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[n], ARGV[n], 1)
+  if held[1] and held[1][2] == ARGV[2] then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[n], 'IDLE', ARGV[3], 'RETRYCOUNT', ARGV[n + 1], 'JUSTID')
+    kept[#kept + 1] = ARGV[n]
+  end
+end
+return kept
+"""
+"""Sets idle time and tries of those messages that are still this member's, and returns them: a plain XCLAIM would take back
+what another has taken over."""
+
+
+class GroupGone(NotFound):
+    """The consumer group vanished: the server was flushed, or somebody destroyed it."""
+
+
+class GroupThere(Conflict):
+    """The consumer group exists already."""
+
+
+@dataclass
+class GroupCounts:
+    """What the members of one process have done for a group.
+
+    Attributes:
+        handled: Messages acknowledged.
+        redelivered: Tries after the first.
+        dead: Messages that went to the dead letters.
+        lost: Messages that were trimmed before the group saw them, or while they were pending.
+        claimed: Messages taken over from members that showed no sign of life.
+        leases_lost: Leases that ran out although the handler still ran.
+        regrouped: Times that the group had vanished and was made again.
+        outages: Times that Redis did not answer.
+    """
+
+    handled: int = 0
+    redelivered: int = 0
+    dead: int = 0
+    lost: int = 0
+    claimed: int = 0
+    leases_lost: int = 0
+    regrouped: int = 0
+    outages: int = 0
+
+    def copy(self) -> "GroupCounts":
+        """Return the same numbers, which stay."""
+        return replace(self)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a member stands.
+
+    Attributes:
+        stream: Name of the stream.
+        key: Its key.
+        group: Name of the group.
+        name: The member's own name in it.
+        begins: Where the group begins if it is new, as Redis writes it.
+        watches: Whether this member is the one of its process that looks for trimmed messages.
+    """
+
+    stream: str
+    key: str
+    group: str
+    name: str
+    begins: str
+    watches: bool
+
+
+class Entry:
+    """A message in this member's hands.
+
+    Attributes:
+        at: Its place in the stream, as Redis writes it.
+        fields: What it holds, names and values by turns.
+        tries: How often it was handed out.
+        reason: Why the last try failed.
+    """
+
+    __slots__ = ("at", "fields", "reason", "tries")
+
+    def __init__(self, at: bytes, fields: Sequence[bytes], tries: int = 0) -> None:
+        self.at, self.fields, self.tries = at, fields, tries
+        self.reason = "no member that had it lived to acknowledge it"
+
+
+class Member:
+    """Handles one message at a time; a failing one is tried again before the next, so that order is kept.
+
+    Messages that an earlier process of the same name held come first, one at a time, so that a message that kills its
+    process counts its own tries only, and not those of the messages read with it.
+    """
+
+    def __init__(
+        self,
+        bus: "RedisBus",
+        link: "Link",
+        codec: Codec,
+        config: "RedisBusConfig",
+        place: Place,
+        handler: DeliveryHandler,
+        stop: asyncio.Event,
+        counts: GroupCounts,
+    ) -> None:
+        self._bus, self._link, self._codec, self._config = bus, link, codec, config
+        self._place, self._handler, self._stop, self._counts = place, handler, stop, counts
+        self._joined = False
+        self._recovering = True
+        self._held: list[Entry] = []  # read and not settled, the one in hand first
+        self._known: dict[bytes, Entry] = {}  # whose tries this process knows; Redis counts answers that were lost, too
+        self._acks: list[bytes] = []
+        self._limit: asyncio.Timeout | None = None
+        self._cut_at: float | None = None
+        self._was_cut = False
+        self._claims_at = 0.0
+        self._cursor: bytes = b"0-0"
+        self._watch = TrimWatch(place)
+
+    def cut_at(self, when: float) -> None:
+        """Cancel the handler in hand at a moment of the loop's clock."""
+        self._cut_at = when
+        if self._limit is not None:
+            self._limit.reschedule(when)
+
+    async def run(self) -> None:
+        """Work until the bus is closed."""
+        done = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_leases(done))
+            try:
+                await self._work()
+            finally:
+                done.set()
+                await self._leave()
+
+    async def _work(self) -> None:
+        failed = 0
+        while not self._stop.is_set():
+            try:
+                await self._round()
+                failed = 0
+            except GroupGone as error:
+                self._forget()
+                self._counts.regrouped += 1
+                log.warning("group_vanished", stream=self._place.stream, group=self._place.group, why=error.why)
+            except BusUnavailable as error:
+                self._held.clear()
+                self._recovering = True
+                self._counts.outages += 1
+                log.warning("bus_unavailable", stream=self._place.stream, group=self._place.group, why=error.why)
+                await self._pause(min(0.05 * 2**failed, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.0))
+                failed = min(failed + 1, 10)
+
+    def _forget(self) -> None:
+        """Begin anew in a group that knows nothing; what was handled is not pending there any more."""
+        self._joined = False
+        self._place = replace(self._place, begins="0")
+        self._watch = TrimWatch(self._place)
+        self._held.clear()
+        self._known.clear()
+        self._acks.clear()
+
+    async def _round(self) -> None:
+        if not self._joined:
+            await self._join()
+        await self._acknowledge()
+        if self._recovering:
+            await self._recover_one()
+            return
+        if await self._took_over():
+            return
+        self._held = await self._read()
+        while self._held and not self._stop.is_set():
+            await self._settle(self._held[0])
+            if len(self._acks) >= self._config.batch:
+                await self._acknowledge()
+
+    async def _join(self) -> None:
+        """Make the group where it is missing, and its stream with it."""
+        place = self._place
+        try:
+            await self._link.ask("XGROUP", "CREATE", place.key, place.group, place.begins, "MKSTREAM")
+        except GroupThere:
+            log.debug("group_joined", stream=place.stream, group=place.group)
+        self._joined = True
+        self._recovering = True
+
+    async def _read(self) -> list[Entry]:
+        """Wait for new messages, and return them."""
+        place = self._place
+        block_ms = max(1, round(self._config.block_s * 1000))
+        found = await self._link.ask(
+            *("XREADGROUP", "GROUP", place.group, place.name, "COUNT", self._config.batch),
+            *("BLOCK", block_ms, "STREAMS", place.key, ">"),
+            wait_s=self._config.block_s,
+        )
+        if not found:
+            return []
+        ((_, rows),) = cast("list[tuple[bytes, list[tuple[bytes, list[bytes]]]]]", found)
+        return [Entry(at, fields) for at, fields in rows]
+
+    async def _recover_one(self) -> None:
+        """Handle the oldest message that this member's name holds, or find that there is none."""
+        place = self._place
+        rows = cast(
+            "list[tuple[bytes, bytes, int, int]]",
+            await self._link.ask("XPENDING", place.key, place.group, "-", "+", 1, place.name),
+        )
+        if not rows:
+            self._recovering = False
+            self._known.clear()
+            return
+        at, _, _, count = rows[0]
+        entry = self._known.setdefault(at, Entry(at, [], count))
+        next_try = min(entry.tries + 1, self._config.max_tries)
+        claimed = cast(
+            "list[tuple[bytes, list[bytes]]]",
+            await self._link.ask("XCLAIM", place.key, place.group, place.name, 0, at, "RETRYCOUNT", next_try),
+        )
+        if not claimed:
+            # Redis takes an entry that was trimmed out of the pending list when it is claimed.
+            self._lose(1, "trimmed while it was pending")
+            self._known.pop(at, None)
+            return
+        entry.fields = claimed[0][1]
+        self._held = [entry]
+        await self._settle(entry)
+
+    async def _took_over(self) -> bool:
+        """Now and then look what was trimmed, and whether there was something to take over from members that are dead."""
+        now = asyncio.get_running_loop().time()
+        if self._place.watches and self._watch.is_due(now):
+            self._lose(await self._watch.lost(self._link), "trimmed before the group saw it")
+        if now < self._claims_at:
+            return False
+        self._recovering = await self._claimed()
+        self._claims_at = 0.0 if self._recovering else now + self._config.claim_idle_s / 2
+        return self._recovering
+
+    async def _claimed(self) -> bool:
+        """Make messages of dead members this member's own, so that the next rounds handle them like its own."""
+        place, idle_ms = self._place, round(self._config.claim_idle_s * 1000)
+        command = ("XAUTOCLAIM", place.key, place.group, place.name, idle_ms)
+        while True:
+            answer = await self._link.ask(*command, self._cursor, "COUNT", self._config.batch, "JUSTID")
+            self._cursor, claimed, gone = cast("tuple[bytes, list[bytes], list[bytes]]", answer)
+            self._lose(len(gone), "trimmed while it was pending")
+            self._counts.claimed += len(claimed)
+            if claimed or self._cursor == b"0-0":
+                return bool(claimed)
+
+    async def _settle(self, entry: Entry) -> None:
+        """Hand a message out until it is acknowledged or dead; where the bus is closed meanwhile, it stays in ``_held``."""
+        try:
+            envelope = from_fields(entry.at.decode(), entry.fields)
+            body = self._codec.open(envelope)
+        except ContractError as error:
+            # Another try reads the same bytes.
+            entry.tries, entry.reason = max(entry.tries, 1), str(error)
+            await self._bury(entry)
+            return
+        for again in range(self._config.max_tries - entry.tries):
+            if again and not await self._may_try_again(entry, again):
+                return
+            entry.tries += 1
+            self._counts.redelivered += entry.tries > 1
+            delivery = Delivery(MessageId(envelope.id), self._place.stream, body, envelope.run_id, entry.tries > 1)
+            if await self._tried(entry, delivery):
+                self._acks.append(entry.at)
+                self._drop(entry)
+                return
+            if self._was_cut:
+                return
+        await self._bury(entry)
+
+    async def _tried(self, entry: Entry, delivery: Delivery) -> bool:
+        """Call the handler once, and tell whether it returned."""
+        try:
+            async with asyncio.timeout_at(self._cut_at) as self._limit:
+                try:
+                    await self._handler(delivery)
+                except (
+                    Exception
+                ) as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
+                    entry.reason = f"{type(error).__name__}: {error}"
+                    return False
+        except TimeoutError:
+            entry.reason, self._was_cut = "the bus was closed before the handler returned", True
+            return False
+        finally:
+            self._limit = None
+        return True
+
+    async def _may_try_again(self, entry: Entry, again: int) -> bool:
+        """Wait, note the coming try in Redis, and tell whether the message is still this member's."""
+        self._known[entry.at] = entry
+        await self._pause(self._config.retry_delay_s * 2 ** (again - 1))
+        if self._stop.is_set():
+            return False
+        if await self._hold([(entry, entry.tries + 1)]):
+            return True
+        self._counts.leases_lost += 1
+        self._drop(entry)
+        return False
+
+    def _drop(self, entry: Entry) -> None:
+        self._known.pop(entry.at, None)
+        if self._held and self._held[0] is entry:
+            del self._held[0]
+
+    async def _acknowledge(self) -> None:
+        """Acknowledge what was handled; where that fails it is tried again, and nothing is handled anew before."""
+        if not self._acks:
+            return
+        acks, self._acks = self._acks, []
+        try:
+            await self._link.ask("XACK", self._place.key, self._place.group, *acks)
+        except BaseException:
+            self._acks = acks + self._acks
+            raise
+        self._counts.handled += len(acks)
+
+    async def _bury(self, entry: Entry) -> None:
+        """Move a message to the dead letters and acknowledge it, both or neither; those of dead letters are dropped."""
+        self._known[entry.at] = entry
+        stream, ack = self._place.stream, ("XACK", self._place.key, self._place.group, entry.at)
+        if stream.endswith(DEAD_SUFFIX):
+            await self._link.ask(*ack)
+        else:
+            letter = self._letter(entry)
+            await self._link.ask_all([self._bus.append(stream + DEAD_SUFFIX, letter), ack], at_once=True)
+        self._counts.dead += 1
+        log.warning("message_dead", stream=stream, group=self._place.group, tries=entry.tries, why=entry.reason)
+        self._drop(entry)
+
+    def _letter(self, entry: Entry) -> Envelope:
+        """Return the dead letter; its id follows from the message's, so that it is known again if it is written twice."""
+        try:
+            envelope = from_fields(entry.at.decode(), entry.fields)
+        except ContractError:
+            envelope = as_found(entry.at.decode(), entry.fields, datetime.now(UTC))
+        letter = DeadLetter(
+            stream=self._place.stream,
+            group=self._place.group,
+            tries=entry.tries,
+            reason=entry.reason,
+            envelope=envelope,
+        )
+        sealed = self._codec.seal(self._place.stream + DEAD_SUFFIX, letter, run_id=envelope.run_id)
+        return msgspec.structs.replace(sealed, id=f"{envelope.id}.dead.{self._place.group}")
+
+    async def _keep_leases(self, done: asyncio.Event) -> None:
+        """Tell Redis now and then that the message in hand is worked on, and acknowledge what waits for a slow one."""
+        every_s = min(self._config.claim_idle_s / 3, _ACK_WITHIN_S)
+        while not await _is_set_within(done, every_s):
+            try:
+                await self._acknowledge()
+                await self._renew()
+            except (BusUnavailable, GroupGone):
+                continue  # The work itself meets the same, counts it and says it.
+
+    async def _renew(self) -> None:
+        held = list(self._held)
+        kept = await self._hold([(entry, max(entry.tries, 1)) for entry in held])
+        lost = [entry for entry in held if entry.at not in kept and entry in self._held]
+        self._counts.leases_lost += len(lost)
+        # The one in hand is gone on with: nobody can tell how far its effect is.
+        self._held[1:] = [entry for entry in self._held[1:] if entry not in lost]
+
+    async def _hold(self, entries: list[tuple[Entry, int]], *, idle_ms: int = 0) -> set[bytes]:
+        """Set idle time and tries of messages, and return those that are this member's."""
+        if not entries:
+            return set()
+        place = self._place
+        pairs = [value for entry, tries in entries for value in (entry.at, tries)]
+        kept = await self._link.ask("EVAL", HOLD, 1, place.key, place.group, place.name, idle_ms, *pairs)
+        return set(cast("list[bytes]", kept))
+
+    async def _leave(self) -> None:
+        """Acknowledge what was handled, and give back the rest so that others may take it at once."""
+        if not self._joined:
+            return
+        try:
+            async with asyncio.timeout(_GIVE_BACK_LIMIT_S):
+                await self._acknowledge()
+                await self._hold(
+                    [(entry, entry.tries) for entry in self._held], idle_ms=round(self._config.claim_idle_s * 1000)
+                )
+        except (TimeoutError, EsperError) as error:
+            log.warning("not_given_back", stream=self._place.stream, group=self._place.group, why=str(error))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the bus is closed."""
+        await _is_set_within(self._stop, seconds)
+
+    def _lose(self, count: int, why: str) -> None:
+        if count:
+            self._counts.lost += count
+            log.error("messages_lost", stream=self._place.stream, group=self._place.group, count=count, why=why)
+
+
+class TrimWatch:
+    """Counts messages of one group that were trimmed before it saw them.
+
+    Redis does not tell: it counts what a group was handed (``entries-read``) and goes on counting from there behind a gap. So
+    a gap shows while the group stands before it, and afterwards as a difference once the group has caught up. What is lost
+    while nobody watches is not known: the first look of a process takes things as they are.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._due_at = 0.0
+        self._shift: int | None = None
+        self._seen = 0
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to look; it is then due again a little later."""
+        if now < self._due_at:
+            return False
+        self._due_at = now + _WATCH_EVERY_S
+        return True
+
+    async def lost(self, link: "Link") -> int:
+        """Return how many more messages were lost since the last look."""
+        stream, groups = await link.ask_all(
+            [("XINFO", "STREAM", self._place.key), ("XINFO", "GROUPS", self._place.key)], at_once=True
+        )
+        for group in map(_named, cast("list[object]", groups)):
+            if group[b"name"] == self._place.group.encode():
+                return self._more(_named(stream), group)
+        return 0
+
+    def _more(self, stream: dict[bytes, object], group: dict[bytes, object]) -> int:
+        if group[b"entries-read"] is None:  # a new group: its first read will begin with the right number
+            self._shift = 0
+            return 0
+        behind = cast("int", stream[b"entries-added"]) - cast("int", group[b"entries-read"])
+        if group[b"last-delivered-id"] == stream[b"last-generated-id"]:
+            more = 0 if self._shift is None else max(0, behind - self._shift - self._seen)
+            self._shift, self._seen = behind, 0
+            return more
+        first = cast("list[bytes] | None", stream[b"first-entry"])
+        if first is not None and _order(first[0]) < _order(cast("bytes", group[b"last-delivered-id"])):
+            return 0
+        missed = max(0, behind - cast("int", stream[b"length"]) - (self._shift or 0))
+        more, self._seen = max(0, missed - self._seen), max(missed, self._seen)
+        return more
+
+
+def _order(at: bytes) -> tuple[int, int]:
+    milliseconds, _, number = at.partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def _named(pairs: object) -> dict[bytes, object]:
+    held = cast("list[object]", pairs)
+    return dict(zip(cast("list[bytes]", held[::2]), held[1::2], strict=True))
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return event.is_set()
+    return True
