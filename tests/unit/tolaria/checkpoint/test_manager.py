@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import torch
 
 from esper.errors import ConfigError, ContractError, NotFound, StoreUnavailable
 from esper.services.tolaria.checkpoint import CheckpointManager, read_checkpoint
+from esper.services.tolaria.checkpoint.folder import write_checkpoint
 from esper.services.tolaria.checkpoint.manifest import read_manifest
 from esper.services.tolaria.checkpoint.sealed import MOST_BYTES
-from esper.services.tolaria.checkpoint.shelf import Shelf
+from esper.services.tolaria.checkpoint.shelf import LOCK, Shelf
+from esper.services.tolaria.checkpoint.tensors import read_tensors
 from tests.laws.training import equal
 
 
@@ -78,7 +81,7 @@ def test_a_state_saved_beside_the_training_is_the_one_of_that_moment(tmp_path: P
 def test_a_second_save_waits_for_the_first_and_counts_that(tmp_path: Path) -> None:
     with CheckpointManager(tmp_path) as manager:
         held = threading.Event()
-        with Shelf(tmp_path, manager._shelf.retention)._locked(alone=True) as alone:
+        with Shelf(tmp_path, manager._shelf.retention)._locked(LOCK, alone=True) as alone:
             assert alone  # the writer cannot begin
             manager.save(state(1), step=1, blocking=False)
             threading.Timer(0.2, held.set).start()
@@ -90,6 +93,66 @@ def test_a_second_save_waits_for_the_first_and_counts_that(tmp_path: Path) -> No
         manager.wait()
         assert manager.waits == 1
         assert steps(manager) == [2, 1]
+
+
+class Interrupted(Future[None]):
+    """A write under way while whose end is waited for, somebody presses Ctrl-C once."""
+
+    def __init__(self, own: "Future[None]") -> None:
+        super().__init__()
+        self._presses = 1
+        own.add_done_callback(lambda _: self.set_result(None))
+
+    @property
+    def _condition(self) -> Any:
+        if self._presses and threading.current_thread() is threading.main_thread():
+            self._presses -= 1
+            raise KeyboardInterrupt
+        return self._own_condition
+
+    @_condition.setter
+    def _condition(self, condition: Any) -> None:
+        self._own_condition = condition
+
+
+def test_an_interrupt_of_the_wait_does_not_let_the_next_save_change_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write = threading.Event()
+
+    def slowly(*given: Any) -> None:
+        assert may_write.wait(5)
+        write_checkpoint(*given)
+
+    monkeypatch.setattr("esper.services.tolaria.checkpoint.manager.write_checkpoint", slowly)
+    with CheckpointManager(tmp_path) as manager:
+        manager.save({"weights": torch.zeros(1000)}, step=1, blocking=False)
+        assert manager._writing is not None
+        manager._writing = Interrupted(manager._writing)
+        with pytest.raises(KeyboardInterrupt):
+            manager.wait()
+        threading.Timer(0.2, may_write.set).start()
+        manager.save({"weights": torch.ones(1000)}, step=2, blocking=False)
+        manager.wait()
+        newest, oldest = (read_checkpoint(path)["weights"] for path in manager.paths())
+        assert oldest.sum() == 0
+        assert newest.sum() == 1000
+
+
+def test_what_somebody_reads_is_removed_only_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, reader = CheckpointManager(tmp_path, keep_last=1), CheckpointManager(tmp_path, keep_last=1)
+    writer.save(state(1), step=1)
+
+    def meanwhile(*given: Any) -> Any:
+        writer.save(state(2), step=2)
+        return read_tensors(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("esper.services.tolaria.checkpoint.folder.read_tensors", meanwhile)
+        assert equal(reader.load(), state(1))
+    assert reader.fallbacks == 0
+    writer.save(state(3), step=3)
+    assert steps(writer) == [3]
 
 
 def test_a_write_that_fails_beside_the_training_is_raised_at_the_next_call(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as ended
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -151,7 +152,8 @@ class CheckpointManager:
         """
         self.wait()
         try:
-            return self._newest_whole() if which == "latest" else read_checkpoint(self._chosen(which))
+            with self._shelf.reading():
+                return self._newest_whole() if which == "latest" else read_checkpoint(self._chosen(which))
         except OSError as error:
             raise StoreUnavailable(f"checkpoints in {self.folder} cannot be read", why=str(error)) from error
 
@@ -178,11 +180,13 @@ class CheckpointManager:
                 self._pool = None
 
     def _settle(self, *, counted: bool) -> None:
-        writing, self._writing = self._writing, None
+        writing = self._writing
         if writing is None:
             return
         if counted and not writing.done():
             self.waits += 1
+        ended([writing])  # where an interrupt ends this, the memory is still being written from
+        self._writing = None
         writing.result()
 
     def _write_beside(self, packed: Packed, manifest: Manifest) -> None:

@@ -17,7 +17,7 @@ if sys.platform != "win32":
     import fcntl
 
 _NAME = re.compile(r"(\d{8,})-step-\d+(?:-[a-z0-9-]+)?")
-LOCK = ".lock"
+LOCK, READING = ".lock", ".reading"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Shelf:
         self.folder = own_folder(Path(folder), argument="folder")
         self.retention = retention
         self._serial = 0
-        with self._locked(alone=True) as alone:
+        (self.folder / READING).touch()  # now, as a full disk must not keep anybody from reading
+        with self._locked(LOCK, alone=True) as alone:
             self.swept = sweep(self.folder) if alone else 0
 
     def paths(self) -> list[Path]:
@@ -103,26 +104,36 @@ class Shelf:
         return self.folder / f"{manifest.serial:08d}-step-{manifest.step}{tag}"
 
     def prune(self) -> None:
-        """Remove checkpoints that are not kept; those that cannot be read stay, for whoever wants to know why."""
-        known = self.manifests()
-        kept = self.retention.kept([manifest for _, manifest in known.values()])
-        for serial, (path, _) in known.items():
-            if serial not in kept:
-                remove_checkpoint(path)
+        """Remove checkpoints that are not kept; those that cannot be read stay, for whoever wants to know why.
+
+        While somebody reads here nothing is removed; the next call does it.
+        """
+        with self._locked(READING, alone=True) as alone:
+            known = self.manifests() if alone else {}
+            kept = self.retention.kept([manifest for _, manifest in known.values()])
+            for serial, (path, _) in known.items():
+                if serial not in kept:
+                    remove_checkpoint(path)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Keep others from sweeping away what is written inside the block."""
-        with self._locked(alone=False):
+        with self._locked(LOCK, alone=False):
             yield
 
     @contextmanager
-    def _locked(self, *, alone: bool) -> Iterator[bool]:
-        """Hold the folder's lock, which the system frees when a process dies; Windows has none of this kind."""
+    def reading(self) -> Iterator[None]:
+        """Keep others, in other processes too, from removing what is read inside the block."""
+        with self._locked(READING, alone=False):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str, *, alone: bool) -> Iterator[bool]:
+        """Hold a lock of the folder, which the system frees when a process dies; Windows has none of this kind."""
         if sys.platform == "win32":
             yield True
             return
-        with (self.folder / LOCK).open("a") as file:
+        with (self.folder / name).open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
             except BlockingIOError:
