@@ -37,6 +37,10 @@ class HealthMeter:
         """Measure on the next optimizer step."""
         self._armed = True
 
+    def disarm(self) -> None:
+        """Forget what was to be measured, and what was."""
+        self._armed, self._measured = False, {}
+
     def read(self, *, run_id: str, step: int, whole: Norms | None = None) -> list[HealthSignal]:
         """Return one signal per slot of what was measured last; the only place that synchronises.
 

