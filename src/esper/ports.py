@@ -59,10 +59,19 @@ class Clock(Protocol):
 class MessageBus(Protocol):
     """Messages between parts.
 
-    Laws: a stream keeps its order; a message published to a stream reaches every group of it at least once, and counts as
-    acknowledged when its handler has returned; one that is not acknowledged is handed out again with the same id; after the
-    last allowed try it moves to the stream ``{stream}.dead`` with its reason. ``publish`` never changes its argument and
-    returns when the message is held as safely as this bus can hold it.
+    Laws:
+        * A stream keeps its order; a member that handles one message at a time is handed them in it, a failed one again
+          before the next.
+        * A message reaches every group of its stream at least once. A new group begins where it says; a known one goes on
+          where it stood, also after a time without members, and what fails in one group is no matter of another.
+        * A message counts as acknowledged once its handler has returned. One that is not acknowledged is handed out again
+          with the same id and ``redelivered`` set: after a pause where the handler raised, and to another member where its
+          own one ended.
+        * After the last allowed try it moves to the stream ``{stream}.dead`` with its reason; a dead letter that cannot be
+          handled in its turn is dropped and counted.
+        * Where a bus keeps a bounded number of messages, what a group has not seen is lost only where that is counted.
+        * ``publish`` never changes its argument, and returns when the message is held as safely as this bus can hold it.
+        * After ``close`` nothing more is handed out, and every call but another ``close`` raises BusUnavailable.
     """
 
     async def publish(self, stream: str, message: Message, *, run_id: str | None = None) -> MessageId:

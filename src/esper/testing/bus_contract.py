@@ -19,7 +19,7 @@ from esper.contracts.envelope import DeadLetter
 from esper.contracts.events import CompilationEvent
 from esper.contracts.health import HealthBatch, HealthSignal
 from esper.contracts.topics import COMPILATIONS, HEALTH, OUTCOMES
-from esper.errors import ContractError
+from esper.errors import BusUnavailable, ConfigError, ContractError
 from esper.ports import Delivery, DeliveryHandler, MessageBus
 
 LIMIT_S = 10.0
@@ -172,6 +172,89 @@ class BusContract:
         assert delivery.id == message_id
         assert delivery.redelivered
 
+    async def test_a_member_that_works_already_takes_over_from_one_that_dies(self, bus: MessageBus) -> None:
+        taken = asyncio.Event()
+
+        async def hold(_: Delivery) -> None:
+            taken.set()
+            await asyncio.Event().wait()
+
+        reader = Reader()
+        async with Reading(bus, hold):
+            message_id = await bus.publish(STREAM, {"n": 7})
+            async with asyncio.timeout(LIMIT_S):
+                await taken.wait()
+            second = asyncio.ensure_future(bus.subscribe(STREAM, "readers", reader, start_from="0"))
+            await asyncio.sleep(0.05)
+            assert not reader.deliveries
+        (delivery,) = await reader.wait_for(1)
+        await bus.close()
+        await second
+        assert delivery.id == message_id
+        assert delivery.redelivered
+
+    async def test_a_group_keeps_its_place_while_it_has_no_member(self, bus: MessageBus) -> None:
+        first, second = Reader(), Reader()
+        async with Reading(bus, first):
+            await bus.publish(STREAM, {"n": 0})
+            await first.wait_for(1)
+            # What is acknowledged does not come again; the last one may, where its member ends before it is acknowledged.
+            await bus.publish(STREAM, {"n": 1})
+            await first.wait_for(2)
+            await asyncio.sleep(0.5)
+        for n in range(2, 5):
+            await bus.publish(STREAM, {"n": n})
+        async with Reading(bus, second, start=">"):
+            await second.wait_for(3)
+        assert first.numbers == [0, 1]
+        assert second.numbers == [2, 3, 4]
+
+    async def test_a_group_that_fails_keeps_nothing_from_another(self, bus: MessageBus) -> None:
+        failing, well = Reader(failures=100), Reader()
+        async with Reading(bus, failing, group="a"), Reading(bus, well, group="b"):
+            for n in range(5):
+                await bus.publish(STREAM, {"n": n})
+            await well.wait_for(5)
+            await failing.wait_for(15)
+        assert well.numbers == list(range(5))
+        assert failing.numbers == [n for n in range(5) for _ in range(3)]
+
+    async def test_a_dead_letter_that_cannot_be_handled_is_dropped(self, bus: MessageBus) -> None:
+        grave, deeper = f"{STREAM}.dead", Reader()
+        dead, undertaker = Reader(failures=3), Reader(failures=3)
+        async with (
+            Reading(bus, dead),
+            Reading(bus, undertaker, stream=grave),
+            Reading(bus, deeper, stream=f"{grave}.dead"),
+        ):
+            await bus.publish(STREAM, {"n": 0})
+            await undertaker.wait_for(3)
+            await bus.publish(STREAM, {"n": 1})
+            await dead.wait_for(4)
+            await asyncio.sleep(0.05)
+        assert len(undertaker.deliveries) == 3
+        assert not deeper.deliveries
+
+    async def test_a_handler_may_publish(self, bus: MessageBus) -> None:
+        async def double(delivery: Delivery) -> None:
+            assert isinstance(delivery.body, dict)
+            await bus.publish(f"{STREAM}.doubled", {"n": 2 * int(str(delivery.body["n"]))})
+
+        reader = Reader()
+        async with Reading(bus, double), Reading(bus, reader, stream=f"{STREAM}.doubled"):
+            for n in range(5):
+                await bus.publish(STREAM, {"n": n})
+            await reader.wait_for(5)
+        assert reader.numbers == [0, 2, 4, 6, 8]
+
+    async def test_a_beginning_that_does_not_exist_is_refused(self, bus: MessageBus) -> None:
+        try:
+            await bus.subscribe(STREAM, "readers", Reader(), start_from="$")
+        except ConfigError as error:
+            assert "start_from" in error.what
+        else:
+            raise AssertionError("a wrong beginning was accepted")
+
     async def test_a_dictionary_arrives_equal_and_is_never_changed(self, bus: MessageBus) -> None:
         sent: dict[str, object] = {
             "none": None,
@@ -233,3 +316,14 @@ class BusContract:
                 await bus.close()
                 await subscription
         assert finished.is_set()
+
+    async def test_a_closed_bus_refuses_work_and_may_be_closed_again(self, bus: MessageBus) -> None:
+        await bus.close()
+        await bus.close()
+        for work in (bus.publish(STREAM, {"n": 0}), bus.subscribe(STREAM, "readers", Reader())):
+            try:
+                await work
+            except BusUnavailable as error:
+                assert "closed" in error.what
+            else:
+                raise AssertionError("a closed bus took work")

@@ -143,7 +143,7 @@ class Link:
 
     def _answered(self, error: ResponseError) -> EsperError:
         text = str(error)
-        if "NOGROUP" in text:
+        if "NOGROUP" in text or text.startswith("UNBLOCKED"):  # the latter where the key vanishes under a waiting read
             return GroupGone("the consumer group is gone", why=text)
         if text.startswith("BUSYGROUP"):
             return GroupThere("the consumer group is there", why=text)

@@ -179,6 +179,7 @@ class Member:
                 self._counts.regrouped += 1
                 log.warning("group_vanished", stream=self._place.stream, group=self._place.group, why=error.why)
             except BusUnavailable as error:
+                self._known |= {entry.at: entry for entry in self._held}
                 self._held.clear()
                 self._recovering = True
                 self._counts.outages += 1
