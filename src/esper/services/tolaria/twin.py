@@ -13,7 +13,7 @@ from esper.kasmina import restore_topology, topology
 from esper.kasmina.flop_counter import FlopCounter
 from esper.kasmina.graft import set_strength
 from esper.kasmina.mirroring import mirror_grafts
-from esper.kasmina.quiet import RandomState, capture_rng, preserved_rng, restore_rng
+from esper.kasmina.quiet import RandomState, capture_rng, preserved_rng, quiet, restore_rng
 from esper.services.tolaria.acceptance import Judgement
 from esper.services.tolaria.averaging import AveragedWeights
 from esper.services.tolaria.held_out import HeldOut, Validate
@@ -201,15 +201,25 @@ class Twin:
 
 
 def _trained(arm: Arm, batches: Sequence[Any]) -> int:
-    """Take one step and return its operations; they are counted once for each shape of the batches."""
+    """Take one step and return what it took; the first of each shape of the batches is run once more, to count it."""
     shapes = _shapes(batches)
-    if shapes in arm.counted:
-        arm.stepper.step(batches)
-    else:
-        with FlopCounter() as counter:
-            arm.stepper.step(batches)
-        arm.counted[shapes] = counter.total
-    return arm.counted[shapes]
+    counting = 0
+    if shapes not in arm.counted:
+        counting = arm.counted[shapes] = _counted(arm, copy.deepcopy(batches))
+    arm.stepper.step(batches)
+    return counting + arm.counted[shapes]
+
+
+def _counted(arm: Arm, batches: Sequence[Any]) -> int:
+    """Return the operations of a step, not taken here: under a counter it would round otherwise than the run's."""
+    stepper = arm.stepper
+    with quiet(stepper.model), FlopCounter() as counter:
+        for batch in batches:
+            with stepper.precision.autocast():
+                loss = stepper.objective.training(stepper.model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+    stepper.optimizer.zero_grad()
+    return counter.total
 
 
 def _shapes(value: object) -> str:
