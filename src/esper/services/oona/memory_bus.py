@@ -1,4 +1,4 @@
-"""The bus of one process: one event loop, no server, nothing kept over a restart."""
+"""The bus of one process: one event loop, no server; what it holds survives the process where it has a journal."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,7 +14,9 @@ from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ConfigError
 from esper.ports import Delivery, DeliveryHandler
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
-from esper.services.oona.memory_stream import Group, Pending, Stream
+from esper.services.oona.group_commit import GroupCommit, Settlement
+from esper.services.oona.journal import Journal
+from esper.services.oona.memory_stream import Entry, Group, Pending, Stream
 from esper.telemetry.tracing import traced, usable
 
 _CANCEL_LIMIT_S = 1.0
@@ -79,12 +81,19 @@ class MemoryBus:
     A member of a group handles one message at a time, and tries a failing one again before the next: order is kept.
     A full stream makes its writer wait, unless its topic is lossy: then the oldest message is dropped and counted.
 
+    With a journal, ``publish`` returns when the message is on its way to the disk and the death of the process cannot take it
+    back; a reader's acknowledgement is kept with one of the next commits. After a restart a group is first handed what it had
+    been handed and had not acknowledged, with the same ids, then the rest.
+
     Args:
         config: Limits.
         codec: Knows the declared streams.
+        journal: Keeps messages and acknowledgements; the bus closes it.
     """
 
-    def __init__(self, config: MemoryBusConfig | None = None, *, codec: Codec | None = None) -> None:
+    def __init__(
+        self, config: MemoryBusConfig | None = None, *, codec: Codec | None = None, journal: Journal | None = None
+    ) -> None:
         self._config = config or MemoryBusConfig()
         self._codec = codec or Codec()
         self._streams: dict[str, Stream] = {}
@@ -93,6 +102,12 @@ class MemoryBus:
         self._limits: set[asyncio.Timeout] = set()
         self._members = 0
         self._closed = False
+        self._commits = None if journal is None else GroupCommit(journal, self._wake)
+        for name, state in journal.load().items() if journal is not None else ():
+            held = self._stream(name)
+            held.restore(state.next_seq, (Entry(seq, envelope) for seq, envelope in state.messages))
+            for group in state.groups:
+                held.rejoin(group.name, group.next_seq, group.pending)
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,7 +121,8 @@ class MemoryBus:
         """Append a message to a stream; a full stream that is not lossy makes the caller wait.
 
         Raises:
-            BusUnavailable: If the bus is closed, or the stream stayed full for ``publish_limit_s``.
+            BusUnavailable: If the bus is closed, the stream stayed full for ``publish_limit_s``, or the journal cannot be
+                written.
             ContractError: If the message does not keep the topic's contract.
         """
         changed = self._bound()
@@ -115,8 +131,12 @@ class MemoryBus:
         async with changed:
             self._check_open()
             await self._room(held, stream, changed)
-            held.append(envelope)
-            changed.notify_all()
+            if self._commits is None:
+                held.append(envelope)
+                changed.notify_all()
+                return MessageId(envelope.id)
+            kept = self._commits.add(held, envelope)
+        await kept
         return MessageId(envelope.id)
 
     async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
@@ -133,7 +153,11 @@ class MemoryBus:
                 f"start_from={start_from!r} cannot be used", todo='use ">" for new messages, "0" for all held'
             )
         held = self._stream(stream)
+        is_new = group not in held.groups
         readers = held.join(group, start_from)
+        if is_new and self._commits is not None:
+            self._commits.moved(held, readers)
+            await self._commits.flush()
         self._members += 1
         try:
             while (pending := await self._next(held, readers, changed)) is not None:
@@ -146,9 +170,19 @@ class MemoryBus:
         """Take no more messages, let each handler finish the one in hand, and end every subscription.
 
         A handler that goes on for longer than ``close_limit_s`` is cancelled; its message counts as not acknowledged.
+
+        Raises:
+            BusUnavailable: If a handler cannot be cancelled, or the journal cannot be written.
         """
-        changed = self._bound()
         self._closed = True
+        try:
+            await self._end_members(self._bound())
+        finally:
+            commits, self._commits = self._commits, None
+            if commits is not None:
+                await commits.close()
+
+    async def _end_members(self, changed: asyncio.Condition) -> None:
         ends_at = asyncio.get_running_loop().time() + self._config.close_limit_s
         for limit in self._limits:
             limit.reschedule(ends_at)
@@ -204,7 +238,7 @@ class MemoryBus:
             topic = self._codec.topic(name)
             longest = min(topic.max_length, self._config.max_length) if topic else self._config.max_length
             lossy = topic.lossy if topic else name.endswith(DEAD_SUFFIX)
-            self._streams[name] = Stream(longest, lossy=lossy)
+            self._streams[name] = Stream(name, longest, lossy=lossy)
         return self._streams[name]
 
     async def _room(self, held: Stream, name: str, changed: asyncio.Condition) -> None:
@@ -225,6 +259,8 @@ class MemoryBus:
         async with changed:
             while not self._closed:
                 if (pending := held.take(group)) is not None:
+                    if self._commits is not None:
+                        self._commits.moved(held, group)
                     changed.notify_all()
                     return pending
                 await changed.wait()
@@ -242,11 +278,18 @@ class MemoryBus:
             pending.reason = "the bus was closed before the handler returned"
         finally:
             self._limits.discard(limit)
-            if settled:
-                group.in_hand -= 1
-            else:
+            if not (settled or pending.buried):
                 self._streams[stream].give_back(group, pending)
+            elif settled and not pending.buried:
+                self._settle(self._streams[stream], group, pending)
             await self._wake()
+
+    def _settle(self, held: Stream, group: Group, pending: Pending) -> None:
+        """Acknowledge a message; where there is a journal, the acknowledgement counts once it is kept there."""
+        if self._commits is None:
+            held.settle(group, pending.entry.seq)
+        else:
+            self._commits.settle(held, group, pending.entry.seq)
 
     async def _settled(self, stream: str, group: Group, pending: Pending, handler: DeliveryHandler) -> bool:
         while pending.tries < self._config.max_tries:
@@ -299,8 +342,19 @@ class MemoryBus:
             reason=pending.reason,
             envelope=pending.entry.envelope,
         )
-        dead = stream + DEAD_SUFFIX
-        self._stream(dead).append(self._codec.seal(dead, letter, run_id=pending.entry.envelope.run_id))
+        dead = self._stream(stream + DEAD_SUFFIX)
+        sealed = self._codec.seal(dead.name, letter, run_id=pending.entry.envelope.run_id)
+        if self._commits is None:
+            dead.append(sealed)
+            return
+        settles = Settlement(self._streams[stream], group, pending.entry.seq)
+        kept = self._commits.add(dead, sealed, settles=settles)
+        try:
+            await asyncio.shield(kept)
+        finally:
+            # A reader that is cancelled meanwhile must know whether the letter took the message's place.
+            await asyncio.wait([kept])
+            pending.buried = kept.exception() is None
 
     async def _wake(self) -> None:
         changed = self._bound()

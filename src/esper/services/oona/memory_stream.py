@@ -1,6 +1,7 @@
 """One stream of the in-process bus: its messages, its groups, and what was lost."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from esper.contracts.envelope import Envelope
@@ -27,11 +28,13 @@ class Pending:
         entry: The message.
         tries: How often it was handed out.
         reason: What the handler said at the last try.
+        buried: Whether a dead letter took its place in the journal.
     """
 
     entry: Entry
     tries: int = 0
     reason: str = ""
+    buried: bool = False
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Group:
         redelivered: Tries after the first.
         dead: Messages that went to the dead letters.
         lost: Messages that were trimmed before the group saw them.
+        pending: Places of the messages that were handed out and are not settled: acknowledged, or dead.
     """
 
     name: str
@@ -57,21 +61,26 @@ class Group:
     redelivered: int = 0
     dead: int = 0
     lost: int = 0
+    pending: set[int] = field(default_factory=set)
 
 
 class Stream:
     """Messages in order, up to a number of them.
 
     Args:
+        name: Its name.
         max_length: Messages kept.
         lossy: Whether a full stream drops what a slow group has not seen.
+
+    ``reserved`` counts messages that are on their way into it.
     """
 
-    def __init__(self, max_length: int, *, lossy: bool) -> None:
-        self.max_length, self.lossy = max_length, lossy
+    def __init__(self, name: str, max_length: int, *, lossy: bool) -> None:
+        self.name, self.max_length, self.lossy = name, max_length, lossy
         self.groups: dict[str, Group] = {}
         self.published = 0
         self.trimmed = 0
+        self.reserved = 0
         self._entries: deque[Entry] = deque()
 
     def __len__(self) -> int:
@@ -83,17 +92,38 @@ class Stream:
         return self._entries[0].seq if self._entries else self.published
 
     @property
+    def needed_from(self) -> int:
+        """Place of the oldest message that is held or in some group's hands."""
+        return min([self.first_seq, *(min(group.pending) for group in self.groups.values() if group.pending)])
+
+    @property
     def has_room(self) -> bool:
         """Whether a message can be appended without taking one from a group that has not seen it."""
-        if self.lossy or len(self) < self.max_length:
+        beyond = len(self) + self.reserved + 1 - self.max_length
+        if self.lossy or beyond <= 0:
             return True
-        return all(group.next_seq > self.first_seq for group in self.groups.values())
+        return all(group.next_seq >= self.first_seq + beyond for group in self.groups.values())
 
     def join(self, name: str, start_from: str) -> Group:
         """Return a group, made at the oldest message held (``"0"``) or after the newest (``">"``) where it is new."""
         if name not in self.groups:
-            self.groups[name] = Group(name, self.first_seq if start_from == "0" else self.published)
+            first = self.first_seq if start_from == "0" else self.published
+            self.groups[name] = Group(name, first)
         return self.groups[name]
+
+    def restore(self, next_seq: int, entries: Iterable[Entry]) -> None:
+        """Hold what an earlier process held, also where that is more than the limit."""
+        self._entries, self.published = deque(entries), next_seq
+
+    def rejoin(self, name: str, next_seq: int, pending: Iterable[int]) -> None:
+        """Make a group as an earlier process left it; what it was handed and has not settled comes first."""
+        group = Group(name, max(next_seq, self.first_seq), pending=set(pending))
+        group.returned.extend(
+            Pending(entry, tries=1, reason="the process ended before the handler returned")
+            for entry in self._entries
+            if entry.seq in group.pending
+        )
+        self.groups[name] = group
 
     def append(self, envelope: Envelope) -> None:
         """Add a message, and trim the oldest beyond the limit; groups that had not seen it have lost it."""
@@ -117,7 +147,13 @@ class Stream:
         entry = self._entries[group.next_seq - self.first_seq]
         group.next_seq += 1
         group.in_hand += 1
+        group.pending.add(entry.seq)
         return Pending(entry)
+
+    def settle(self, group: Group, seq: int) -> None:
+        """Note that a group is done with a message for good."""
+        group.in_hand -= 1
+        group.pending.discard(seq)
 
     def give_back(self, group: Group, pending: Pending) -> None:
         """Take an unhandled message back; it stays ahead of every later one."""

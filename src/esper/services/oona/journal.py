@@ -1,0 +1,182 @@
+"""The journal of the in-process bus: a SQLite file that a killed process leaves whole."""
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from esper.contracts.envelope import Envelope
+from esper.errors import BusUnavailable, ConfigError, StoreUnavailable
+from esper.services.oona.codec import packed, unpacked
+
+VERSION = 1
+"""Of the tables; it stands in the file."""
+
+_TABLES = """
+CREATE TABLE messages (stream TEXT, seq INTEGER, envelope BLOB NOT NULL, PRIMARY KEY (stream, seq)) WITHOUT ROWID;
+CREATE TABLE streams (name TEXT PRIMARY KEY, next_seq INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE groups (stream TEXT, name TEXT, next_seq INTEGER NOT NULL, PRIMARY KEY (stream, name)) WITHOUT ROWID;
+CREATE TABLE pending (stream TEXT, name TEXT, seq INTEGER, PRIMARY KEY (stream, name, seq)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """How far a group has come in a stream.
+
+    Attributes:
+        stream: The stream.
+        name: The group.
+        next_seq: First message that was never handed out.
+        pending: Places of messages that were handed out and are not settled.
+    """
+
+    stream: str
+    name: str
+    next_seq: int
+    pending: frozenset[int] = frozenset()
+
+
+@dataclass
+class StreamState:
+    """What the journal holds of a stream.
+
+    Attributes:
+        next_seq: Place of the next message.
+        messages: Place and envelope, oldest first.
+        groups: Its groups.
+    """
+
+    next_seq: int
+    messages: list[tuple[int, Envelope]] = field(default_factory=list)
+    groups: list[GroupState] = field(default_factory=list)
+
+
+class Journal:
+    """Keeps messages and acknowledgements of one bus; one process at a time may hold it.
+
+    What was committed survives the death of the process. With ``sync="full"`` it survives the loss of power as well, at the
+    price of a write to the disk itself with every commit.
+
+    Args:
+        path: The file; it is made where it is missing.
+        sync: ``normal`` or ``full``.
+
+    Raises:
+        ConfigError: If ``sync`` is neither.
+        StoreUnavailable: If the file cannot be opened, is damaged or newer, or is held by another process.
+    """
+
+    def __init__(self, path: Path, *, sync: Literal["normal", "full"] = "normal") -> None:
+        if sync not in ("normal", "full"):
+            raise ConfigError(f"sync={sync!r} cannot be used", todo='use "normal" or "full"')
+        self.path = path
+        with self._opening():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        try:
+            with self._opening():
+                self._prepare(sync)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def load(self) -> dict[str, StreamState]:
+        """Return what the journal holds, by stream.
+
+        Raises:
+            StoreUnavailable: If it cannot be read.
+            ContractError: If it holds a message that is none.
+        """
+        with self._opening():
+            found = {
+                name: StreamState(int(seq)) for name, seq in self._db.execute("SELECT name, next_seq FROM streams")
+            }
+            for stream, seq, data in self._db.execute(
+                "SELECT stream, seq, envelope FROM messages ORDER BY stream, seq"
+            ):
+                found[stream].messages.append((seq, unpacked(data)))
+            pending: dict[tuple[str, str], set[int]] = {}
+            for stream, name, seq in self._db.execute("SELECT stream, name, seq FROM pending"):
+                pending.setdefault((stream, name), set()).add(seq)
+            for stream, name, next_seq in self._db.execute("SELECT stream, name, next_seq FROM groups"):
+                state = GroupState(stream, name, next_seq, frozenset(pending.get((stream, name), ())))
+                found.setdefault(stream, StreamState(next_seq)).groups.append(state)
+        return found
+
+    def commit(
+        self,
+        messages: Iterable[tuple[str, int, Envelope]],
+        groups: Iterable[GroupState],
+        trims: Iterable[tuple[str, int]],
+    ) -> None:
+        """Keep all of it, or nothing.
+
+        Args:
+            messages: Stream, place and envelope of new messages.
+            groups: How far groups have come.
+            trims: Stream, and the place of the oldest message to keep.
+
+        Raises:
+            BusUnavailable: If the disk is full or fails; nothing of it is kept.
+        """
+        rows = [(stream, seq, packed(envelope)) for stream, seq, envelope in messages]
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT INTO messages VALUES (?, ?, ?)", rows)
+            ends = {stream: seq + 1 for stream, seq, _ in rows}
+            self._db.executemany("INSERT OR REPLACE INTO streams VALUES (?, ?)", ends.items())
+            for group in groups:
+                self._keep(group)
+            self._db.executemany("DELETE FROM messages WHERE stream = ? AND seq < ?", trims)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            with suppress(sqlite3.Error):  # SQLite rolls back by itself after some errors.
+                self._db.execute("ROLLBACK")
+            raise BusUnavailable(
+                f"the journal {self.path} cannot be written", why=str(error), todo="free space on its disk, then go on"
+            ) from error
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    def _keep(self, group: GroupState) -> None:
+        key = (group.stream, group.name)
+        self._db.execute("INSERT OR REPLACE INTO groups VALUES (?, ?, ?)", (*key, group.next_seq))
+        self._db.execute("DELETE FROM pending WHERE stream = ? AND name = ?", key)
+        self._db.executemany("INSERT INTO pending VALUES (?, ?, ?)", [(*key, seq) for seq in group.pending])
+
+    def _prepare(self, sync: str) -> None:
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute(f"PRAGMA synchronous = {sync}")
+        self._db.execute("BEGIN IMMEDIATE")  # From here on, no other process gets the file.
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise StoreUnavailable(
+                f"the journal {self.path} cannot be read",
+                why=f"it has version {version}, and this library knows {VERSION}",
+                todo="use the release that wrote it, or a newer one",
+            )
+        if version == 0:
+            for statement in filter(str.strip, _TABLES.split(";")):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            held = "locked" in str(error)
+            raise StoreUnavailable(
+                f"the journal {self.path} cannot be used",
+                why="another process holds it" if held else str(error),
+                todo="give each process a journal of its own"
+                if held
+                else "name a file that can be written, or restore it",
+            ) from error
