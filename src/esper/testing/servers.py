@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,13 +31,14 @@ class RedisServer:
 
     Args:
         folder: For its files; it must exist.
+        options: More options of the program by name, such as ``{"tls-port": "6380"}``.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, options: Mapping[str, str] | None = None) -> None:
+        self._folder, self._options = folder, dict(options or {})
         self._program = next((found for name in _PROGRAMS if (found := shutil.which(name))), None)
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     @property
     def is_installed(self) -> bool:
@@ -66,7 +68,13 @@ class RedisServer:
         """
         if self._program is None:
             raise NotFound("there is no redis-server on this machine", todo="make servers, or install Redis 7 or newer")
-        options = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "appendonly": "yes", "save": '""'}
+        options = {
+            "port": self.port,
+            "bind": "127.0.0.1",
+            "dir": self._folder,
+            "appendonly": "yes",
+            "save": '""',
+        } | self._options
         command = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         with (self._folder / "server.log").open("ab") as output:
             self._process = subprocess.Popen(
@@ -111,7 +119,8 @@ class RedisServer:
         raise BusUnavailable("redis-server does not start", why=(self._folder / "server.log").read_text()[-500:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

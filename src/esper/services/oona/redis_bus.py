@@ -7,6 +7,7 @@ import platform
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 from uuid import uuid4
@@ -38,7 +39,9 @@ class RedisBusConfig(BaseModel):
     """Where Redis is, and the limits of this process on it.
 
     Attributes:
-        url: ``redis://``, ``rediss://`` or ``unix://``, with user, password and database where they are needed.
+        url: ``redis://``, ``rediss://`` or ``unix://``, with user and database where they are needed; what redis-py knows of TLS
+            follows as ``?ssl_ca_certs=/path&ssl_certfile=…``.
+        password_file: File that holds the password, so that it need not stand in the address.
         name: Name of this process in its groups. A process that is started again under the same name goes on with what it
             held; two that run at once need two. Empty: host name, process id and a number.
         max_length: Messages kept per stream (about), where the topic does not allow fewer.
@@ -56,6 +59,7 @@ class RedisBusConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str = Field(default="redis://localhost:6379", repr=False)
+    password_file: Path | None = None
     name: str = ""
     max_length: int = Field(default=10_000, ge=1)
     max_tries: int = Field(default=3, ge=1)
@@ -78,17 +82,26 @@ class Link:
     Args:
         url: Where Redis is.
         limit_s: How long a command may take.
+        password_file: File that holds the password; one in the address goes first.
         unavailable: Class of the error where Redis does not answer.
 
     Raises:
-        ConfigError: If the address cannot be read.
+        ConfigError: If the address or the file cannot be read.
     """
 
-    def __init__(self, url: str, limit_s: float, *, unavailable: type[Unavailable] = BusUnavailable) -> None:
+    def __init__(
+        self,
+        url: str,
+        limit_s: float,
+        *,
+        password_file: Path | None = None,
+        unavailable: type[Unavailable] = BusUnavailable,
+    ) -> None:
         self._limit_s, self._unavailable = limit_s, unavailable
         try:
             self._client = Redis.from_url(
                 url,
+                password=_password(password_file),
                 socket_timeout=None,
                 socket_connect_timeout=None,
                 retry=Retry(NoBackoff(), 0),
@@ -173,7 +186,7 @@ class RedisBus:
     def __init__(self, config: RedisBusConfig | None = None, *, codec: Codec | None = None) -> None:
         self._config = config or RedisBusConfig()
         self._codec = codec or Codec()
-        self._link = Link(self._config.url, self._config.reply_limit_s)
+        self._link = Link(self._config.url, self._config.reply_limit_s, password_file=self._config.password_file)
         self._name = self._config.name or f"{platform.node() or 'host'}-{os.getpid()}-{next(_SERIAL)}"
         self._stop = asyncio.Event()
         self._members: dict[tuple[str, str], dict[int, Member]] = {}
@@ -330,6 +343,15 @@ class RedisBus:
     def _check_open(self) -> None:
         if self._stop.is_set():
             raise BusUnavailable("the bus is closed", todo="open a new one")
+
+
+def _password(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise ConfigError("the password of Redis cannot be read", why=str(error), todo="mend password_file") from error
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,5 +1,6 @@
 """Small named state in Redis, for parts that run on several machines."""
 
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -18,16 +19,22 @@ class RedisState:
         url: ``redis://``, ``rediss://`` or ``unix://``, with user, password and database where they are needed.
         prefix: What the keys begin with in Redis.
         limit_s: How long Redis may take to answer.
+        password_file: File that holds the password, so that it need not stand in the address.
 
     Raises:
-        ConfigError: If the address cannot be read.
+        ConfigError: If the address or the file cannot be read.
     """
 
     def __init__(
-        self, url: str = "redis://localhost:6379", *, prefix: str = "esper:state:", limit_s: float = 2.0
+        self,
+        url: str = "redis://localhost:6379",
+        *,
+        prefix: str = "esper:state:",
+        limit_s: float = 2.0,
+        password_file: Path | None = None,
     ) -> None:
         self._prefix = prefix
-        self._link = Link(url, limit_s, unavailable=StoreUnavailable)
+        self._link = Link(url, limit_s, password_file=password_file, unavailable=StoreUnavailable)
 
     async def __aenter__(self) -> Self:
         return self
