@@ -254,6 +254,19 @@ def test_gradients_are_unscaled_for_what_learns_apart() -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_a_scale_of_the_loss_that_is_too_large_for_it_costs_it_a_batch_and_no_more() -> None:
+    training = started(ZOO["mlp"], COMBINATIONS[0])
+    scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
+    incubator, apprentice = take_in(training, others=(scaler,))
+    sound = apprentice.incubation.kernel
+    for kernel, learns in ((Planted(sound, InfinityBack.apply), False), (sound, True)):
+        apprentice.incubation.kernel = kernel
+        scaler.scale(ZOO["mlp"].loss(training.model, ZOO["mlp"].batch())).backward()
+        assert any(p.grad is not None and bool(p.grad.any()) for p in apprentice.kernel.parameters()) is learns
+        assert not incubator.step(look=True)
+        assert all(bool(torch.isfinite(p).all()) for p in apprentice.kernel.parameters())
+
+
 def test_a_batch_whose_gradient_is_not_finite_does_not_reach_it() -> None:
     training = started(ZOO["mlp"], COMBINATIONS[0])
     incubator, apprentice = take_in(training)

@@ -1,6 +1,6 @@
 """Incubation: a kernel learns apart, on what a slot returns, and nothing that it does reaches the host (law 3)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -61,18 +61,27 @@ class Incubation:
     def _accumulate(self, h: Tensor, gradient: Tensor) -> None:
         added = self.kernel(h)
         if not isinstance(added, Tensor) or added.shape != h.shape:
-            found = f"shape {tuple(added.shape)}" if isinstance(added, Tensor) else f"a {type(added).__name__}"
-            self.failure = f"it returned {found}, and the slot returns shape {tuple(h.shape)}"
+            other = f"shape {tuple(added.shape)}" if isinstance(added, Tensor) else f"a {type(added).__name__}"
+            self.failure = f"it returned {other}, and the slot returns shape {tuple(h.shape)}"
             return
         sick = ~torch.isfinite(added.detach()).all()
         self.sick = sick if self.sick is None else self.sick | sick
         learning = [parameter for parameter in self.kernel.parameters() if parameter.requires_grad]
-        found_gradients = torch.autograd.grad(added, learning, gradient.to(added.dtype), allow_unused=True)
-        scale = None if self.loss_scale is None else self.loss_scale(h.device)
-        for parameter, own in zip(learning, found_gradients, strict=True):
+        found: Sequence[Tensor | None]
+        found = torch.autograd.grad(added, learning, gradient.to(added.dtype), allow_unused=True)
+        if self.loss_scale is not None:
+            found = _unscaled(found, self.loss_scale(h.device))
+        for parameter, own in zip(learning, found, strict=True):
             if own is not None:
-                unscaled = own if scale is None else own / scale.to(own.dtype)
-                parameter.grad = unscaled if parameter.grad is None else parameter.grad + unscaled
+                parameter.grad = own if parameter.grad is None else parameter.grad + own
+
+
+def _unscaled(gradients: Sequence[Tensor | None], scale: Tensor) -> list[Tensor | None]:
+    """Return gradients without the scale of the loss; all zero where the scale was too large for one of them."""
+    fits = torch.tensor(True, device=scale.device)
+    for own in gradients:
+        fits = fits if own is None else fits & torch.isfinite(own).all()
+    return [None if own is None else torch.where(fits, own / scale.to(own.dtype), 0.0) for own in gradients]
 
 
 @dataclass(frozen=True)
