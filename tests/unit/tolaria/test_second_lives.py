@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from esper.contracts.adaptation import AdaptationDecision, SystemStatePacket
+from esper.errors import ConfigError
 from esper.kasmina import SeedState, placement_of, topology
 from esper.services.tolaria.events import EventKind
 from esper.testing.zoo import ZOO
@@ -118,3 +119,22 @@ def test_a_reload_in_place_measures_at_the_steps_at_which_the_unbroken_run_does(
         growth.load_state_dict(state)  # when the next step was to be measured
         training.train(EVERY - 1, growth)
         assert controller.last(known + 2) == unbroken
+
+
+def test_two_models_are_attached_side_by_side_but_not_with_one_optimizer(root: Path) -> None:
+    first, second, third = fresh(), fresh(), fresh()
+    shared = torch.optim.SGD([*first.model.parameters(), *third.model.parameters()], lr=0.01)
+    first.optimizer = third.optimizer = shared
+    first.schedule = third.schedule = LambdaLR(shared, lambda _: 1.0)
+    with first.attach(root) as one, second.attach(root) as two:
+        with pytest.raises(ConfigError, match="ESP-2102: this optimizer trains another model"):
+            third.attach(root)
+        event = one.graft(first.slots[0], "gated_conv")
+        two.graft(second.slots[1], "gated_conv")
+        before = second.picture()
+        first.train(2, one)
+        one.rollback(event)
+        assert [entry.slot for entry in topology(second.model)] == [second.slots[1]]
+        assert not second.picture().differences(before, without=("rng",))
+    with third.attach(root):
+        pass

@@ -23,7 +23,7 @@ from esper.services.tolaria.control import Control, NoControl
 from esper.services.tolaria.distributed.elsewhere import platform_elsewhere
 from esper.services.tolaria.distributed.team import Team, told_text
 from esper.services.tolaria.folder import RunFolder
-from esper.services.tolaria.growth import Growth
+from esper.services.tolaria.growth import STEERED, Growth
 from esper.services.tolaria.held_out import Validate
 from esper.services.tolaria.kernels import KernelShelf
 from esper.services.tolaria.newborn_rate import NewbornRate
@@ -42,8 +42,8 @@ def check_host(model: nn.Module, optimizer: Optimizer) -> None:
     """Refuse what cannot grow, before anything is started.
 
     Raises:
-        ConfigError: If the model is not wrapped or is attached already, or the optimizer cannot hold a newborn or
-            holds none of its parameters.
+        ConfigError: If the model is not wrapped or is attached already, or the optimizer steers another, cannot hold
+            a newborn, or holds none of its parameters.
     """
     if not isinstance(model, MorphableModel):
         raise ConfigError("this model has no slots", todo="call esper.wrap(model) first", code="ESP-2101")
@@ -52,6 +52,13 @@ def check_host(model: nn.Module, optimizer: Optimizer) -> None:
             "this model is attached already",
             why="two runs would operate on one model",
             todo="call growth.close() on the first one",
+            code="ESP-2102",
+        )
+    if optimizer in STEERED:
+        raise ConfigError(
+            "this optimizer trains another model that is attached",
+            why="a rollback of one would take the other's newborns and moments back",
+            todo="give each model an optimizer of its own, or wrap one model that holds both",
             code="ESP-2102",
         )
     if (why := refusal(optimizer)) is not None:

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from esper.contracts.adaptation import Candidate
 from esper.errors import ConfigError
@@ -23,6 +25,9 @@ from esper.services.tolaria.observation import Observer
 from esper.services.tolaria.platform import Parts
 from esper.services.tolaria.resuming import STATE_VERSION, check_fit, described, not_taken
 from esper.services.tolaria.snapshot import Snapshot, Subject, capture, digest, put_back, restore
+
+STEERED: WeakSet[Optimizer] = WeakSet()
+"""Optimizers of the runs that are attached in this process."""
 
 
 class Growth:
@@ -61,6 +66,7 @@ class Growth:
             self._rates.close()
             raise
         self._placement.grower = self
+        STEERED.add(subject.optimizer)
 
     def step(self, loss: Tensor | float | None = None) -> list[GrowthEvent]:
         """Take note of one optimizer step; at a boundary observe, decide, graft, evaluate, keep or undo.
@@ -239,6 +245,7 @@ class Growth:
         if self._placement.grower is not self:
             return
         self._placement.grower = None
+        STEERED.discard(self._subject.optimizer)
         self._engine.observer.close()
         self._engine.trials.end_incubations()
         self._rates.close()
