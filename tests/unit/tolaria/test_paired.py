@@ -4,8 +4,13 @@ import math
 import random
 
 import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from esper.services.tolaria.averaging import AveragedWeights
 from esper.services.tolaria.paired import Difference, judge_pair
+from tests.unit.tolaria.trainer.support import data, host
 
 
 def pair(*means: float, error: float = 0.0) -> list[Difference]:
@@ -65,3 +70,44 @@ def test_what_is_not_known_on_the_examples_is_no_harm() -> None:
 def test_before_the_third_boundary_there_is_no_verdict() -> None:
     assert judge_pair(pair()) is None
     assert judge_pair(pair(-9.0, -9.0)) is None
+
+
+BOUNDARIES, EVERY, EXAMPLES = 6, 10, 64
+
+
+def arm(pair: int, dropout_seed: int) -> list[Tensor]:
+    """Return the held-out losses of the averaged weights at each boundary; the two arms of a pair differ by dropout alone."""
+    inputs, labels = data(256).tensors
+    aside, wanted = data(EXAMPLES, seed=1).tensors
+    model, order = host(pair), torch.Generator().manual_seed(pair)
+    optimizer, average, found = torch.optim.AdamW(model.parameters(), lr=1e-3), AveragedWeights(model), []
+    torch.manual_seed(pair)
+    for step in range(1, (6 + BOUNDARIES) * EVERY + 1):
+        batch = torch.randint(256, (16,), generator=order)
+        cross_entropy(model(inputs[batch]), labels[batch]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update()
+        if step == 6 * EVERY:
+            torch.manual_seed(dropout_seed)
+        if step % EVERY == 0:
+            with average.applied(), torch.no_grad():
+                found.append(cross_entropy(model.eval()(aside), wanted, reduction="none").double())
+            model.train()
+            average.reset()
+    return found[6:]
+
+
+@pytest.mark.slow
+def test_of_real_trainings_that_differ_by_dropout_alone_few_are_called_harm() -> None:
+    harm = alone = 0
+    for pair in range(60):
+        differences = [left - right for left, right in zip(arm(pair, 1), arm(pair, 2), strict=True)]
+        found = [Difference(float(d.mean()), float(d.std()) / EXAMPLES**0.5) for d in differences]
+        for signed in (found, [Difference(-d.mean, d.error) for d in found]):
+            verdict = judge_pair(signed)
+            assert verdict is not None
+            harm += verdict.harmful
+            alone += signed[-1].mean < -2 * signed[-1].error
+    assert harm <= 4, "of 120"
+    assert alone >= 12, "the paired standard error alone is no such bound"
