@@ -1,7 +1,7 @@
 """The bus of one process: one event loop, no server; what it holds survives the process where it has a journal."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -125,19 +125,37 @@ class MemoryBus:
                 written.
             ContractError: If the message does not keep the topic's contract.
         """
+        (message_id,) = await self.publish_many(stream, (message,), run_id=run_id)
+        return message_id
+
+    async def publish_many(
+        self, stream: str, messages: Sequence[Message], *, run_id: str | None = None
+    ) -> list[MessageId]:
+        """Append messages to a stream, in order; where one breaks the contract, none is published.
+
+        Raises:
+            BusUnavailable: As for ``publish``; messages before the one that failed may have been published.
+            ContractError: If a message does not keep the topic's contract.
+        """
         changed = self._bound()
-        envelope = self._codec.seal(stream, message, run_id=run_id)
+        envelopes = [self._codec.seal(stream, message, run_id=run_id) for message in messages]
         held = self._stream(stream)
+        kept: list[asyncio.Future[None]] = []
         async with changed:
-            self._check_open()
-            await self._room(held, stream, changed)
-            if self._commits is None:
-                held.append(envelope)
-                changed.notify_all()
-                return MessageId(envelope.id)
-            kept = self._commits.add(held, envelope)
-        await kept
-        return MessageId(envelope.id)
+            for envelope in envelopes:
+                self._check_open()
+                if not held.has_room:
+                    changed.notify_all()
+                    await self._room(held, stream, changed)
+                if self._commits is None:
+                    held.append(envelope)
+                else:
+                    kept.append(self._commits.add(held, envelope))
+            changed.notify_all()
+        for answer in await asyncio.gather(*kept, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+        return [MessageId(envelope.id) for envelope in envelopes]
 
     async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
         """Hand messages to ``handler`` one after the other until the bus is closed.
