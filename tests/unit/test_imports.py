@@ -83,3 +83,8 @@ def test_importing_draws_no_random_number(tmp_path: Path) -> None:
         "torch.equal(torch.get_rng_state(), before[2]))"
     )
     assert run(code, tmp_path) == "True True True\n"
+
+
+def test_a_training_that_grows_does_not_bring_the_compiler(tmp_path: Path) -> None:
+    code = "import esper, esper.services.tolaria.attachment, sys; esper.wrap, esper.attach; print('torch._dynamo' in sys.modules)"
+    assert run(code, tmp_path) == "False\n"

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd.function import FunctionCtx
 
 from esper.errors import ConfigError, Conflict
@@ -155,11 +156,14 @@ class Tap(torch.autograd.Function):
         return gradient, None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def tapped(h: Tensor, nursery: Nursery) -> Tensor:
+def _tapped(h: Tensor, nursery: Nursery) -> Tensor:
     """Return a value that equals ``h`` and from whose gradient the nursery learns."""
     found: Tensor = Tap.apply(h, nursery)  # type: ignore[no-untyped-call]
     return found
+
+
+tapped = _disable_dynamo(_tapped)
+"""The same, which no compiler traces; ``torch.compiler.disable`` would import the compiler here and now."""
 
 
 class IncubatingModule(SlotRole):

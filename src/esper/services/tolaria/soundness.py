@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from esper.kasmina.shares import local
 from esper.services.tolaria.optimizer import name_parameters
 from esper.services.tolaria.snapshot import Subject
 
 
 class Soundness:
-    """Looks for values that are not finite. One pass over the state, and one wait for each device.
+    """Looks for values that are not finite. One pass over what this rank holds, and one wait for each device.
 
     Args:
         subject: The training. Buffers that are not finite now, as a mask of attention is, may stay so.
@@ -25,7 +26,7 @@ class Soundness:
     def fault(self) -> str | None:
         """Return the name of something that is not finite, or None."""
         named = list(self._named())
-        verdicts = _read([torch.isfinite(tensor.detach()).all() for _, tensor in named])
+        verdicts = _read([torch.isfinite(local(tensor.detach())).all() for _, tensor in named])
         return next((name for (name, _), finite in zip(named, verdicts, strict=True) if not finite), None)
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
