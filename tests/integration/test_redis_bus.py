@@ -239,20 +239,40 @@ async def test_close_gives_back_what_was_read_and_not_begun(redis_server: RedisS
     assert await pending(link) == 0
 
 
+async def test_a_cancellation_is_never_swallowed(link: Link) -> None:
+    """redis-py on Python 3.11 swallows one that comes while a command is sent, where a socket timeout is set."""
+
+    ended = asyncio.Event()
+
+    async def ask_for_ever() -> None:
+        while not ended.is_set():
+            await link.ask("PING")
+
+    await link.ask("PING")
+    swallowed = 0
+    for n in range(60):
+        task = asyncio.create_task(ask_for_ever())
+        for _ in range(n % 30):
+            await asyncio.sleep(0)
+        task.cancel()
+        _, going_on = await asyncio.wait([task], timeout=0.1)
+        swallowed += len(going_on)
+        ended.set()
+        await asyncio.wait([task])
+        ended.clear()
+    assert swallowed == 0
+
+
 async def test_a_cancelled_subscription_ends_every_time(redis_server: RedisServer) -> None:
-    """redis-py on Python 3.11 swallows cancellations where a socket timeout is set."""
-    async with bus_on(redis_server, block_s=5.0) as bus:
+    async with bus_on(redis_server, block_s=1.0) as bus:
         tasks = []
         for n in range(30):
             tasks.append(asyncio.create_task(bus.subscribe(f"{STREAM}.{n}", "readers", Reader())))
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-        began = time.monotonic()
         for task in tasks:
             task.cancel()
             await asyncio.sleep(0)
         ended, going_on = await asyncio.wait(tasks, timeout=2.0)
-        assert time.monotonic() - began < 2.0
     assert not going_on
     assert all(task.cancelled() for task in ended)
 
