@@ -59,3 +59,13 @@ def test_the_generators_are_left_as_they_were_found() -> None:
     first = torch.rand(3)
     restore_rng(again)
     assert torch.equal(torch.rand(3), first)
+
+
+def test_sums_from_a_file_lie_where_the_model_does() -> None:
+    model = nn.Linear(2, 2)
+    average = AveragedWeights(model)
+    average.update()
+    elsewhere = AveragedWeights(nn.Linear(2, 2, device="meta"))
+    elsewhere.load_state_dict(average.state_dict())
+    elsewhere.update()
+    assert {total.device.type for total in elsewhere.state_dict()["sums"].values()} == {"meta"}

@@ -64,9 +64,10 @@ class AveragedWeights:
         return {"count": self._count, "sums": {name: total.clone() for name, total in self._sums.items()}}
 
     def load_state_dict(self, state: AverageState) -> None:
-        """Go on from a mean that ``state_dict`` returned."""
+        """Go on from a mean that ``state_dict`` returned; sums lie where the tensors do, as those of a file lie on the CPU."""
+        present = _floating(self._model)
         self._count = state["count"]
-        self._sums = {name: total.clone() for name, total in state["sums"].items()}
+        self._sums = {n: total.to(present.get(n, total).device, copy=True) for n, total in state["sums"].items()}
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:
