@@ -7,7 +7,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 
 from esper.contracts.envelope import DeadLetter, Envelope
-from esper.contracts.ids import new_id
+from esper.contracts.ids import new_message_id
 from esper.contracts.topics import TOPICS, Message, Topic
 from esper.errors import ContractError
 from esper.telemetry.tracing import traceparent
@@ -66,7 +66,7 @@ class Codec:
         return Envelope(
             type=name,
             version=version,
-            id=new_id("message"),
+            id=new_message_id(),
             run_id=run_id,
             sent_at=datetime.now(UTC),
             traceparent=traceparent(),
