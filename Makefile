@@ -9,7 +9,7 @@ STAMP := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env servers demo check test test-slow test-gpu bench contracts lock clean
+.PHONY: help env servers demo check test test-slow test-gpu compatibility bench contracts lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -52,6 +52,9 @@ test-slow: env servers ## slow and chaotic tests
 
 test-gpu: env ## the laws on a CUDA device; writes tests/gpu/results, to be committed
 	$(PYTEST) -m gpu tests/gpu -q
+
+compatibility: env ## run what shows which feature works in which setup, and write docs/compatibility.md
+	$(PYTEST) -p tests.compatibility --compatibility docs/compatibility.md -n 2 --dist worksteal -q
 
 bench: env ## run one benchmark: make bench NAME=dormant
 	$(BIN)/python -m benchmarks $(NAME)

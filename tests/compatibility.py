@@ -1,0 +1,128 @@
+"""What works in which training setup, told by the tests that were run: ``make compatibility`` writes docs/compatibility.md.
+
+A pytest plugin: it runs no test but those that prove something here, and writes down what came of them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+FEATURES = {
+    "graft": "joins without changing an output, and learns",
+    "cull": "is taken out, every surviving moment kept",
+    "rollback": "everything back to the bit",
+    "resume": "saved, loaded, gone on with, equal to the unbroken run to the bit",
+    "apart": "a seed learns apart first, and cannot touch the host",
+}
+"""Columns of the table, and what each means."""
+PASS, FAIL, UNTESTED = "pass", "**fail**", "untested"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Tests that show features in a setup.
+
+    Attributes:
+        setup: Row of the table.
+        features: Columns.
+        tests: Pattern that the tests' ids contain.
+    """
+
+    setup: str
+    features: tuple[str, ...]
+    tests: str
+
+
+ALL = ("graft", "cull", "rollback", "resume")
+ORDER, COMPILED = r"laws_in_any_order\.py::", r"laws_in_any_order_compiled\.py::"
+KINDS, SETUPS = r"tolaria/test_optimizer_kinds\.py::", r"tolaria/test_training_setups\.py::"
+PROOFS: tuple[Proof, ...] = (
+    Proof("SGD, float32", ALL, ORDER + r".*-sgd-float32-eager"),
+    Proof("AdamW, float32", ALL, ORDER + r".*-adamw-float32-eager"),
+    Proof("bfloat16 weights", ALL, ORDER + r".*-bfloat16-eager"),
+    Proof("autocast in bfloat16", ALL, ORDER + r".*-amp-eager"),
+    Proof("GradScaler", ("rollback",), SETUPS + r"test_a_rollback_in_mixed_precision"),
+)
+
+
+def cells(proofs: Sequence[Proof], outcomes: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """Return what became of every feature in every setup.
+
+    Args:
+        proofs: Which tests show what.
+        outcomes: ``passed``, ``failed`` or ``skipped`` by test id.
+    """
+    found: dict[tuple[str, str], list[str]] = {(p.setup, feature): [] for p in proofs for feature in FEATURES}
+    for proof in proofs:
+        matching = [outcome for test, outcome in outcomes.items() if re.search(proof.tests, test)]
+        for feature in proof.features:
+            found[proof.setup, feature] += matching
+    return {cell: _verdict(results) for cell, results in found.items()}
+
+
+def _verdict(results: list[str]) -> str:
+    if "failed" in results:
+        return FAIL
+    return PASS if "passed" in results else UNTESTED
+
+
+def page(table: Mapping[tuple[str, str], str], *, count: int) -> str:
+    """Return the page as Markdown."""
+    setups = list(dict.fromkeys(setup for setup, _ in table))
+    rows = [f"| {setup} | {' | '.join(table[setup, feature] for feature in FEATURES)} |" for setup in setups]
+    return "\n".join(
+        [
+            "# What works where",
+            "",
+            f"Written by `make compatibility` from the outcomes of {count} tests; `tests/compatibility.py` says which test shows",
+            "what. *pass*: every such test passed; *fail*: one did not; *untested*: no test shows it, or it was skipped for lack of",
+            "the hardware.",
+            "",
+            *(f"- **{name}**: {meaning}" for name, meaning in FEATURES.items()),
+            "",
+            f"| setup | {' | '.join(FEATURES)} |",
+            "|---" * (len(FEATURES) + 1) + "|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def unproven(proofs: Sequence[Proof], tests: Iterable[str]) -> list[str]:
+    """Return the patterns that no test has."""
+    names = list(tests)
+    return [proof.tests for proof in proofs if not any(re.search(proof.tests, name) for name in names)]
+
+
+OUTCOMES: dict[str, str] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Say where the page goes."""
+    parser.addoption("--compatibility", type=Path, required=True, metavar="FILE", help="page to write")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what shows nothing here."""
+    if dead := unproven(PROOFS, (item.nodeid for item in items)):
+        raise pytest.UsageError(f"no test is named by {', '.join(dead)}")
+    wanted = [item for item in items if any(re.search(proof.tests, item.nodeid) for proof in PROOFS)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(wanted)])
+    items[:] = wanted
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what came of each test."""
+    if report.when == "call" or report.outcome != "passed":
+        OUTCOMES[report.nodeid] = report.outcome
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the page; with several workers the one process that hears of all of them does."""
+    if hasattr(session.config, "workerinput") or not OUTCOMES:
+        return
+    target: Path = session.config.getoption("--compatibility")
+    target.write_text(page(cells(PROOFS, OUTCOMES), count=len(OUTCOMES)), encoding="utf-8")
