@@ -38,14 +38,59 @@ class Proof:
 
 ALL = ("graft", "cull", "rollback", "resume")
 ORDER, COMPILED = r"laws_in_any_order\.py::", r"laws_in_any_order_compiled\.py::"
-KINDS, SETUPS = r"tolaria/test_optimizer_kinds\.py::", r"tolaria/test_training_setups\.py::"
+APART, COMPILING = r"law_3_isolated\.py::test_", r"law_6_compile_friendly\.py::test_"
+KINDS, SCHEDULES = r"test_optimizer_kinds\.py::test_", r"test_schedule_kinds\.py::test_"
+SETUPS, AVERAGE = r"test_training_setups\.py::test_", r"test_averaged_model\.py::test_"
+DDP, LIGHTNING = r"distributed/test_", r"frameworks/test_lightning\.py::test_"
+TRANSFORMERS = r"frameworks/test_transformers\.py::test_"
 PROOFS: tuple[Proof, ...] = (
     Proof("SGD, float32", ALL, ORDER + r".*-sgd-float32-eager"),
+    Proof("SGD, float32", ("apart",), APART + r"a_nan_stays_apart_under_every_optimizer.*sgd"),
     Proof("AdamW, float32", ALL, ORDER + r".*-adamw-float32-eager"),
+    Proof("AdamW, float32", ("apart",), APART + r"a_nan_stays_apart_under_every_optimizer.*adamw"),
+    Proof(
+        "every other optimizer of torch, fused and foreach", ("graft", "cull", "rollback"), KINDS + r"after_any_surgery"
+    ),
+    Proof(
+        "every schedule of torch, nested and chained", ("graft",), SCHEDULES + r"a_newborn_has_the_options_of_its_host"
+    ),
+    Proof(
+        "every schedule of torch, nested and chained", ("cull", "rollback"), SCHEDULES + r"after_a_cull_or_a_rollback"
+    ),
+    Proof("every schedule of torch, nested and chained", ("resume",), SCHEDULES + r"a_fresh_schedule_goes_on"),
     Proof("bfloat16 weights", ALL, ORDER + r".*-bfloat16-eager"),
     Proof("autocast in bfloat16", ALL, ORDER + r".*-amp-eager"),
-    Proof("GradScaler", ("rollback",), SETUPS + r"test_a_rollback_in_mixed_precision"),
+    Proof("autocast in bfloat16", ("apart",), APART + r"it_stays_apart_under_autocast"),
+    Proof("GradScaler", ("rollback",), SETUPS + r"a_rollback_in_mixed_precision"),
+    Proof("GradScaler", ("apart",), APART + r"gradients_are_unscaled"),
+    Proof("gradient accumulation", ("graft",), SETUPS + r"a_graft_between_micro_batches"),
+    Proof("gradient clipping", ("graft",), SETUPS + r"clipping_over_the_model"),
+    Proof("gradient clipping", ("rollback",), r"law_4_reversible\.py::test_after_a_rollback_training_goes_on"),
+    Proof("gradient clipping", ("resume",), r"law_5_resumable\.py::test_a_run_with_a_controller"),
+    Proof("AveragedModel in state=", ("graft",), AVERAGE + r"a_newborn_is_averaged_from_its_birth"),
+    Proof("AveragedModel in state=", ("cull",), AVERAGE + r"a_cull_a_later_graft"),
+    Proof("AveragedModel in state=", ("rollback",), AVERAGE + r"a_rollback_puts_the_average_back"),
+    Proof("AveragedModel in state=", ("resume",), AVERAGE + r"a_snapshot_brings_grafts_and_averages"),
+    Proof("channels last", ALL, ORDER + r".*\[channels_last-"),
+    Proof("channels last", ("graft", "rollback"), SETUPS + r"channels_last_is_kept"),
+    Proof("activation checkpointing", ("graft",), SETUPS + r"checkpointed_activations"),
+    Proof("tied weights", ALL, ORDER + r".*\[tied_language_model-"),
+    Proof("model.compile() in place", ALL, COMPILED),
+    Proof("torch.compile(model)", ("graft",), COMPILING + r".*whole"),
+    Proof("blocks compiled one by one", ("graft",), COMPILING + r".*block_by_block"),
+    Proof("esper.compile, by slots", ("graft",), COMPILING + r".*by_slots"),
+    Proof("DDP, two ranks", ("graft", "cull", "rollback"), DDP + r"law_7_distributed\.py::test_ranks_are_equal"),
+    Proof("DDP, two ranks", ("graft",), DDP + r"newborn_gradients"),
+    Proof("DDP, two ranks", ("resume",), DDP + r"resuming\.py::test_a_run_goes_on_to_the_bit"),
+    Proof("Lightning", ("graft",), LIGHTNING + r"a_fit_goes_on_from_its_checkpoint"),
+    Proof("Lightning", ("rollback",), LIGHTNING + r"a_rollback_within_a_fit"),
+    Proof("Lightning", ("resume",), LIGHTNING + r"a_fit_(goes_on_from_its_checkpoint|with_accumulation)"),
+    Proof("transformers.Trainer", ("graft",), TRANSFORMERS + r"a_training_goes_on_from_its_checkpoint"),
+    Proof("transformers.Trainer", ("rollback",), TRANSFORMERS + r"a_rollback_within_a_training"),
+    Proof("transformers.Trainer", ("resume",), TRANSFORMERS + r"a_training_(goes_on|is_resumed)"),
+    Proof("CUDA", ALL, r"gpu/test_laws_on_a_device\.py::test_the_laws_hold_in_any_order\["),
 )
+"""Which test shows what; a test that shows a feature in passing, such as a fit that grows, counts."""
 
 
 def cells(proofs: Sequence[Proof], outcomes: Mapping[str, str]) -> dict[tuple[str, str], str]:
