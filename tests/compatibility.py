@@ -122,9 +122,9 @@ def page(table: Mapping[tuple[str, str], str], *, count: int) -> str:
         [
             "# What works where",
             "",
-            f"Written by `make compatibility` from the outcomes of {count} tests; `tests/compatibility.py` says which test shows",
-            "what. *pass*: every such test passed; *fail*: one did not; *untested*: no test shows it, or it was skipped for lack of",
-            "the hardware.",
+            f"Written by `make compatibility` from the outcomes of {count} tests; `tests/compatibility.py` says which test",
+            "shows what. *pass*: every such test passed; *fail*: one did not; *untested*: no test shows it, or it was skipped",
+            "for lack of the hardware.",
             "",
             *(f"- **{name}**: {meaning}" for name, meaning in FEATURES.items()),
             "",
