@@ -82,12 +82,15 @@ PROOFS: tuple[Proof, ...] = (
     Proof("DDP, two ranks", ("graft", "cull", "rollback"), DDP + r"law_7_distributed\.py::test_ranks_are_equal"),
     Proof("DDP, two ranks", ("graft",), DDP + r"newborn_gradients"),
     Proof("DDP, two ranks", ("resume",), DDP + r"resuming\.py::test_a_run_goes_on_to_the_bit"),
+    Proof("FSDP2, two ranks", ALL, DDP + r"sharded\.py::test_a_sharded_model_grows"),
+    Proof("esper.Trainer", ("graft", "resume"), r"trainer/test_keeping\.py::test_a_(growing_run_resumed|resumed_run)"),
     Proof("Lightning", ("graft",), LIGHTNING + r"a_fit_goes_on_from_its_checkpoint"),
     Proof("Lightning", ("rollback",), LIGHTNING + r"a_rollback_within_a_fit"),
     Proof("Lightning", ("resume",), LIGHTNING + r"a_fit_(goes_on_from_its_checkpoint|with_accumulation)"),
     Proof("transformers.Trainer", ("graft",), TRANSFORMERS + r"a_training_goes_on_from_its_checkpoint"),
     Proof("transformers.Trainer", ("rollback",), TRANSFORMERS + r"a_rollback_within_a_training"),
     Proof("transformers.Trainer", ("resume",), TRANSFORMERS + r"a_training_(goes_on|is_resumed)"),
+    Proof("Accelerate", ("graft", "resume"), r"frameworks/test_accelerate\.py::test_the_recipe_grows"),
     Proof("CUDA", ALL, r"gpu/test_laws_on_a_device\.py::test_the_laws_hold_in_any_order\["),
 )
 """Which test shows what; a test that shows a feature in passing, such as a fit that grows, counts."""
