@@ -41,6 +41,7 @@ ORDER, COMPILED = r"laws_in_any_order\.py::", r"laws_in_any_order_compiled\.py::
 APART, COMPILING = r"law_3_isolated\.py::test_", r"law_6_compile_friendly\.py::test_"
 KINDS, SCHEDULES = r"test_optimizer_kinds\.py::test_", r"test_schedule_kinds\.py::test_"
 SETUPS, AVERAGE = r"test_training_setups\.py::test_", r"test_averaged_model\.py::test_"
+RESUMED, TRAINED = r"test_resumed_setups\.py::test_", r"test_compiled_training\.py::test_"
 DDP, LIGHTNING = r"distributed/test_", r"frameworks/test_lightning\.py::test_"
 TRANSFORMERS = r"frameworks/test_transformers\.py::test_"
 PROOFS: tuple[Proof, ...] = (
@@ -62,6 +63,8 @@ PROOFS: tuple[Proof, ...] = (
     Proof("autocast in bfloat16", ALL, ORDER + r".*-amp-eager"),
     Proof("autocast in bfloat16", ("apart",), APART + r"it_stays_apart_under_autocast"),
     Proof("GradScaler", ("rollback",), SETUPS + r"a_rollback_in_mixed_precision"),
+    Proof("GradScaler", ("graft", "resume"), RESUMED + r"a_run_resumed_from_a_file"),
+    Proof("GradScaler", ("rollback",), RESUMED + r"a_rollback_of_an_attached_run"),
     Proof("GradScaler", ("apart",), APART + r"gradients_are_unscaled"),
     Proof("gradient accumulation", ("graft",), SETUPS + r"a_graft_between_micro_batches"),
     Proof("gradient clipping", ("graft",), SETUPS + r"clipping_over_the_model"),
@@ -71,14 +74,18 @@ PROOFS: tuple[Proof, ...] = (
     Proof("AveragedModel in state=", ("cull",), AVERAGE + r"a_cull_a_later_graft"),
     Proof("AveragedModel in state=", ("rollback",), AVERAGE + r"a_rollback_puts_the_average_back"),
     Proof("AveragedModel in state=", ("resume",), AVERAGE + r"a_snapshot_brings_grafts_and_averages"),
+    Proof("AveragedModel in state=", ("resume",), RESUMED + r"a_run_resumed_from_a_file"),
     Proof("channels last", ALL, ORDER + r".*\[channels_last-"),
     Proof("channels last", ("graft", "rollback"), SETUPS + r"channels_last_is_kept"),
     Proof("activation checkpointing", ("graft",), SETUPS + r"checkpointed_activations"),
     Proof("tied weights", ALL, ORDER + r".*\[tied_language_model-"),
     Proof("model.compile() in place", ALL, COMPILED),
-    Proof("torch.compile(model)", ("graft",), COMPILING + r".*whole"),
-    Proof("blocks compiled one by one", ("graft",), COMPILING + r".*block_by_block"),
-    Proof("esper.compile, by slots", ("graft",), COMPILING + r".*by_slots"),
+    Proof("torch.compile(model)", ("graft",), COMPILING + r"a_newborn_is_neutral.*whole"),
+    Proof("torch.compile(model)", ("graft", "cull"), COMPILING + r"the_life_of_a_graft.*whole"),
+    Proof("blocks compiled one by one", ("graft", "cull"), COMPILING + r"the_life_of_a_graft.*block_by_block"),
+    Proof("esper.compile, by slots", ("graft",), COMPILING + r"a_newborn_is_neutral.*by_slots"),
+    Proof("esper.compile, by slots", ("graft", "cull"), COMPILING + r"the_life_of_a_graft.*by_slots"),
+    Proof("esper.compile, by slots", ("rollback", "resume"), TRAINED + r"a_rollback_and_a_resume_are_exact"),
     Proof("DDP, two ranks", ("graft", "cull", "rollback"), DDP + r"law_7_distributed\.py::test_ranks_are_equal"),
     Proof("DDP, two ranks", ("graft",), DDP + r"newborn_gradients"),
     Proof("DDP, two ranks", ("resume",), DDP + r"resuming\.py::test_a_run_goes_on_to_the_bit"),
