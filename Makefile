@@ -48,7 +48,7 @@ test: check servers ## all checks and the fast tests
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not chaos and not gpu" -q
 
 test-slow: env servers ## slow and chaotic tests
-	$(PYTEST) -m "(slow or chaos) and not gpu" -q
+	$(PYTEST) -n 2 --dist loadfile -m "(slow or chaos) and not gpu" -q
 
 test-gpu: env ## the laws on a CUDA device; writes tests/gpu/results, to be committed
 	$(PYTEST) -m gpu tests/gpu -q
