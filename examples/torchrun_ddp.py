@@ -4,9 +4,11 @@ On GPUs the same file runs over NCCL, one process per device. With ``--fsdp`` th
 """
 
 import argparse
+import gc
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before the group exists: its defaults would keep the one that does
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -34,7 +36,7 @@ def batch(seed: int, device: torch.device, size: int = 64) -> tuple[Tensor, Tens
 
 
 def main() -> None:
-    """Train, grow, and print what happened on rank 0."""
+    """Train in a process group, and end it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--fsdp", action="store_true")
@@ -47,7 +49,15 @@ def main() -> None:
     device = torch.device("cuda", rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+    train(options, rank, device)
+    gc.collect()  # nothing may hold the group when it ends, or its threads outlive it
+    dist.barrier()  # rank 0 has its services to close
+    dist.destroy_process_group()
 
+
+def train(options: argparse.Namespace, rank: int, device: torch.device) -> None:
+    """Train, grow, and print what happened on rank 0."""
+    on_gpu = device.type == "cuda"
     model = esper.wrap(make_model().to(device), example=batch(0, device)[0])
     if options.fsdp:
         net = fully_shard(model, mesh=init_device_mesh(device.type, (dist.get_world_size(),)))
@@ -71,8 +81,6 @@ def main() -> None:
             for event in growth.step(loss):
                 if rank == 0:
                     print(event, flush=True)
-    dist.barrier()  # rank 0 has its services to close
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One rank of a test: ``python -m tests.distributed.worker '{"scenario": ..., "rank": ...}'``."""
 
 import asyncio
+import gc
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before the group exists, or its defaults keep the group
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -545,6 +547,7 @@ def main() -> None:
     result = SCENARIOS[task.scenario](task)
     (Path(task.place) / f"rank{task.rank}.json").write_text(json.dumps(result))
     if task.size > 1:
+        gc.collect()  # a DDP that is still there would keep the group, and with it gloo's threads
         dist.barrier()
         dist.destroy_process_group()
 

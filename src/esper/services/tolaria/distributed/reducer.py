@@ -67,11 +67,10 @@ class NewbornReducer:
         for handle in self._marks.values():
             handle.remove()
         newborns = [p for p in present.values() if id(p) not in self._known and p.requires_grad]
-        self._marks = {p: p.register_post_accumulate_grad_hook(self._mark) for p in newborns}  # type: ignore[no-untyped-call]
+        # A hook on a parameter must not hold the reducer: the collector does not see that cycle, and DDP would live for ever.
+        mark = self._used.add
+        self._marks = {p: p.register_post_accumulate_grad_hook(mark) for p in newborns}  # type: ignore[no-untyped-call]
         self._used &= set(newborns)
-
-    def _mark(self, parameter: Tensor) -> None:
-        self._used.add(cast(nn.Parameter, parameter))
 
     def _after_forward(self, _ddp: nn.Module, _inputs: Any, output: object) -> None:
         """Make the backward pass of this forward end with a reduction, on every rank, whatever it uses there."""
