@@ -60,8 +60,8 @@ class ByHand(nn.Module):
 def answer(*, quick: bool, seed: int) -> Answer:
     """Measure a training step and a join."""
     rounds, turns = (1, 20) if quick else (6, 80)
-    backend = "inductor" if shutil.which("c++") or shutil.which("g++") else "aot_eager"
-    note = "" if backend == "inductor" else ", as there is no C++ compiler for inductor"
+    why = _why_not_inductor()
+    backend, note = ("aot_eager", f", as {why}") if why else ("inductor", "")
     result = Answer(
         method=f"median of {rounds * turns} paired ratios of CPU time, one thread, order drawn, in a process of its own; "
         f"compiled by {backend}{note}"
@@ -145,3 +145,10 @@ def _join(backend: str, seed: int, *, rehearsed: bool) -> dict[str, float]:
         f"join.first_step_s_{name}": ended - joined,
         f"join.graphs_{name}": graphs,
     }
+
+
+def _why_not_inductor() -> str:
+    if not (shutil.which("c++") or shutil.which("g++")):
+        return "there is no C++ compiler for inductor"
+    # inductor hands its linker the folder of torch unquoted
+    return "the path of torch has a space in it, which inductor's linker does not bear" if " " in torch.__file__ else ""

@@ -68,7 +68,7 @@ def check_full(said: str) -> None:
     for line in (first, second):
         assert line.startswith("ESP-4220")
         assert "the checkpoints before it are untouched" in line
-    assert after == "1 ['.lock', '00000001-step-1']"
+    assert after == "1 ['.lock', '.reading', '00000001-step-1']"
     assert last == "2"
 
 
