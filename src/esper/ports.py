@@ -4,8 +4,9 @@ Each protocol states the law that every implementation keeps; `esper.testing` ha
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
+
+import msgspec
 
 from esper.contracts.adaptation import AdaptationDecision, Outcome, SystemStatePacket
 from esper.contracts.ids import MessageId
@@ -22,8 +23,7 @@ from esper.contracts.kernel import (
 from esper.contracts.topics import Message
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """One message in a handler's hands.
 
     Attributes:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Self, TypeAlias
 
 import msgspec
@@ -13,12 +12,13 @@ from esper.contracts.health import HealthBatch, HealthSignal
 from esper.contracts.topics import HEALTH, Message
 from esper.errors import ConfigError, ContractError
 from esper.ports import Delivery
+from esper.runtime.closing import Closing
 from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
 
 DataHandler: TypeAlias = Callable[[dict[str, object]], Awaitable[None]]
 
 
-class OonaClient:
+class OonaClient(Closing):
     """A client of the message bus on Redis Streams.
 
     A dictionary sent to a stream that no contract is declared for arrives as an equal one. On a declared stream it must keep
@@ -42,11 +42,6 @@ class OonaClient:
     async def __aenter__(self) -> Self:
         await self.connect()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def connect(self) -> None:
         """Return once Redis has answered; a client that was closed is opened again.

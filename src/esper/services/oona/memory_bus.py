@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +11,7 @@ from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ConfigError
 from esper.ports import Delivery, DeliveryHandler
+from esper.runtime.closing import Closing
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.group_commit import GroupCommit, Settlement
 from esper.services.oona.journal import Journal
@@ -74,7 +73,7 @@ class StreamCounts:
     groups: Mapping[str, GroupCounts]
 
 
-class MemoryBus:
+class MemoryBus(Closing):
     """Implements `esper.ports.MessageBus` within one event loop.
 
     Messages travel in the same envelope and encoding as on any other bus, so that nobody shares an object by accident.
@@ -108,14 +107,6 @@ class MemoryBus:
             held.restore(state.next_seq, (Entry(seq, envelope) for seq, envelope in state.messages))
             for group in state.groups:
                 held.rejoin(group.name, group.next_seq, group.pending)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def publish(self, stream: str, message: Message, *, run_id: str | None = None) -> MessageId:
         """Append a message to a stream; a full stream that is not lossy makes the caller wait.

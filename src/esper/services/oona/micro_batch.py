@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Generic, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +12,7 @@ from esper.contracts.ids import MessageId
 from esper.contracts.topics import HEALTH, Message
 from esper.errors import BusUnavailable, ContractError
 from esper.ports import MessageBus
+from esper.runtime.closing import Closing
 
 
 class MicroBatchConfig(BaseModel):
@@ -125,7 +125,7 @@ class _Batches(Generic[Key, Item]):
                 sent.set_result(answer)
 
 
-class MicroBatcher:
+class MicroBatcher(Closing):
     """Publishes over any bus in batches; messages of one stream and run keep their order.
 
     A batch leaves when it is full, or when its first message has waited long enough. Every message has a future of its own: it
@@ -139,14 +139,6 @@ class MicroBatcher:
     def __init__(self, bus: MessageBus, config: MicroBatchConfig | None = None) -> None:
         self._bus = bus
         self._batches: _Batches[tuple[str, str | None], Message] = _Batches(self._publish, config)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def add(self, stream: str, message: Message, *, run_id: str | None = None) -> Sent:
         """Take a message, and return its future; where too many are on their way, wait for room first.
@@ -174,7 +166,7 @@ class MicroBatcher:
             return error
 
 
-class HealthBatcher:
+class HealthBatcher(Closing):
     """Publishes health signals over any bus, those of one run and step in one envelope.
 
     Args:
@@ -185,14 +177,6 @@ class HealthBatcher:
     def __init__(self, bus: MessageBus, config: MicroBatchConfig | None = None) -> None:
         self._bus = bus
         self._batches: _Batches[tuple[str, int], HealthSignal] = _Batches(self._publish, config)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def add(self, signal: HealthSignal) -> Sent:
         """Take a signal, and return a future of the id of the envelope that carries it.

@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, cast
 from uuid import uuid4
 
@@ -24,6 +23,7 @@ from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ConfigError, EsperError, Unavailable
 from esper.ports import DeliveryHandler
+from esper.runtime.closing import Closing
 from esper.services.oona.codec import Codec
 from esper.services.oona.redis_fields import key_of, stream_of, to_fields
 from esper.services.oona.redis_member import GroupCounts, GroupGone, GroupThere, Member, Place
@@ -167,7 +167,7 @@ class Link:
         )
 
 
-class RedisBus:
+class RedisBus(Closing):
     """Implements `esper.ports.MessageBus` on Redis Streams.
 
     Delivery is at least once: a message is acknowledged after its handler has returned, in batches; one that a dead member
@@ -198,11 +198,6 @@ class RedisBus:
     async def __aenter__(self) -> Self:
         await self.connect()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def connect(self) -> None:
         """Return once Redis has answered.

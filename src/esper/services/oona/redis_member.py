@@ -13,8 +13,10 @@ from esper.contracts.envelope import DeadLetter, Envelope
 from esper.contracts.ids import MessageId
 from esper.errors import BusUnavailable, Conflict, ContractError, EsperError, NotFound
 from esper.ports import Delivery, DeliveryHandler
+from esper.runtime.waits import is_set_within
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.redis_fields import as_found, from_fields
+from esper.services.oona.redis_trim import TrimWatch
 from esper.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ log = get_logger("oona.redis")
 
 _GIVE_BACK_LIMIT_S = 1.0
 _LONGEST_PAUSE_S = 2.0
-_WATCH_EVERY_S = 1.0
-"""How often trimming is looked at; it costs two commands."""
 _ACK_WITHIN_S = 0.2
 """How long a handled message waits for its acknowledgement while the next one is worked on."""
 
@@ -149,7 +149,7 @@ class Member:
         self._was_cut = False
         self._claims_at = 0.0
         self._cursor: bytes = b"0-0"
-        self._watch = TrimWatch(place)
+        self._watch = TrimWatch(place.key, place.group)
 
     def cut_at(self, when: float) -> None:
         """Cancel the handler in hand at a moment of the loop's clock."""
@@ -191,7 +191,7 @@ class Member:
         """Begin anew in a group that knows nothing; what was handled is not pending there any more."""
         self._joined = False
         self._place = replace(self._place, begins="0")
-        self._watch = TrimWatch(self._place)
+        self._watch = TrimWatch(self._place.key, self._place.group)
         self._held.clear()
         self._known.clear()
         self._acks.clear()
@@ -388,7 +388,7 @@ class Member:
     async def _keep_leases(self, done: asyncio.Event) -> None:
         """Tell Redis now and then that the message in hand is worked on, and acknowledge what waits for a slow one."""
         every_s = min(self._config.claim_idle_s / 3, _ACK_WITHIN_S)
-        while not await _is_set_within(done, every_s):
+        while not await is_set_within(done, every_s):
             try:
                 await self._acknowledge()
                 await self._renew()
@@ -427,76 +427,9 @@ class Member:
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but no longer than until the bus is closed."""
-        await _is_set_within(self._stop, seconds)
+        await is_set_within(self._stop, seconds)
 
     def _lose(self, count: int, why: str) -> None:
         if count:
             self._counts.lost += count
             log.error("messages_lost", stream=self._place.stream, group=self._place.group, count=count, why=why)
-
-
-class TrimWatch:
-    """Counts messages of one group that were trimmed before it saw them.
-
-    Redis does not tell: it counts what a group was handed (``entries-read``) and goes on counting from there behind a gap. So
-    a gap shows while the group stands before it, and afterwards as a difference once the group has caught up. What is lost
-    while nobody watches is not known: the first look of a process takes things as they are.
-    """
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._due_at = 0.0
-        self._shift: int | None = None
-        self._seen = 0
-
-    def is_due(self, now: float) -> bool:
-        """Whether it is time to look; it is then due again a little later."""
-        if now < self._due_at:
-            return False
-        self._due_at = now + _WATCH_EVERY_S
-        return True
-
-    async def lost(self, link: "Link") -> int:
-        """Return how many more messages were lost since the last look."""
-        stream, groups = await link.ask_all(
-            [("XINFO", "STREAM", self._place.key), ("XINFO", "GROUPS", self._place.key)], at_once=True
-        )
-        for group in map(_named, cast("list[object]", groups)):
-            if group[b"name"] == self._place.group.encode():
-                return self._more(_named(stream), group)
-        return 0
-
-    def _more(self, stream: dict[bytes, object], group: dict[bytes, object]) -> int:
-        if group[b"entries-read"] is None:  # a new group: its first read will begin with the right number
-            self._shift = 0
-            return 0
-        behind = cast("int", stream[b"entries-added"]) - cast("int", group[b"entries-read"])
-        if group[b"last-delivered-id"] == stream[b"last-generated-id"]:
-            more = 0 if self._shift is None else max(0, behind - self._shift - self._seen)
-            self._shift, self._seen = behind, 0
-            return more
-        first = cast("list[bytes] | None", stream[b"first-entry"])
-        if first is not None and _order(first[0]) < _order(cast("bytes", group[b"last-delivered-id"])):
-            return 0
-        missed = max(0, behind - cast("int", stream[b"length"]) - (self._shift or 0))
-        more, self._seen = max(0, missed - self._seen), max(missed, self._seen)
-        return more
-
-
-def _order(at: bytes) -> tuple[int, int]:
-    milliseconds, _, number = at.partition(b"-")
-    return int(milliseconds), int(number)
-
-
-def _named(pairs: object) -> dict[bytes, object]:
-    held = cast("list[object]", pairs)
-    return dict(zip(cast("list[bytes]", held[::2]), held[1::2], strict=True))
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return event.is_set()
-    return True

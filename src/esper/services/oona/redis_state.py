@@ -1,16 +1,15 @@
 """Small named state in Redis, for parts that run on several machines."""
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from esper.errors import ContractError, StoreUnavailable
+from esper.runtime.closing import Closing
 from esper.services.oona.redis_bus import Link
 
 _LONGEST_KEY = 1024
 
 
-class RedisState:
+class RedisState(Closing):
     """Keeps each value under a key of its own; implements `esper.ports.StateStore`.
 
     A value is as safe as Redis keeps it: without ``appendonly yes`` a killed server forgets the newest ones.
@@ -35,14 +34,6 @@ class RedisState:
     ) -> None:
         self._prefix = prefix
         self._link = Link(url, limit_s, password_file=password_file, unavailable=StoreUnavailable)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def put(self, key: str, value: bytes) -> None:
         """Store a value, whole or not at all.
