@@ -4,6 +4,7 @@ Each protocol states the law that every implementation keeps; `esper.testing` ha
 """
 
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 import msgspec
@@ -44,6 +45,20 @@ class Delivery(msgspec.Struct, frozen=True):
 DeliveryHandler: TypeAlias = Callable[[Delivery], Awaitable[None]]
 
 
+class Acknowledge(StrEnum):
+    """When a message counts as acknowledged.
+
+    Attributes:
+        AFTER_HANDLING: Once its handler has returned: it is handed out at least once, and a handler that must act once
+            knows a message again by its id.
+        ON_RECEIPT: Before its handler is called: it is handed out at most once. What a handler fails at, or holds when its
+            process ends, is gone. For telemetry, where the next message says more than the last one again.
+    """
+
+    AFTER_HANDLING = "after_handling"
+    ON_RECEIPT = "on_receipt"
+
+
 class Clock(Protocol):
     """Time, injected so that tests can own it."""
 
@@ -60,30 +75,58 @@ class MessageBus(Protocol):
     """Messages between parts.
 
     Laws:
-        * A stream keeps its order; a member that handles one message at a time is handed them in it, a failed one again
-          before the next.
-        * A message reaches every group of its stream at least once. A new group begins where it says; a known one goes on
+        * *Order.* A stream keeps the order in which its messages were taken. A member that handles one message at a time is
+          handed them in it, and a failed one again before the next; what a member left behind may come to another later
+          than messages that are newer. Between streams there is no order.
+        * *At least once.* A message reaches every group of its stream. A new group begins where it says; a known one goes on
           where it stood, also after a time without members, and what fails in one group is no matter of another.
-        * A message counts as acknowledged once its handler has returned. One that is not acknowledged is handed out again
-          with the same id and ``redelivered`` set: after a pause where the handler raised, and to another member where its
-          own one ended.
-        * After the last allowed try it moves to the stream ``{stream}.dead`` with its reason; a dead letter that cannot be
-          handled in its turn is dropped and counted.
-        * Where a bus keeps a bounded number of messages, what a group has not seen is lost only where that is counted.
-        * ``publish`` never changes its argument, and returns when the message is held as safely as this bus can hold it.
-        * After ``close`` nothing more is handed out, and every call but another ``close`` raises BusUnavailable.
+        * *Acknowledgement.* With ``AFTER_HANDLING`` a message counts as acknowledged once its handler has returned, with
+          ``ON_RECEIPT`` before it is called; one that is acknowledged is not handed out again. An acknowledgement may itself
+          be lost where a process or a server dies right after it.
+        * *Redelivery.* A message that is not acknowledged is handed out again with the same id and ``redelivered`` set: after
+          a pause where the handler raised, and to another member where its own one ended.
+        * *Dead letters.* After the last allowed try a message moves to the stream ``{stream}.dead`` with its reason, and is
+          acknowledged with that; a dead letter that cannot be handled in its turn is dropped and counted. What
+          ``ON_RECEIPT`` was handed and failed at is counted, and no dead letter.
+        * *Trimming.* Where a bus keeps a bounded number of messages, the oldest go first; what a group has not seen is lost
+          only where that is counted for that group.
+        * *Publishing.* ``publish`` never changes its argument, and returns when the message is held as safely as this bus can
+          hold it. Where it raises BusUnavailable the message may be held nevertheless: whoever tries again does so with the
+          same ``message_id``, by which readers know it.
+        * *Shutdown.* ``close`` lets each handler finish the message in hand, or cancels it after a limit; that message is then
+          not acknowledged, as is none that was read and not begun. Afterwards nothing more is handed out, and every call but
+          another ``close`` raises BusUnavailable.
     """
 
-    async def publish(self, stream: str, message: Message, *, run_id: str | None = None) -> MessageId:
+    async def publish(
+        self, stream: str, message: Message, *, run_id: str | None = None, message_id: MessageId | None = None
+    ) -> MessageId:
         """Append a message to a stream.
 
+        Args:
+            stream: Name of the stream.
+            message: A contract that is declared for the stream, or plain data.
+            run_id: The run that it belongs to.
+            message_id: The id that it was sent under before, where it is sent again; otherwise it gets a fresh one.
+
+        Returns:
+            The message's id.
+
         Raises:
-            BusUnavailable: If the bus does not answer.
+            BusUnavailable: If the bus does not answer; the message may be held nevertheless.
             ContractError: If the message does not keep the topic's contract.
         """
         ...
 
-    async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
+    async def subscribe(
+        self,
+        stream: str,
+        group: str,
+        handler: DeliveryHandler,
+        *,
+        start_from: str = ">",
+        acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING,
+    ) -> None:
         """Hand messages of a stream to ``handler``, as a member of ``group``, until the bus is closed.
 
         Args:
@@ -91,6 +134,11 @@ class MessageBus(Protocol):
             group: Its members share the work; other groups see every message too.
             handler: Returns when its effect is durable.
             start_from: Where a new group begins: ``">"`` with new messages, ``"0"`` with the oldest one held.
+            acknowledge: When a message that was handed out counts as acknowledged.
+
+        Raises:
+            BusUnavailable: If the bus is closed already.
+            ConfigError: If ``start_from`` is neither ``">"`` nor ``"0"``.
         """
         ...
 

@@ -10,7 +10,7 @@ import pytest
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import TOPICS, Message
 from esper.ir import BlueprintRegistry
-from esper.ports import DeliveryHandler
+from esper.ports import Acknowledge, DeliveryHandler
 from esper.runtime.background import BackgroundLoop, Bridge
 from esper.services.nissa.counters import RunCounters
 from esper.services.tamiyo.analyzer_service import AnalyzerService
@@ -61,10 +61,20 @@ class Listening:
         self.groups: set[tuple[str, str]] = set()
         self._joined = asyncio.Semaphore(0)
 
-    async def publish(self, stream: str, message: Message, *, run_id: str | None = None) -> MessageId:
+    async def publish(
+        self, stream: str, message: Message, *, run_id: str | None = None, message_id: MessageId | None = None
+    ) -> MessageId:
         return MessageId("message-1")
 
-    async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
+    async def subscribe(
+        self,
+        stream: str,
+        group: str,
+        handler: DeliveryHandler,
+        *,
+        start_from: str = ">",
+        acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING,
+    ) -> None:
         self.groups.add((stream, group))
         self._joined.release()
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from esper.contracts.health import HealthBatch, HealthSignal
 from esper.contracts.topics import HEALTH, Message
 from esper.errors import ConfigError, ContractError
-from esper.ports import Delivery
+from esper.ports import Acknowledge, Delivery
 from esper.runtime.closing import Closing
 from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
 
@@ -73,7 +73,15 @@ class OonaClient(Closing):
         run_id = message.run_id or None if isinstance(message, HealthBatch) else None
         return await self._bus.publish(stream_key, message, run_id=run_id)
 
-    async def subscribe(self, stream_key: str, group_name: str, handler: DataHandler, start_from: str = ">") -> None:
+    async def subscribe(
+        self,
+        stream_key: str,
+        group_name: str,
+        handler: DataHandler,
+        start_from: str = ">",
+        *,
+        acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING,
+    ) -> None:
         """Hand messages to ``handler`` until the client is closed.
 
         Args:
@@ -81,6 +89,7 @@ class OonaClient(Closing):
             group_name: Its members share the work; other groups see every message too.
             handler: Is given the data of a message, and returns when its effect is durable.
             start_from: Where a new group begins: ``">"`` with new messages, ``"0"`` with the oldest one held.
+            acknowledge: When a message counts as acknowledged: once its handler has returned, or before it is called.
 
         Raises:
             BusUnavailable: If Redis does not answer at the beginning; an outage later ends nothing.
@@ -92,7 +101,7 @@ class OonaClient(Closing):
             for data in _unbatched(delivery.body):
                 await handler(data)
 
-        await self._bus.subscribe(stream_key, group_name, hand_out, start_from=start_from)
+        await self._bus.subscribe(stream_key, group_name, hand_out, start_from=start_from, acknowledge=acknowledge)
 
     async def create_topic(self, topic: str, max_length: int = 10000) -> None:
         """Make a stream that keeps about ``max_length`` messages; nothing is published to it.

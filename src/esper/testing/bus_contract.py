@@ -20,7 +20,7 @@ from esper.contracts.events import CompilationEvent
 from esper.contracts.health import HealthBatch, HealthSignal
 from esper.contracts.topics import COMPILATIONS, HEALTH, OUTCOMES
 from esper.errors import BusUnavailable, ConfigError, ContractError
-from esper.ports import Delivery, DeliveryHandler, MessageBus
+from esper.ports import Acknowledge, Delivery, DeliveryHandler, MessageBus
 
 LIMIT_S = 10.0
 STREAM = "contract.numbers"
@@ -69,8 +69,9 @@ class Reading:
         stream: str = STREAM,
         group: str = "readers",
         start: str = "0",
+        acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING,
     ) -> None:
-        self._work = bus.subscribe(stream, group, reader, start_from=start)
+        self._work = bus.subscribe(stream, group, reader, start_from=start, acknowledge=acknowledge)
 
     async def __aenter__(self) -> "asyncio.Task[None]":
         self._task: asyncio.Task[None] = asyncio.ensure_future(self._work)
@@ -234,6 +235,47 @@ class BusContract:
             await asyncio.sleep(0.05)
         assert len(undertaker.deliveries) == 3
         assert not deeper.deliveries
+
+    async def test_what_is_acknowledged_on_receipt_comes_once_whatever_becomes_of_it(self, bus: MessageBus) -> None:
+        reader, undertaker = Reader(failures=2), Reader()
+        async with (
+            Reading(bus, reader, acknowledge=Acknowledge.ON_RECEIPT),
+            Reading(bus, undertaker, stream=f"{STREAM}.dead"),
+        ):
+            for n in range(5):
+                await bus.publish(STREAM, {"n": n})
+            await reader.wait_for(5)
+            await asyncio.sleep(0.2)
+        assert reader.numbers == list(range(5))
+        assert not any(delivery.redelivered for delivery in reader.deliveries)
+        assert not undertaker.deliveries
+
+    async def test_what_is_acknowledged_on_receipt_is_lost_with_its_member(self, bus: MessageBus) -> None:
+        taken = asyncio.Event()
+
+        async def hold(_: Delivery) -> None:
+            taken.set()
+            await asyncio.Event().wait()
+
+        await bus.publish(STREAM, {"n": 0})
+        async with Reading(bus, hold, acknowledge=Acknowledge.ON_RECEIPT), asyncio.timeout(LIMIT_S):
+            await taken.wait()
+        await bus.publish(STREAM, {"n": 1})
+        reader = Reader()
+        async with Reading(bus, reader):
+            await reader.wait_for(1)
+            await asyncio.sleep(0.2)
+        assert reader.numbers == [1]
+
+    async def test_a_message_that_is_sent_again_keeps_the_id_it_is_given(self, bus: MessageBus) -> None:
+        first = await bus.publish(STREAM, {"n": 0})
+        again = await bus.publish(STREAM, {"n": 0}, message_id=first)
+        other = await bus.publish(STREAM, {"n": 1})
+        reader = Reader()
+        async with Reading(bus, reader):
+            deliveries = await reader.wait_for(3)
+        assert first == again != other
+        assert [delivery.id for delivery in deliveries] == [first, first, other]
 
     async def test_a_handler_may_publish(self, bus: MessageBus) -> None:
         async def double(delivery: Delivery) -> None:

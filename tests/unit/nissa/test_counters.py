@@ -10,7 +10,7 @@ from esper.contracts.adaptation import Action, AdaptationDecision, Outcome, Verd
 from esper.contracts.events import CompilationEvent
 from esper.contracts.health import HealthBatch, HealthSignal
 from esper.contracts.topics import COMPILATIONS, DECISIONS, HEALTH, OUTCOMES, Message
-from esper.ports import DeliveryHandler
+from esper.ports import Acknowledge, DeliveryHandler
 from esper.services.nissa.counters import RunCounters
 from esper.services.oona.memory_bus import MemoryBus, MemoryBusConfig
 
@@ -94,10 +94,18 @@ async def test_nothing_is_counted_as_nothing(bus: MemoryBus) -> None:
 
 
 class _OneStreamFails(MemoryBus):
-    async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
+    async def subscribe(
+        self,
+        stream: str,
+        group: str,
+        handler: DeliveryHandler,
+        *,
+        start_from: str = ">",
+        acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING,
+    ) -> None:
         if stream == HEALTH.stream:
             raise RuntimeError("planted")
-        await super().subscribe(stream, group, handler, start_from=start_from)
+        await super().subscribe(stream, group, handler, start_from=start_from, acknowledge=acknowledge)
 
 
 async def test_a_stream_that_cannot_be_read_does_not_stop_the_others() -> None:
@@ -131,13 +139,21 @@ async def test_a_message_that_arrives_twice_counts_once(bus: MemoryBus) -> None:
     handlers: list[DeliveryHandler] = []
 
     class Recording(MemoryBus):
-        async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
+        async def subscribe(
+            self,
+            stream: str,
+            group: str,
+            handler: DeliveryHandler,
+            *,
+            start_from: str = ">",
+            acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING,
+        ) -> None:
             async def twice(delivery: object) -> None:
                 handlers.append(handler)
                 await handler(delivery)  # type: ignore[arg-type]
                 await handler(delivery)  # type: ignore[arg-type]
 
-            await super().subscribe(stream, group, twice, start_from=start_from)
+            await super().subscribe(stream, group, twice, start_from=start_from, acknowledge=acknowledge)
 
     async with Recording() as other:
         counters = RunCounters(other)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from esper.contracts.health import HealthBatch, HealthSignal
 from esper.contracts.topics import HEALTH
-from esper.ports import DeliveryHandler
+from esper.ports import Acknowledge, DeliveryHandler
 from esper.services.oona.memory_bus import MemoryBus
 from esper.services.tamiyo.analyzer import HealthSignalAnalyzer
 from esper.services.tamiyo.analyzer_service import GROUP, AnalyzerService
@@ -65,12 +65,20 @@ async def test_a_place_that_needs_somebody_is_logged_with_its_reason() -> None:
 
 async def test_a_batch_that_arrives_twice_is_analysed_once() -> None:
     class Doubling(MemoryBus):
-        async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
+        async def subscribe(
+            self,
+            stream: str,
+            group: str,
+            handler: DeliveryHandler,
+            *,
+            start_from: str = ">",
+            acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING,
+        ) -> None:
             async def twice(delivery: object) -> None:
                 await handler(delivery)  # type: ignore[arg-type]
                 await handler(delivery)  # type: ignore[arg-type]
 
-            await super().subscribe(stream, group, twice, start_from=start_from)
+            await super().subscribe(stream, group, twice, start_from=start_from, acknowledge=acknowledge)
 
     async with Doubling() as bus:
         service = AnalyzerService(bus)

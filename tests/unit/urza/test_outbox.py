@@ -11,10 +11,10 @@ from esper.contracts.events import BlueprintSubmitted
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import SUBMITTED, Message
 from esper.errors import BusUnavailable, InvalidBlueprint
-from esper.ports import Delivery, DeliveryHandler
+from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.services.oona.memory_bus import MemoryBus
 from esper.services.urza.kernel_manager import KernelManager
-from esper.services.urza.outbox import OutboxRelay, OutboxRelayConfig
+from esper.services.urza.outbox import Announcement, OutboxRelay, OutboxRelayConfig
 from esper.testing.forging import adapter, request_for
 
 LIMIT_S = 10.0
@@ -27,18 +27,28 @@ class FlakyBus:
     def __init__(self, bus: MemoryBus, *, refusals: int = 0, lost_answers: int = 0) -> None:
         self.bus, self.refusals, self.lost_answers = bus, refusals, lost_answers
 
-    async def publish(self, stream: str, message: Message, *, run_id: str | None = None) -> MessageId:
+    async def publish(
+        self, stream: str, message: Message, *, run_id: str | None = None, message_id: MessageId | None = None
+    ) -> MessageId:
         if self.refusals:
             self.refusals -= 1
             raise BusUnavailable("the bus is away")
-        published = await self.bus.publish(stream, message, run_id=run_id)
+        published = await self.bus.publish(stream, message, run_id=run_id, message_id=message_id)
         if self.lost_answers:
             self.lost_answers -= 1
             raise BusUnavailable("the answer was lost")
         return published
 
-    async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
-        await self.bus.subscribe(stream, group, handler, start_from=start_from)
+    async def subscribe(
+        self,
+        stream: str,
+        group: str,
+        handler: DeliveryHandler,
+        *,
+        start_from: str = ">",
+        acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING,
+    ) -> None:
+        await self.bus.subscribe(stream, group, handler, start_from=start_from, acknowledge=acknowledge)
 
     async def close(self) -> None:
         await self.bus.close()
@@ -49,11 +59,13 @@ class Heard:
 
     def __init__(self) -> None:
         self.ids: list[str] = []
+        self.message_ids: set[str] = set()
         self._news = asyncio.Condition()
 
     async def __call__(self, delivery: Delivery) -> None:
         assert isinstance(delivery.body, BlueprintSubmitted)
         self.ids.append(delivery.body.blueprint_id)
+        self.message_ids.add(delivery.id)
         async with self._news:
             self._news.notify_all()
 
@@ -73,7 +85,8 @@ async def listening() -> AsyncIterator[tuple[MemoryBus, Heard]]:
 
 
 async def waiting(library: KernelManager) -> list[Message]:
-    return [message for _, _, message in await library.outbox.waiting(100)]
+    found = await library.outbox.waiting(100)
+    return [announced.message for _, _, announced in found if isinstance(announced, Announcement)]
 
 
 async def test_a_submission_and_its_announcement_are_stored_together(library: KernelManager) -> None:
@@ -146,11 +159,12 @@ async def test_an_outage_of_the_bus_is_counted_and_delays_but_loses_nothing(libr
         assert relay.outages == 3
 
 
-async def test_a_lost_answer_means_a_second_delivery_and_never_none(library: KernelManager) -> None:
+async def test_a_lost_answer_means_a_second_delivery_under_the_same_id_and_never_none(library: KernelManager) -> None:
     async with listening() as (bus, heard):
         await library.submit(request_for(adapter(1)))
         async with OutboxRelay(library.outbox, FlakyBus(bus, lost_answers=1), EAGER):
             assert await heard.count(2) == [adapter(1).digest] * 2
+    assert len(heard.message_ids) == 1
     assert await waiting(library) == []
 
 

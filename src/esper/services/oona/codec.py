@@ -7,7 +7,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 
 from esper.contracts.envelope import DeadLetter, Envelope
-from esper.contracts.ids import new_message_id
+from esper.contracts.ids import MessageId, new_message_id
 from esper.contracts.topics import TOPICS, Message, Topic
 from esper.errors import ContractError
 from esper.telemetry.tracing import traceparent
@@ -47,13 +47,16 @@ class Codec:
         """Return what is declared about a stream, or None."""
         return self._topics.get(stream)
 
-    def seal(self, stream: str, message: Message, *, run_id: str | None = None) -> Envelope:
-        """Put a message into an envelope with a fresh id.
+    def seal(
+        self, stream: str, message: Message, *, run_id: str | None = None, message_id: MessageId | None = None
+    ) -> Envelope:
+        """Put a message into an envelope.
 
         Args:
             stream: Where it will be sent.
             message: A contract, or plain data.
             run_id: The run that it belongs to.
+            message_id: The id that it was sent under before; otherwise it gets a fresh one.
 
         Returns:
             The envelope; the message is not changed and not kept.
@@ -66,7 +69,7 @@ class Codec:
         return Envelope(
             type=name,
             version=version,
-            id=new_message_id(),
+            id=message_id or new_message_id(),
             run_id=run_id,
             sent_at=datetime.now(UTC),
             traceparent=traceparent(),

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from esper.contracts.envelope import DeadLetter
+from esper.contracts.envelope import DeadLetter, Envelope
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ConfigError
-from esper.ports import Delivery, DeliveryHandler
+from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.runtime.closing import Closing
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.group_commit import GroupCommit, Settlement
 from esper.services.oona.journal import Journal
 from esper.services.oona.memory_stream import Entry, Group, Pending, Stream
+from esper.telemetry.logs import get_logger
 from esper.telemetry.tracing import traced, usable
+
+log = get_logger("oona.memory")
 
 _CANCEL_LIMIT_S = 1.0
 """How long a cancelled handler may take to end."""
@@ -53,6 +56,7 @@ class GroupCounts:
         redelivered: Tries after the first.
         dead: Messages that went to the dead letters.
         lost: Messages that were trimmed before it saw them.
+        dropped: Messages that were acknowledged on receipt and not handled.
     """
 
     lag: int
@@ -61,6 +65,7 @@ class GroupCounts:
     redelivered: int
     dead: int
     lost: int
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,9 @@ class MemoryBus(Closing):
             for group in state.groups:
                 held.rejoin(group.name, group.next_seq, group.pending)
 
-    async def publish(self, stream: str, message: Message, *, run_id: str | None = None) -> MessageId:
+    async def publish(
+        self, stream: str, message: Message, *, run_id: str | None = None, message_id: MessageId | None = None
+    ) -> MessageId:
         """Append a message to a stream; a full stream that is not lossy makes the caller wait.
 
         Raises:
@@ -116,8 +123,9 @@ class MemoryBus(Closing):
                 written.
             ContractError: If the message does not keep the topic's contract.
         """
-        (message_id,) = await self.publish_many(stream, (message,), run_id=run_id)
-        return message_id
+        sealed = self._codec.seal(stream, message, run_id=run_id, message_id=message_id)
+        await self._append(stream, [sealed])
+        return MessageId(sealed.id)
 
     async def publish_many(
         self, stream: str, messages: Sequence[Message], *, run_id: str | None = None
@@ -128,8 +136,12 @@ class MemoryBus(Closing):
             BusUnavailable: As for ``publish``; messages before the one that failed may have been published.
             ContractError: If a message does not keep the topic's contract.
         """
-        changed = self._bound()
         envelopes = [self._codec.seal(stream, message, run_id=run_id) for message in messages]
+        await self._append(stream, envelopes)
+        return [MessageId(envelope.id) for envelope in envelopes]
+
+    async def _append(self, stream: str, envelopes: Sequence[Envelope]) -> None:
+        changed = self._bound()
         held = self._stream(stream)
         kept: list[asyncio.Future[None]] = []
         async with changed:
@@ -146,9 +158,16 @@ class MemoryBus(Closing):
         for answer in await asyncio.gather(*kept, return_exceptions=True):
             if isinstance(answer, BaseException):
                 raise answer
-        return [MessageId(envelope.id) for envelope in envelopes]
 
-    async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
+    async def subscribe(
+        self,
+        stream: str,
+        group: str,
+        handler: DeliveryHandler,
+        *,
+        start_from: str = ">",
+        acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING,
+    ) -> None:
         """Hand messages to ``handler`` one after the other until the bus is closed.
 
         Raises:
@@ -161,6 +180,7 @@ class MemoryBus(Closing):
             raise ConfigError(
                 f"start_from={start_from!r} cannot be used", todo='use ">" for new messages, "0" for all held'
             )
+        handle = self._handle_received if acknowledge == Acknowledge.ON_RECEIPT else self._handle
         held = self._stream(stream)
         is_new = group not in held.groups
         readers = held.join(group, start_from)
@@ -170,7 +190,7 @@ class MemoryBus(Closing):
         self._members += 1
         try:
             while (pending := await self._next(held, readers, changed)) is not None:
-                await self._handle(stream, readers, pending, handler)
+                await handle(stream, readers, pending, handler)
         finally:
             self._members -= 1
             await self._wake()
@@ -293,6 +313,39 @@ class MemoryBus(Closing):
                 self._settle(self._streams[stream], group, pending)
             await self._wake()
 
+    async def _handle_received(self, stream: str, group: Group, pending: Pending, handler: DeliveryHandler) -> None:
+        """Acknowledge one message, then hand it out once; whatever becomes of it, it does not come again."""
+        group.in_hand += 1  # until the handler has returned; the message itself is settled before
+        handled = False
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._limits.add(limit)
+                self._settle(self._streams[stream], group, pending)
+                if await self._kept():
+                    pending.tries += 1
+                    await self._call(stream, pending, handler)
+                    handled = True
+        except Exception as error:  # Whatever a handler raises; a message that may be lost has no second try.
+            log.warning("message_dropped", stream=stream, group=group.name, why=f"{type(error).__name__}: {error}")
+        finally:
+            self._limits.discard(limit)
+            group.in_hand -= 1
+            group.handled += handled
+            group.dropped += not handled
+            await self._wake()
+
+    async def _kept(self) -> bool:
+        """Wait until the journal holds the acknowledgements so far; tell whether it does before the bus is closed."""
+        while self._commits is not None:
+            try:
+                await self._commits.flush()
+                break
+            except BusUnavailable:
+                await self._pause(max(self._config.retry_delay_s, 0.01))
+                if self._closed:
+                    return False
+        return True
+
     def _settle(self, held: Stream, group: Group, pending: Pending) -> None:
         """Acknowledge a message; where there is a journal, the acknowledgement counts once it is kept there."""
         if self._commits is None:
@@ -309,8 +362,7 @@ class MemoryBus(Closing):
                 return False
             pending.tries += 1
             try:
-                with traced(usable(pending.entry.envelope.traceparent)):
-                    await handler(self._delivery(stream, pending))
+                await self._call(stream, pending, handler)
             except Exception as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
                 pending.reason = f"{type(error).__name__}: {error}"
             else:
@@ -318,6 +370,10 @@ class MemoryBus(Closing):
                 return True
         await self._bury(stream, group, pending)
         return True
+
+    async def _call(self, stream: str, pending: Pending, handler: DeliveryHandler) -> None:
+        with traced(usable(pending.entry.envelope.traceparent)):
+            await handler(self._delivery(stream, pending))
 
     def _delivery(self, stream: str, pending: Pending) -> Delivery:
         envelope = pending.entry.envelope
@@ -380,6 +436,7 @@ def _counted(stream: Stream) -> StreamCounts:
             redelivered=group.redelivered,
             dead=group.dead,
             lost=group.lost,
+            dropped=group.dropped,
         )
         for name, group in stream.groups.items()
     }

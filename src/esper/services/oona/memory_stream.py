@@ -50,6 +50,7 @@ class Group:
         redelivered: Tries after the first.
         dead: Messages that went to the dead letters.
         lost: Messages that were trimmed before the group saw them.
+        dropped: Messages that were acknowledged on receipt and not handled.
         pending: Places of the messages that were handed out and are not settled: acknowledged, or dead.
     """
 
@@ -61,6 +62,7 @@ class Group:
     redelivered: int = 0
     dead: int = 0
     lost: int = 0
+    dropped: int = 0
     pending: set[int] = field(default_factory=set)
 
 

@@ -22,7 +22,7 @@ from esper.contracts.envelope import Envelope
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ConfigError, EsperError, Unavailable
-from esper.ports import DeliveryHandler
+from esper.ports import Acknowledge, DeliveryHandler
 from esper.runtime.closing import Closing
 from esper.services.oona.codec import Codec
 from esper.services.oona.redis_fields import key_of, stream_of, to_fields
@@ -174,6 +174,7 @@ class RedisBus(Closing):
     held goes to another after ``claim_idle_s``; a message whose tries are used up is moved to the dead letters in the
     transaction of its acknowledgement. A handler that must act once wraps itself in `esper.services.oona.once.once`, or
     keeps the message's id in its own transaction: a publish whose answer was lost is sent again with the same id.
+    Where a subscription acknowledges on receipt, what its member has read and not begun is lost with it, too.
 
     A stream keeps its newest ``max_length`` messages. A writer does not wait for a slow group: what is trimmed before a
     group saw it is counted in ``counts()`` and logged.
@@ -209,7 +210,9 @@ class RedisBus(Closing):
         self._check_open()
         await self._link.ask("PING")
 
-    async def publish(self, stream: str, message: Message, *, run_id: str | None = None) -> MessageId:
+    async def publish(
+        self, stream: str, message: Message, *, run_id: str | None = None, message_id: MessageId | None = None
+    ) -> MessageId:
         """Append a message to a stream, and try again with the same id where the answer is lost.
 
         Raises:
@@ -218,7 +221,7 @@ class RedisBus(Closing):
             ContractError: If the message does not keep the topic's contract.
         """
         self._check_open()
-        envelope = self._codec.seal(stream, message, run_id=run_id)
+        envelope = self._codec.seal(stream, message, run_id=run_id, message_id=message_id)
         ends_at = asyncio.get_running_loop().time() + self._config.publish_limit_s
         command = self.append(stream, envelope)
         for attempt in itertools.count():
@@ -240,7 +243,15 @@ class RedisBus(Closing):
             longest = min(longest, topic.max_length)
         return ["XADD", key_of(stream), "MAXLEN", "~", longest, "*", *to_fields(envelope)]
 
-    async def subscribe(self, stream: str, group: str, handler: DeliveryHandler, *, start_from: str = ">") -> None:
+    async def subscribe(
+        self,
+        stream: str,
+        group: str,
+        handler: DeliveryHandler,
+        *,
+        start_from: str = ">",
+        acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING,
+    ) -> None:
         """Hand messages to ``handler``, ``concurrency`` at once, until the bus is closed.
 
         An outage of Redis does not end a subscription. A group that vanished is made again at the oldest message held, so
@@ -258,17 +269,18 @@ class RedisBus(Closing):
         try:
             async with asyncio.TaskGroup() as lanes:
                 for _ in range(self._config.concurrency):
-                    lanes.create_task(self._lane(stream, group, handler, start_from))
+                    lanes.create_task(self._lane(stream, group, handler, start_from, acknowledge))
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
 
-    async def _lane(self, stream: str, group: str, handler: DeliveryHandler, start_from: str) -> None:
+    async def _lane(
+        self, stream: str, group: str, handler: DeliveryHandler, start_from: str, acknowledge: Acknowledge
+    ) -> None:
         members = self._members.setdefault((stream, group), {})
         slot = next(n for n in itertools.count() if n not in members)
         counts = self._counts.setdefault((stream, group), GroupCounts())
-        place = Place(
-            stream, key_of(stream), group, f"{self._name}.{slot}", "$" if start_from == ">" else "0", not slot
-        )
+        name, begins = f"{self._name}.{slot}", "$" if start_from == ">" else "0"
+        place = Place(stream, key_of(stream), group, name, begins, not slot, acknowledge)
         members[slot] = Member(self, self._link, self._codec, self._config, place, handler, self._stop, counts)
         self._ended.clear()
         try:

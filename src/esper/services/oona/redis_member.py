@@ -11,8 +11,9 @@ import msgspec
 
 from esper.contracts.envelope import DeadLetter, Envelope
 from esper.contracts.ids import MessageId
+from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, Conflict, ContractError, EsperError, NotFound
-from esper.ports import Delivery, DeliveryHandler
+from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.runtime.waits import is_set_within
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.redis_fields import as_found, from_fields
@@ -65,6 +66,7 @@ class GroupCounts:
         leases_lost: Leases that ran out although the handler still ran.
         regrouped: Times that the group had vanished and was made again.
         outages: Times that Redis did not answer.
+        dropped: Messages that were acknowledged on receipt and not handled.
     """
 
     handled: int = 0
@@ -75,6 +77,7 @@ class GroupCounts:
     leases_lost: int = 0
     regrouped: int = 0
     outages: int = 0
+    dropped: int = 0
 
     def copy(self) -> "GroupCounts":
         """Return the same numbers, which stay."""
@@ -92,6 +95,7 @@ class Place:
         name: The member's own name in it.
         begins: Where the group begins if it is new, as Redis writes it.
         watches: Whether this member is the one of its process that looks for trimmed messages.
+        acknowledge: When a message counts as acknowledged.
     """
 
     stream: str
@@ -100,6 +104,7 @@ class Place:
     name: str
     begins: str
     watches: bool
+    acknowledge: Acknowledge = Acknowledge.AFTER_HANDLING
 
 
 class Entry:
@@ -139,6 +144,7 @@ class Member:
     ) -> None:
         self._bus, self._link, self._codec, self._config = bus, link, codec, config
         self._place, self._handler, self._stop, self._counts = place, handler, stop, counts
+        self._on_receipt = place.acknowledge == Acknowledge.ON_RECEIPT
         self._joined = False
         self._recovering = True
         self._held: list[Entry] = []  # read and not settled, the one in hand first
@@ -227,7 +233,7 @@ class Member:
         block_ms = max(1, round(self._config.block_s * 1000))
         found = await self._link.ask(
             *("XREADGROUP", "GROUP", place.group, place.name, "COUNT", self._config.batch),
-            *("BLOCK", block_ms, "STREAMS", place.key, ">"),
+            *("BLOCK", block_ms, *(("NOACK",) if self._on_receipt else ()), "STREAMS", place.key, ">"),
             wait_s=self._config.block_s,
         )
         if not found:
@@ -259,6 +265,8 @@ class Member:
             self._known.pop(at, None)
             return
         entry.fields = claimed[0][1]
+        if self._on_receipt:
+            await self._link.ask("XACK", place.key, place.group, at)
         self._held = [entry]
         await self._settle(entry)
 
@@ -293,21 +301,50 @@ class Member:
         except ContractError as error:
             # Another try reads the same bytes.
             entry.tries, entry.reason = max(entry.tries, 1), str(error)
-            await self._bury(entry)
+            if self._on_receipt:
+                self._let_go(entry)
+            else:
+                await self._bury(entry)
+            return
+        if self._on_receipt:
+            await self._hand_over(entry, envelope, body)
             return
         for again in range(self._config.max_tries - entry.tries):
             if again and not await self._may_try_again(entry, again):
                 return
             entry.tries += 1
             self._counts.redelivered += entry.tries > 1
-            delivery = Delivery(MessageId(envelope.id), self._place.stream, body, envelope.run_id, entry.tries > 1)
-            if await self._tried(entry, delivery):
+            if await self._tried(entry, self._delivery(entry, envelope, body)):
                 self._acks.append(entry.at)
                 self._drop(entry)
                 return
             if self._was_cut:
                 return
         await self._bury(entry)
+
+    async def _hand_over(self, entry: Entry, envelope: Envelope, body: Message) -> None:
+        """Hand a message out once that is acknowledged already."""
+        entry.tries += 1
+        self._counts.redelivered += entry.tries > 1
+        try:
+            handled = await self._tried(entry, self._delivery(entry, envelope, body))
+        except BaseException:
+            self._let_go(entry)
+            raise
+        if handled:
+            self._counts.handled += 1
+            self._drop(entry)
+        else:
+            self._let_go(entry)
+
+    def _let_go(self, entry: Entry) -> None:
+        """Count a message that was acknowledged on receipt and not handled."""
+        self._counts.dropped += 1
+        log.warning("message_dropped", stream=self._place.stream, group=self._place.group, why=entry.reason)
+        self._drop(entry)
+
+    def _delivery(self, entry: Entry, envelope: Envelope, body: Message) -> Delivery:
+        return Delivery(MessageId(envelope.id), self._place.stream, body, envelope.run_id, entry.tries > 1)
 
     async def _tried(self, entry: Entry, delivery: Delivery) -> bool:
         """Call the handler once, and tell whether it returned."""
@@ -405,8 +442,8 @@ class Member:
 
     async def _hold(self, entries: list[tuple[Entry, int]], *, idle_ms: int = 0) -> set[bytes]:
         """Set idle time and tries of messages, and return those that are this member's."""
-        if not entries:
-            return set()
+        if not entries or self._on_receipt:
+            return {entry.at for entry, _ in entries}
         place = self._place
         pairs = [value for entry, tries in entries for value in (entry.at, tries)]
         kept = await self._link.ask("EVAL", HOLD, 1, place.key, place.group, place.name, idle_ms, *pairs)
@@ -416,6 +453,9 @@ class Member:
         """Acknowledge what was handled, and give back the rest so that others may take it at once."""
         if not self._joined:
             return
+        for entry in list(self._held) if self._on_receipt else ():
+            entry.reason = "its member ended before it was handed out"
+            self._let_go(entry)
         try:
             async with asyncio.timeout(_GIVE_BACK_LIMIT_S):
                 await self._acknowledge()

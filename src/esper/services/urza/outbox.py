@@ -1,12 +1,14 @@
 """Announcements that leave the store only if what they announce is stored."""
 
 import asyncio
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ContractError, StoreUnavailable
 from esper.ports import MessageBus
@@ -16,6 +18,19 @@ from esper.services.urza.models import OutboxRow
 from esper.telemetry.logs import get_logger
 
 _log = get_logger("urza.outbox")
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """A message that waits.
+
+    Attributes:
+        id: The id that it is published under, however often.
+        message: What is published.
+    """
+
+    id: MessageId
+    message: Message
 
 
 class Outbox:
@@ -38,15 +53,16 @@ class Outbox:
         """Wake a relay of this process."""
         self.filled.set()
 
-    async def waiting(self, limit: int) -> list[tuple[int, str, Message | ContractError]]:
-        """Return the oldest messages that wait: number, stream, and the message or why it cannot be read."""
+    async def waiting(self, limit: int) -> list[tuple[int, str, Announcement | ContractError]]:
+        """Return the oldest announcements that wait: number, stream, and what is announced or why it cannot be read."""
         async with self._database.reading() as session:
             rows = (await session.scalars(select(OutboxRow).order_by(OutboxRow.id).limit(limit))).all()
             return [(row.id, row.stream, self._read(row.content)) for row in rows]
 
-    def _read(self, content: bytes) -> Message | ContractError:
+    def _read(self, content: bytes) -> Announcement | ContractError:
         try:
-            return self._codec.open(unpacked(content))
+            envelope = unpacked(content)
+            return Announcement(MessageId(envelope.id), self._codec.open(envelope))
         except ContractError as error:
             return error
 
@@ -73,7 +89,7 @@ class OutboxRelayConfig(BaseModel):
 
 
 class OutboxRelay:
-    """Publishes what waits in the outbox, in order and at least once.
+    """Publishes what waits in the outbox, in order and at least once, always under the same id.
 
     ```python
     async with OutboxRelay(manager.outbox, bus):
@@ -123,14 +139,14 @@ class OutboxRelay:
     async def _relay_batch(self) -> bool:
         """Publish what waits; return whether there may be more."""
         waiting = await self._outbox.waiting(self._config.batch)
-        for number, stream, message in waiting:
+        for number, stream, announcement in waiting:
             if self._closing.is_set():
                 break
-            if isinstance(message, ContractError):
+            if isinstance(announcement, ContractError):
                 self.unreadable += 1
-                _log.error("announcement_unreadable", stream=stream, number=number, why=str(message))
+                _log.error("announcement_unreadable", stream=stream, number=number, why=str(announcement))
             else:
-                await self._bus.publish(stream, message)
+                await self._bus.publish(stream, announcement.message, message_id=announcement.id)
                 self.published += 1
             await self._outbox.sent(number)
         return len(waiting) == self._config.batch
