@@ -199,6 +199,9 @@ SPECIFIED = [
         "async UrzaClient.submit_blueprint(request)",
         "async UrzaClient.search_kernels(tags, status=None, min_performance=None)",
         "async UrzaClient.upload_kernel(artifact)",
+    ),
+    *group(
+        "esper.services.clients", "",
         "CircuitBreaker(failure_threshold=5, recovery_timeout=60)",
         "CircuitBreaker.can_proceed()",
         "CircuitBreaker.record_success()",
