@@ -118,12 +118,71 @@ class CompiledKernelContract(BaseModel):
     safety_checks_passed: bool = False
 
 
+class Certificate(Written):
+    """Proof that a kernel can be traced whole, for any batch and any extent.
+
+    Attributes:
+        exporter: What traced it, with its version.
+        modes: ``train`` and ``eval``.
+        dynamic_axes: Axes of the input that may have any size.
+        operators: Operator calls of the traced graph.
+        max_error: Largest difference of values and gradients to the eager kernel, relative to the largest of them.
+        took_ms: Time of tracing and comparing.
+    """
+
+    exporter: str
+    modes: tuple[str, ...]
+    dynamic_axes: tuple[int, ...]
+    operators: int
+    max_error: float
+    took_ms: float
+
+
+class InferenceForm(Written):
+    """What was made of a kernel for those who only run it.
+
+    Attributes:
+        backend: ``eager``, ``onnx``, ``aotinductor`` or ``torchscript``.
+        digest: Content address of its bytes.
+        size_bytes: Their number.
+        carries_code: Whether loading it may run code; then it is loaded only with a signature that is trusted.
+        merged: What fusion merged into what.
+        max_error: Largest difference to the reference in float64, relative to the largest value.
+        made_ms: Time of making it.
+        load_ms: Time of loading it.
+        latency_p50_ms: One pass of eight small examples on one thread.
+        eager_p50_ms: The same of the kernel as it is trained, measured in turns with it.
+    """
+
+    backend: str
+    digest: str
+    size_bytes: int
+    carries_code: bool
+    merged: tuple[str, ...] = ()
+    max_error: float
+    made_ms: float
+    load_ms: float
+    latency_p50_ms: float
+    eager_p50_ms: float
+
+
+class InferenceArtifact(Written):
+    """An inference form with its bytes."""
+
+    form: InferenceForm
+    data: bytes
+
+
 class CompiledKernelArtifact(BaseModel):
     """What the forge made of a blueprint.
 
     Attributes:
         artifact_id: Content address of ``kernel_binary``.
-        kernel_binary: Canonical IR and weights in one safetensors blob.
+        kernel_binary: Canonical IR and weights in one safetensors blob; the same at every level.
+        optimization_level: The level that was reached.
+        metadata: How it was made; ``shortfall`` says why a level that was asked for was not reached.
+        certificate: What level 1 proved.
+        inference: What levels 2 and 3 made beside it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -135,6 +194,8 @@ class CompiledKernelArtifact(BaseModel):
     target_device: str
     optimization_level: str
     metadata: dict[str, str] = Field(default_factory=dict)
+    certificate: Certificate | None = None
+    inference: tuple[InferenceArtifact, ...] = ()
 
 
 class CompileJob(BaseModel):

@@ -39,7 +39,7 @@ def test_bytes_do_not_depend_on_the_level_or_the_name() -> None:
     ids = {
         KernelCompiler().compile(ir, BuildSpec(level=f"O{n}")).artifact_id
         for ir in (adapter(), renamed)
-        for n in range(4)
+        for n in (0, 1)
     }
     assert len(ids) == 1
 
@@ -49,7 +49,8 @@ def test_metadata_say_what_made_the_artifact() -> None:
     assert artifact.metadata["op_library"] == "1"
     assert artifact.metadata["weight_seed"] == "3"
     assert artifact.metadata["requested_level"] == "O2"
-    assert artifact.optimization_level == "O0", "nothing but the trainable artifact is made"
+    assert artifact.optimization_level == "O2"
+    assert "shortfall" not in artifact.metadata
     assert artifact.metadata["trusted"] == "true"
     assert artifact.compilation_time_ms > 0
 

@@ -41,5 +41,8 @@ class Builder:
                 why=f"its architecture has the digest {blueprint.digest}",
                 todo="submit it again",
             )
-        artifact = self._compiler.compile(blueprint, build_of(order))
-        return forged(artifact, self._validator.validate(artifact, blueprint))
+        build = build_of(order)
+        artifact = self._compiler.trainable(blueprint, build)
+        report = self._validator.validate(artifact, blueprint)
+        # What nobody may graft is not worth a higher level.
+        return forged(self._compiler.lift(artifact, build) if report.passed else artifact, report)

@@ -7,16 +7,15 @@ import torch
 
 import esper
 from esper.blueprints import OP_LIBRARY
-from esper.blueprints.kernel import pack_kernel
+from esper.blueprints.kernel import pack_kernel, unpack_kernel
 from esper.blueprints.weights import initial_state
 from esper.contracts.kernel import BuildSpec, CompiledKernelArtifact
 from esper.errors import CompilationError, ConfigError
 from esper.ir import BlueprintIR, digest_of
+from esper.services.tezzeret.gates.config import ValidatorConfig
+from esper.services.tezzeret.gates.trial import Trial
+from esper.services.tezzeret.inference.levels import DEFAULT_BACKEND, LEVELS, climb, raised
 from esper.services.tezzeret.screening import ForgeLimits, screen
-
-LEVELS = ("O0", "O1", "O2", "O3")
-REACHED_LEVEL = "O0"
-"""Trainable artifacts have the same bytes at every level; what higher levels add beside them is not made yet."""
 
 
 class KernelCompiler:
@@ -24,13 +23,54 @@ class KernelCompiler:
 
     Args:
         limits: What one build may take.
+        config: Thresholds of what levels add.
+        backend: What level 3 makes inference forms with: ``onnx`` or ``torchscript``.
     """
 
-    def __init__(self, limits: ForgeLimits | None = None) -> None:
+    def __init__(
+        self,
+        limits: ForgeLimits | None = None,
+        config: ValidatorConfig | None = None,
+        *,
+        backend: str = DEFAULT_BACKEND,
+    ) -> None:
         self._limits = limits or ForgeLimits()
+        self._config = config or ValidatorConfig()
+        self._backend = backend
 
     def compile(self, blueprint: BlueprintIR, build: BuildSpec | None = None) -> CompiledKernelArtifact:
-        """Make the trainable artifact of a blueprint: canonical IR and initial weights.
+        """Make the trainable artifact of a blueprint, and what the level of the build adds beside it.
+
+        Args:
+            blueprint: The design.
+            build: Weight seed, number type and level.
+
+        Returns:
+            The artifact, not validated yet. It says which level was reached, and why no higher one.
+
+        Raises:
+            InvalidBlueprint: If it breaks law 2 or a cap.
+            CompilationError: If it is too large for the forge.
+        """
+        build = build or BuildSpec()
+        return self.lift(self.trainable(blueprint, build), build)
+
+    def lift(self, artifact: CompiledKernelArtifact, build: BuildSpec) -> CompiledKernelArtifact:
+        """Add what the level of a build asks for, to an artifact that `trainable` made.
+
+        Returns:
+            The artifact with the same bytes; it says which level was reached, and why no higher one.
+        """
+        if build.level == LEVELS[0]:
+            return artifact
+        began = time.perf_counter()
+        done = climb(Trial(unpack_kernel(artifact.kernel_binary), self._config), build.level, backend=self._backend)
+        took_ms = (time.perf_counter() - began) * 1e3
+        lifted = raised(artifact, done)
+        return lifted.model_copy(update={"compilation_time_ms": artifact.compilation_time_ms + took_ms})
+
+    def trainable(self, blueprint: BlueprintIR, build: BuildSpec) -> CompiledKernelArtifact:
+        """Make the trainable artifact of a blueprint alone: canonical IR and initial weights.
 
         Args:
             blueprint: The design.
@@ -43,7 +83,6 @@ class KernelCompiler:
             InvalidBlueprint: If it breaks law 2 or a cap.
             CompilationError: If it is too large for the forge.
         """
-        build = build or BuildSpec()
         began = time.perf_counter()
         ir = screen(blueprint.to_json(), self._limits)
         state = initial_state(ir, seed=build.weight_seed, dtype=build.dtype)
@@ -54,16 +93,16 @@ class KernelCompiler:
             kernel_binary=data,
             compilation_time_ms=(time.perf_counter() - began) * 1e3,
             target_device="cpu",
-            optimization_level=REACHED_LEVEL,
+            optimization_level=LEVELS[0],
             metadata=_metadata(ir, build),
         )
 
     async def compile_blueprint(self, blueprint: BlueprintIR, optimization_level: str = "O2") -> CompiledKernelArtifact:
-        """Make the trainable artifact of a blueprint, in a thread.
+        """Make the trainable artifact of a blueprint and what a level adds beside it, in a thread.
 
         Args:
             blueprint: The design.
-            optimization_level: What is asked for; the artifact says which level it has.
+            optimization_level: What is asked for; the artifact says which level it reached.
 
         Raises:
             ConfigError: If there is no such level.

@@ -5,7 +5,14 @@ from typing import TypeAlias
 import msgspec
 from msgspec.msgpack import Decoder
 
-from esper.contracts.kernel import BuildSpec, CompiledKernelArtifact, CompileJob, ValidationResult
+from esper.contracts.kernel import (
+    BuildSpec,
+    CompiledKernelArtifact,
+    CompileJob,
+    InferenceArtifact,
+    InferenceForm,
+    ValidationResult,
+)
 from esper.errors import CompilationError, EsperError
 
 CHILD_MODULE = "esper.services.tezzeret.child"
@@ -58,11 +65,13 @@ class Forged(msgspec.Struct, frozen=True, kw_only=True, tag="forged"):
         kernel: The bytes.
         artifact: The rest of the artifact, as JSON.
         report: The report, as JSON.
+        forms: Inference forms, as JSON, each with its bytes.
     """
 
     kernel: bytes
     artifact: bytes
     report: bytes
+    forms: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
@@ -106,15 +115,19 @@ def forged(artifact: CompiledKernelArtifact, report: ValidationResult) -> Forged
     """Return a finished build as the parent gets it."""
     return Forged(
         kernel=artifact.kernel_binary,
-        artifact=artifact.model_dump_json(exclude={"kernel_binary"}).encode(),
+        artifact=artifact.model_dump_json(exclude={"kernel_binary", "inference"}).encode(),
         report=report.model_dump_json().encode(),
+        forms=tuple((made.form.model_dump_json().encode(), made.data) for made in artifact.inference),
     )
 
 
 def finished(reply: Forged) -> tuple[CompiledKernelArtifact, ValidationResult]:
     """Return the artifact and the report of a finished build."""
     fields = msgspec.json.decode(reply.artifact, type=dict[str, object])
-    artifact = CompiledKernelArtifact.model_validate({**fields, "kernel_binary": reply.kernel})
+    inference = [
+        InferenceArtifact(form=InferenceForm.model_validate_json(form), data=data) for form, data in reply.forms
+    ]
+    artifact = CompiledKernelArtifact.model_validate({**fields, "kernel_binary": reply.kernel, "inference": inference})
     return artifact, ValidationResult.model_validate_json(reply.report)
 
 

@@ -1,0 +1,92 @@
+"""Making an inference form, and proving and timing it before it is kept."""
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from esper.contracts.kernel import InferenceArtifact, InferenceForm
+from esper.errors import CompilationError
+from esper.ir import digest_of
+from esper.reference import evaluate
+from esper.services.tezzeret.gates.trial import Trial, largest
+from esper.services.tezzeret.inference.backends import Backend, Program
+from esper.services.tezzeret.inference.fusion import fuse
+
+_ROUNDS = 40
+_WARM_UP = 3
+
+
+def inference_form(trial: Trial, backend: Backend) -> InferenceArtifact:
+    """Make one form of a kernel.
+
+    It is proven at generic weights, put into the finished bytes, against the numpy reference of the design as it was before
+    fusion: at the weights of a newborn everything would be zero.
+
+    Args:
+        trial: The kernel on the test bench.
+        backend: What makes the form.
+
+    Raises:
+        CompilationError: If it cannot be made here, or computes something else than the design.
+    """
+    if why := backend.missing(trial):
+        raise _failed(trial, backend, why)
+    began = time.perf_counter()
+    fused = fuse(trial.ir, trial.kernel.state)
+    data = backend.make(fused, trial)
+    made = time.perf_counter()
+    program = backend.load(data, fused.state)
+    loaded = time.perf_counter()
+    error = _error(backend, data, trial)
+    allowed = trial.config.dtype_tolerance[trial.kernel.dtype]
+    if not error <= allowed:
+        raise _failed(trial, backend, f"it differs by {error:.3g} of the largest value; {allowed:g} is allowed")
+    latency_s, eager_s = _latencies(program, trial)
+    form = InferenceForm(
+        backend=backend.name,
+        digest=digest_of(data),
+        size_bytes=len(data),
+        carries_code=backend.carries_code,
+        merged=fused.steps,
+        max_error=error,
+        made_ms=(made - began) * 1e3,
+        load_ms=(loaded - made) * 1e3,
+        latency_p50_ms=latency_s * 1e3,
+        eager_p50_ms=eager_s * 1e3,
+    )
+    return InferenceArtifact(form=form, data=data)
+
+
+def _error(backend: Backend, data: bytes, trial: Trial) -> float:
+    program = backend.load(data, fuse(trial.ir, trial.grown).state)
+    worst = 0.0
+    for probe in trial.probes.all:
+        x = trial.input(probe)
+        expected = torch.from_numpy(evaluate(trial.ir, trial.grown_arrays, x.double().numpy(), training=False))
+        found = program(x)
+        if found.shape != expected.shape:
+            return float("inf")
+        worst = max(worst, largest(found.double() - expected) / max(largest(expected), 1e-30))
+    return worst
+
+
+def _latencies(program: Program, trial: Trial) -> tuple[float, float]:
+    """Return medians in seconds of the form and of the eager kernel, run in turns."""
+    x, kernel = trial.input(trial.probes.batch), trial.newborn().eval()
+    times: Mapping[str, list[float]] = {"form": [], "eager": []}
+    with torch.inference_mode():
+        ways: dict[str, Callable[[Tensor], Tensor]] = {"form": program, "eager": kernel}
+        for turn in range(_WARM_UP + _ROUNDS):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                way(x)
+                if turn >= _WARM_UP:
+                    times[name].append(time.perf_counter() - began)
+    return median(times["form"]), median(times["eager"])
+
+
+def _failed(trial: Trial, backend: Backend, why: str) -> CompilationError:
+    return CompilationError(f"blueprint {trial.ir.name!r} has no form for {backend.name}", why=why, code="ESP-7140")

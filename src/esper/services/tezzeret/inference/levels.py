@@ -1,0 +1,78 @@
+"""Optimization levels: what is made beside the trainable artifact, whose bytes are the same at every level.
+
+======  =====================================================================================================
+level   adds
+======  =====================================================================================================
+``O0``  nothing: the kernel is rebuilt from its bytes, and validated
+``O1``  a certificate that torch.export traces it, in training and evaluation, for any batch and extent
+``O2``  its design fused for evaluation, as a kernel of its own
+``O3``  the fused design compiled by a backend (ONNX on the CPU)
+======  =====================================================================================================
+"""
+
+from dataclasses import dataclass, replace
+
+from esper.contracts.kernel import Certificate, CompiledKernelArtifact, InferenceArtifact
+from esper.errors import CompilationError
+from esper.services.tezzeret.gates.trial import Trial
+from esper.services.tezzeret.inference.backends import backend_named
+from esper.services.tezzeret.inference.certificate import certify
+from esper.services.tezzeret.inference.forms import inference_form
+
+LEVELS = ("O0", "O1", "O2", "O3")
+DEFAULT_BACKEND = "onnx"
+"""What level 3 uses on the CPU: the fastest one on every blueprint of the catalogue."""
+
+
+@dataclass(frozen=True)
+class Climb:
+    """How far a kernel came.
+
+    Attributes:
+        reached: The level.
+        certificate: From level 1.
+        inference: From level 2.
+        shortfall: Why it came no further than that; empty where it came as far as was asked.
+    """
+
+    reached: str = "O0"
+    certificate: Certificate | None = None
+    inference: tuple[InferenceArtifact, ...] = ()
+    shortfall: str = ""
+
+
+def climb(trial: Trial, wanted: str, *, backend: str = DEFAULT_BACKEND) -> Climb:
+    """Bring a kernel to a level, or as near to it as it comes.
+
+    Args:
+        trial: The kernel on the test bench.
+        wanted: The level asked for.
+        backend: What level 3 uses.
+
+    Raises:
+        ConfigError: If there is no such backend.
+    """
+    chosen, done = backend_named(backend), Climb()
+    try:
+        if wanted >= "O1":
+            done = replace(done, reached="O1", certificate=certify(trial))
+        if wanted >= "O2":
+            done = replace(done, reached="O2", inference=(inference_form(trial, backend_named("eager")),))
+        if wanted >= "O3":
+            done = replace(done, reached="O3", inference=(*done.inference, inference_form(trial, chosen)))
+    except CompilationError as short:
+        return replace(done, shortfall=str(short))
+    return done
+
+
+def raised(artifact: CompiledKernelArtifact, done: Climb) -> CompiledKernelArtifact:
+    """Return an artifact with what its levels added."""
+    told = {"shortfall": done.shortfall} if done.shortfall else {}
+    return artifact.model_copy(
+        update={
+            "optimization_level": done.reached,
+            "certificate": done.certificate,
+            "inference": done.inference,
+            "metadata": {**artifact.metadata, **told},
+        }
+    )
