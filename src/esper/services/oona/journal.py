@@ -1,14 +1,14 @@
 """The journal of the in-process bus: a SQLite file that a killed process leaves whole."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from esper.contracts.envelope import Envelope
-from esper.errors import BusUnavailable, ConfigError, StoreUnavailable
+from esper.errors import BusUnavailable, ConfigError, NotFound, StoreUnavailable
 from esper.services.oona.codec import packed, unpacked
 
 VERSION = 1
@@ -83,6 +83,21 @@ class Journal:
             self._db.close()
             raise
 
+    @classmethod
+    def existing(cls, path: Path) -> Self:
+        """Return the journal in a file that is there already, and make none.
+
+        Raises:
+            NotFound: If there is no such file.
+            ConfigError: If it is no journal.
+            StoreUnavailable: If it is held by another process, or cannot be read.
+        """
+        if not path.is_file():
+            raise NotFound(f"there is no journal {path}", todo="give the path of one", code="ESP-5203")
+        with suppress(sqlite3.OperationalError):  # It is held: opening it says so.
+            _check_tables(path)
+        return cls(path)
+
     def load(self) -> dict[str, StreamState]:
         """Return what the journal holds, by stream.
 
@@ -123,14 +138,36 @@ class Journal:
             BusUnavailable: If the disk is full or fails; nothing of it is kept.
         """
         rows = [(stream, seq, packed(envelope)) for stream, seq, envelope in messages]
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._committed():
             self._db.executemany("INSERT INTO messages VALUES (?, ?, ?)", rows)
             ends = {stream: seq + 1 for stream, seq, _ in rows}
             self._db.executemany("INSERT OR REPLACE INTO streams VALUES (?, ?)", ends.items())
             for group in groups:
                 self._keep(group)
             self._db.executemany("DELETE FROM messages WHERE stream = ? AND seq < ?", trims)
+
+    def replace(self, streams: Mapping[str, StreamState]) -> None:
+        """Hold these streams exactly as they are given, all or none; for a journal that no bus is open on.
+
+        Raises:
+            BusUnavailable: If the disk is full or fails; everything is as it was.
+        """
+        with self._committed():
+            for name, state in streams.items():
+                for table in ("messages", "groups", "pending"):
+                    self._db.execute(f"DELETE FROM {table} WHERE stream = ?", (name,))
+                self._db.execute("INSERT OR REPLACE INTO streams VALUES (?, ?)", (name, state.next_seq))
+                rows = [(name, seq, packed(envelope)) for seq, envelope in state.messages]
+                self._db.executemany("INSERT INTO messages VALUES (?, ?, ?)", rows)
+                for group in state.groups:
+                    self._keep(group)
+
+    @contextmanager
+    def _committed(self) -> Iterator[None]:
+        """Keep all that is written within the block, or nothing."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):  # SQLite rolls back by itself after some errors.
@@ -180,3 +217,20 @@ class Journal:
                 if held
                 else "name a file that can be written, or restore it",
             ) from error
+
+
+def _check_tables(path: Path) -> None:
+    """Refuse a file that no journal was made in, before anything could be written to it."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1.0)) as db:
+            found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(
+            f"{path} is no journal", why=str(error), todo="give the path of one", code="ESP-2802"
+        ) from error
+    if not found >= {"messages", "streams", "groups", "pending"}:
+        raise ConfigError(
+            f"{path} is no journal", why="it has other tables", todo="give the path of one", code="ESP-2802"
+        )

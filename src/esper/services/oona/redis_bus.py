@@ -110,7 +110,18 @@ class Link:
             )
         except ValueError as error:
             raise ConfigError("the address of Redis cannot be used", why=str(error)) from error
-        for command in ("XREADGROUP", "XAUTOCLAIM", "XPENDING", "XCLAIM", "XADD", "SCAN", "SET"):
+        for command in (
+            "XREADGROUP",
+            "XAUTOCLAIM",
+            "XPENDING",
+            "XCLAIM",
+            "XADD",
+            "XRANGE",
+            "XREVRANGE",
+            "XREAD",
+            "SCAN",
+            "SET",
+        ):
             self._client.set_response_callback(command, _as_it_is)  # type: ignore[arg-type]
 
     async def ask(self, *command: str | bytes | int, wait_s: float = 0.0) -> object:

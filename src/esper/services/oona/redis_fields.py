@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import cast
 
 import msgspec
 
@@ -76,6 +77,18 @@ def stream_of(key: str) -> str:
     if key.startswith("{") and key.endswith("}" + DEAD_SUFFIX):
         return key.removesuffix("}" + DEAD_SUFFIX)[1:] + DEAD_SUFFIX
     return key
+
+
+def named(pairs: object) -> dict[bytes, object]:
+    """Return as names and values what Redis answers by turns."""
+    held = cast("list[object]", pairs)
+    return dict(zip(cast("list[bytes]", held[::2]), held[1::2], strict=True))
+
+
+def order(at: bytes) -> tuple[int, int]:
+    """Return a place in a stream so that it can be compared: milliseconds of the server's clock, and a number within them."""
+    milliseconds, _, number = at.partition(b"-")
+    return int(milliseconds), int(number)
 
 
 def _has_tag(key: str) -> bool:

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, cast
 
+from esper.services.oona.redis_fields import named, order
+
 if TYPE_CHECKING:
     from esper.services.oona.redis_bus import Link
 
@@ -39,9 +41,9 @@ class TrimWatch:
         stream, groups = await link.ask_all(
             [("XINFO", "STREAM", self._key), ("XINFO", "GROUPS", self._key)], at_once=True
         )
-        for group in map(_named, cast("list[object]", groups)):
+        for group in map(named, cast("list[object]", groups)):
             if group[b"name"] == self._group.encode():
-                return self._more(_named(stream), group)
+                return self._more(named(stream), group)
         return 0
 
     def _more(self, stream: dict[bytes, object], group: dict[bytes, object]) -> int:
@@ -54,18 +56,8 @@ class TrimWatch:
             self._shift, self._seen = behind, 0
             return more
         first = cast("list[bytes] | None", stream[b"first-entry"])
-        if first is not None and _order(first[0]) < _order(cast("bytes", group[b"last-delivered-id"])):
+        if first is not None and order(first[0]) < order(cast("bytes", group[b"last-delivered-id"])):
             return 0
         missed = max(0, behind - cast("int", stream[b"length"]) - (self._shift or 0))
         more, self._seen = max(0, missed - self._seen), max(missed, self._seen)
         return more
-
-
-def _order(at: bytes) -> tuple[int, int]:
-    milliseconds, _, number = at.partition(b"-")
-    return int(milliseconds), int(number)
-
-
-def _named(pairs: object) -> dict[bytes, object]:
-    held = cast("list[object]", pairs)
-    return dict(zip(cast("list[bytes]", held[::2]), held[1::2], strict=True))
