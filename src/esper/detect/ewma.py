@@ -2,6 +2,8 @@
 
 import math
 import statistics
+from collections.abc import Mapping
+from typing import Any
 
 from esper.detect.scale import FEWEST_VALUES, repeated_median_line, robust_scale
 
@@ -93,6 +95,16 @@ class RobustEwma:
         z = (value - self.forecast) / self._scale
         self._update(z)
         return z
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what it has seen as plain data, without its settings."""
+        first = None if self._first is None else list(self._first)
+        return {"first": first, "level": self._level, "slope": self._slope, "scale": self._scale}
+
+    def take(self, seen: Mapping[str, Any]) -> None:
+        """Go on from ``to_dict``."""
+        self._first = None if seen["first"] is None else list(seen["first"])
+        self._level, self._slope, self._scale = seen["level"], seen["slope"], seen["scale"]
 
     def _start(self, values: list[float]) -> None:
         n = len(values)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from esper.detect.change import Cusum
 from esper.detect.ewma import LARGEST, RobustEwma
@@ -96,6 +97,24 @@ class PlaceHistory:
         }
         z_scores = [reading.z for reading in readings.values() if reading.z is not None]
         return HealthReading(readings, tuple(sorted(bad)), health_score(z_scores, nonfinite=bool(bad)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            name: {"ewma": ewma.to_dict(), "cusum": [cusum.up, cusum.down]}
+            for name, (ewma, cusum) in self._metrics.items()
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read what ``to_dict`` returned."""
+        history = cls()
+        for name, saved in data.items():
+            ewma, cusum = RobustEwma(resolution=RESOLUTION), Cusum()
+            ewma.take(saved["ewma"])
+            cusum.up, cusum.down = saved["cusum"]
+            history._metrics[name] = ewma, cusum
+        return history
 
     def _read(self, name: str, value: float) -> MetricReading | None:
         if name not in self._metrics:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from esper.errors import ConfigError
-from esper.ir import Layout
 from esper.kasmina import GraftEntry, MorphableModel, Place, placement_of, restore_topology
 from esper.kasmina.morph import take_role
 from esper.services.tolaria.growth import Growth
@@ -56,18 +55,7 @@ def share_tensors(state: dict[str, Any], subject: Subject) -> None:
 
 def slots_of(model: nn.Module) -> list[dict[str, Any]]:
     """Return the slots of a wrapped model as data, shapes included."""
-    return [
-        {
-            "name": place.name,
-            "layout": place.layout.value,
-            "channels": place.channels,
-            "extent": list(place.extent),
-            "order": place.order,
-            "stage": place.stage,
-            "causal": place.causal,
-        }
-        for place in placement_of(model).slots.values()
-    ]
+    return [place.to_dict() for place in placement_of(model).slots.values()]
 
 
 def regrow(model: nn.Module, saved: Mapping[str, Any]) -> None:
@@ -92,8 +80,7 @@ def learn_slots(model: nn.Module, saved: Mapping[str, Any]) -> None:
     if placement.ready:
         return
     for slot in saved["slots"]:
-        place = _place(model, slot)
-        placement.slots[place.name] = place
+        placement.slots[slot["name"]] = Place.from_dict(slot, model)
     placement.ready = True
     take_role(model, MorphableModel)
 
@@ -110,8 +97,3 @@ def put_back(subject: Subject, saved: Mapping[str, Any]) -> None:
     check_fit(subject, {**state, "subject": {**state["subject"], "state": described(subject)["state"]}})
     snapshot = Snapshot.from_dict(state["training"])
     restore(replace(subject, others=()), replace(snapshot, others=()))
-
-
-def _place(model: nn.Module, slot: Mapping[str, Any]) -> Place:
-    found = {**slot, "layout": Layout(slot["layout"]), "extent": tuple(slot["extent"])}
-    return Place(module=model.get_submodule(slot["name"]), **found)

@@ -15,7 +15,7 @@ from esper.ir import Layout
 from esper.kasmina.compiling import eager
 from esper.kasmina.decoding import alone, decodes_with_cache
 from esper.kasmina.grafted import obstacle
-from esper.kasmina.layouts import channels_and_extent, fits
+from esper.kasmina.layouts import channels_and_extent, fits, positions
 from esper.kasmina.observe import Record, Sighting, tensors_in, watched
 from esper.kasmina.placement import CHILD, Place, Slot
 from esper.kasmina.quiet import quiet_eval
@@ -25,7 +25,7 @@ Wanted: TypeAlias = str | Slot | type[nn.Module] | Sequence[str | type[nn.Module
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 LEAVES = (nn.Linear, nn.Conv1d, nn.Conv2d)
-Draft: TypeAlias = tuple[int, Slot, nn.Module, Layout, tuple[int, ...]]
+Draft: TypeAlias = tuple[int, Slot, nn.Module, Layout, tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def find_places(model: nn.Module, wanted: Wanted, record: Record) -> Findings:
         if reason is not None:
             refusals[slot.name] = reason
         elif layout is not None:
-            drafts.append((seen.order, slot, modules[slot.name], layout, seen.shape or ()))
+            uses = seen.calls * positions(layout, seen.shape or (), batch_first=record.batch_first)
+            drafts.append((seen.order, slot, modules[slot.name], layout, seen.shape or (), uses))
     drafts.sort(key=lambda draft: draft[0])
     if not drafts and wanted != "auto":
         reasons = "; ".join(f"{name}: {why}" for name, why in refusals.items())
@@ -277,11 +278,11 @@ def _no_match(item: str | Slot | type[nn.Module], names: list[str]) -> ConfigErr
 def _staged(drafts: list[Draft]) -> tuple[Place, ...]:
     places: list[Place] = []
     stage, before = -1, None
-    for order, (_, slot, module, layout, shape) in enumerate(drafts):
+    for order, (_, slot, module, layout, shape, uses) in enumerate(drafts):
         channels, extent = channels_and_extent(layout, shape)
         if before != (layout, channels, extent):
             stage, before = stage + 1, (layout, channels, extent)
-        places.append(Place(slot.name, module, layout, channels, extent, order, stage, slot.causal))
+        places.append(Place(slot.name, module, layout, channels, extent, order, stage, slot.causal, uses))
     return tuple(places)
 
 

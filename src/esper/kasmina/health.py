@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
@@ -37,9 +37,15 @@ class HealthMeter:
         """Measure on the next optimizer step."""
         self._armed = True
 
-    def disarm(self) -> None:
-        """Forget what was to be measured, and what was."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history of each slot that was measured."""
+        return {slot: history.to_dict() for slot, history in self._histories.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``; what was to be measured is forgotten."""
         self._armed, self._measured = False, {}
+        self._histories.clear()
+        self._histories.update({slot: PlaceHistory.from_dict(history) for slot, history in state.items()})
 
     def read(self, *, run_id: str, step: int, whole: Norms | None = None) -> list[HealthSignal]:
         """Return one signal per slot of what was measured last; the only place that synchronises.

@@ -1,6 +1,7 @@
 """Where a module puts its channels, told by the layers that run inside it."""
 
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 
@@ -94,6 +95,13 @@ def channels_and_extent(layout: Layout, shape: tuple[int, ...]) -> tuple[int, tu
     if layout.is_channels_first:
         return shape[1], shape[2:]
     return shape[-1], shape[1:-1] if layout is Layout.TOKENS else ()
+
+
+def positions(layout: Layout, shape: tuple[int, ...], *, batch_first: bool) -> int:
+    """Return how many vectors of one example stand beside each other in an output whose layout has no axis for them."""
+    if layout is not Layout.FEATURES or len(shape) < 3:
+        return 1
+    return prod(shape[1:-1]) if batch_first else shape[0] * prod(shape[2:-1])
 
 
 def _channels(shape: tuple[int, ...], *, first: bool) -> int:

@@ -1,13 +1,13 @@
 """Slots of a wrapped model: where something may grow, and what lives there."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
 
 from torch import nn
 
 from esper.errors import ConfigError, NotFound
-from esper.ir import Layout, Site
+from esper.ir import BlueprintIR, Cost, Layout, Site, cost
 from esper.kasmina.lifecycle import Seed
 from esper.ports import Library
 
@@ -58,6 +58,8 @@ class Place:
         order: Position in the forward pass.
         stage: Index of the run of consecutive slots with equal layout, channels and extent.
         causal: Whether tokens may look back only.
+        uses: How often a graft computes on that extent in one pass of one example: in every call of the module, and for
+            features at every position.
     """
 
     name: str
@@ -68,10 +70,29 @@ class Place:
     order: int
     stage: int
     causal: bool
+    uses: int = 1
 
     def site(self) -> Site:
         """Return what a blueprint is drawn for."""
         return Site(self.layout, self.channels, self.extent, self.causal)
+
+    def price(self, ir: BlueprintIR) -> Cost:
+        """Return what a blueprint would cost here: parameters, and forward FLOPs per example."""
+        once = cost(ir, self.extent)
+        return replace(once, flops=once.flops * self.uses)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data, without the module."""
+        return {
+            "name": self.name, "layout": self.layout.value, "channels": self.channels, "extent": list(self.extent),
+            "order": self.order, "stage": self.stage, "causal": self.causal, "uses": self.uses,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], model: nn.Module) -> Self:
+        """Read what ``to_dict`` returned, for a model of the same host."""
+        found = {**data, "layout": Layout(data["layout"]), "extent": tuple(data["extent"])}
+        return cls(module=model.get_submodule(data["name"]), **found)
 
 
 class Grower(Protocol):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from esper.blueprints import catalog as catalog
-from esper.ir import REGISTRY, BlueprintRegistry, cost
+from esper.ir import REGISTRY, BlueprintRegistry
 from esper.kasmina.discovery import Wanted, find_places, run_example
 from esper.kasmina.placement import Place
 
@@ -77,7 +77,7 @@ def plan(model: nn.Module, example: object, slots: Wanted = "auto", registry: Bl
             if refused is not None:
                 refusals[f"{place.name}/{name}"] = refused.why or refused.what
                 continue
-            price = cost(registry.build(name, place.site()), place.extent)
+            price = place.price(registry.build(name, place.site()))
             grafts.append(PlannedGraft(place.name, name, price.params, price.flops))
     host_params = sum(parameter.numel() for parameter in model.parameters())
     return Plan(host_params, findings.places, tuple(grafts), refusals)

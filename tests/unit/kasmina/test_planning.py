@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.errors import InvalidBlueprint
 from esper.ir import BlueprintRegistry, Graph, Handle, Layout, Site
-from esper.kasmina import placement_of, plan, wrap
+from esper.kasmina import Place, Slot, placement_of, plan, wrap
 from esper.testing.zoo import ZOO, ZooHost
 from tests.laws.support import EVERY_HOST, graft, same, wrapped
 
@@ -101,3 +101,49 @@ def test_a_wrapped_model_plans_as_its_host_does_whether_it_has_run_or_not() -> N
         found = plan(model, host.batch().x)
         assert found.grafts == plain.grafts
         assert [place.site() for place in found.places] == [place.site() for place in plain.places]
+
+
+class Called(nn.Module):
+    """A layer that runs twice in each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.twice(torch.relu(self.twice(x))))
+        return result
+
+
+def flops_of(model: nn.Module, example: Tensor, slots: "list[str | Slot]") -> int:
+    (found,) = [graft.flops for graft in plan(model, example, slots).grafts if graft.blueprint == "mlp_adapter"]
+    return found
+
+
+def test_features_of_a_sequence_are_paid_for_at_every_position() -> None:
+    layer = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+    by_hand: list[str | Slot] = [Slot("0", layout="features")]  # type: ignore[arg-type]
+    once = flops_of(layer, torch.zeros(3, 6), by_hand)
+    assert flops_of(layer, torch.zeros(3, 7, 6), by_hand) == 7 * once
+    assert flops_of(layer, torch.zeros(3, 7, 2, 6), by_hand) == 14 * once
+
+
+def test_sequences_whose_batch_is_the_second_axis_are_paid_for_at_every_position() -> None:
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=False)
+    model = nn.Sequential(layer, nn.Linear(6, 2))
+    (place,) = plan(model, torch.zeros(7, 3, 6), ["0"]).places
+    assert (place.layout, place.uses) == ("features", 7)
+
+
+def test_a_module_that_runs_twice_is_paid_for_twice() -> None:
+    assert flops_of(Called(), torch.zeros(3, 6), ["twice"]) == 2 * flops_of(
+        nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), torch.zeros(3, 6), ["0"]
+    )
+
+
+def test_a_place_is_the_same_as_data() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+    (place,) = plan(model, torch.zeros(3, 7, 6), ["0"]).places
+    assert Place.from_dict(place.to_dict(), model) == place
+    older = {key: value for key, value in place.to_dict().items() if key != "uses"}
+    assert Place.from_dict(older, model).uses == 1

@@ -1,6 +1,6 @@
 """The expressivity bottleneck: the part of the wished-for change of a layer that it cannot make itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ class BottleneckProbe:
 
     def __init__(self, model: nn.Module, slots: Sequence[str]) -> None:
         self.flops = 0
+        self._model = model
         placement = placement_of(model)
         self._places = [placement.place(name) for name in slots]
         self._samples: dict[str, _Samples] = {place.name: _Samples() for place in self._places}
@@ -66,6 +67,21 @@ class BottleneckProbe:
                 residual[name] = left
                 total += energy
         return {name: value / total if total > 0 else 0.0 for name, value in residual.items()}
+
+    def state_dict(self) -> dict[str, dict[str, list[Tensor]]]:
+        """Return what was seen so far, by slot; nothing before the first backward pass."""
+        return {
+            name: {"features": list(samples.features), "gradients": list(samples.gradients)}
+            for name, samples in self._samples.items()
+            if samples.gradients
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Sequence[Tensor]]]) -> None:
+        """Go on from ``state_dict``."""
+        for name, samples in self._samples.items():
+            seen, device = state.get(name, {}), next(self._model.parameters()).device
+            samples.features[:] = [tensor.to(device) for tensor in seen.get("features", ())]
+            samples.gradients[:] = [tensor.to(device) for tensor in seen.get("gradients", ())]
 
     def _watch(self, place: Place) -> Callable[[nn.Module, Any, Any], None]:
         samples = self._samples[place.name]

@@ -88,6 +88,7 @@ class Consultation:
         self.unasked_count = 0
         self.last_reason = ""
         self._next = 0
+        self._failure: str | None = None
         self._advisor, self._bus, self._bridge, self._config = advisor, bus, bridge, config
         self._answer: Future[AdaptationDecision] | None = None
 
@@ -101,7 +102,7 @@ class Consultation:
         self._next = packet.boundary + packet.lead
         self._answer = self._bridge.submit(self._advised(packet))
 
-    def collect(self, topology_version: int) -> Unavailable | None:
+    def collect(self, topology_version: int) -> str | None:
         """Take the answer in, where it has come; a decision for another topology is void.
 
         Returns:
@@ -110,13 +111,9 @@ class Consultation:
         Raises:
             Exception: Whatever a user's own controller raised; a mistake in it must be seen.
         """
-        if self._answer is None:
-            return None
-        failure = None
-        if self._config.late is Late.WAIT:
-            failure = self.settle()
-        elif self._answer.done():
-            failure = self._take()
+        if self._answer is not None and (self._config.late is Late.WAIT or self._answer.done()):
+            self.settle()
+        failure, self._failure = self._failure, None
         if self.scheduled is not None and self.scheduled.decision.topology_version not in (None, topology_version):
             self.scheduled = None
         return failure
@@ -128,12 +125,10 @@ class Consultation:
             Why the controller could not be asked, or None where it could.
         """
         if team.size == 1:
-            failure = self.collect(topology_version)
-            return None if failure is None else str(failure)
+            return self.collect(topology_version)
 
         def said() -> bytes:
-            failure = self.collect(topology_version)
-            why = None if failure is None else str(failure)
+            why = self.collect(topology_version)
             now = self.scheduled
             return decision_to_bytes(None if now is None else now.decision, 0 if now is None else now.boundary, why)
 
@@ -141,13 +136,13 @@ class Consultation:
         self.scheduled = None if decision is None else Scheduled(decision, boundary)
         return why
 
-    def settle(self) -> Unavailable | None:
-        """Wait for the answer, because a run is saved or the user chose ``late="wait"``; see ``collect``."""
+    def settle(self) -> None:
+        """Wait for the answer, because a run is saved or the user chose ``late="wait"``; ``collect`` tells what came of it."""
         if self._answer is None:
-            return None
+            return
         if not self._answer.done():
             self._bridge.wait(_finished(self._answer), limit_s=self._config.wait_limit_s)
-        return self._take()
+        self._take()
 
     def void(self) -> None:
         """Drop what was asked or decided before the model changed under it."""
@@ -181,15 +176,18 @@ class Consultation:
         self.scheduled = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheduled decision; ``settle`` comes first."""
+        """Return the scheduled decision, and what the controller said last; ``settle`` comes first."""
+        heard = {"reason": self.last_reason, "failure": self._failure}
         if self.scheduled is None:
-            return {}
-        return {"decision": self.scheduled.decision.model_dump(mode="json"), "boundary": self.scheduled.boundary}
+            return heard
+        decision = self.scheduled.decision.model_dump(mode="json")
+        return {**heard, "decision": decision, "boundary": self.scheduled.boundary}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self.void()
-        if state:
+        self.last_reason, self._failure = state.get("reason", ""), state.get("failure")
+        if "decision" in state:
             self.scheduled = Scheduled(AdaptationDecision(**state["decision"]), state["boundary"])
 
     async def _advised(self, packet: SystemStatePacket) -> AdaptationDecision:
@@ -197,19 +195,19 @@ class Consultation:
         await self._bus.publish(DECISIONS.stream, decision, run_id=packet.run_id)
         return decision
 
-    def _take(self) -> Unavailable | None:
+    def _take(self) -> None:
         answer, self._answer = self._answer, None
         if answer is None or answer.cancelled():
-            return None
+            return
         try:
             decision = answer.result()
         except Unavailable as error:
             self.unasked_count += 1
-            return error
+            self._failure = str(error)
+            return
         self.last_reason = decision.reason
         if decision.action is Action.LOAD_KERNEL:
             self.scheduled = Scheduled(decision, self._next if decision.boundary is None else decision.boundary)
-        return None
 
 
 def _finished(answer: Future[AdaptationDecision]) -> Future[None]:

@@ -1,6 +1,6 @@
 """What happens at a boundary: observe, decide, graft, evaluate, keep or undo."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -14,7 +14,6 @@ from esper.contracts.health import HealthBatch
 from esper.contracts.ids import new_id
 from esper.contracts.topics import HEALTH, OUTCOMES
 from esper.errors import ConfigError, Conflict, EsperError, GraftFailed, UnsafeAdaptation
-from esper.ir import cost
 from esper.kasmina import Placement, SeedState, placement_of, topology
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.candidates import Candidates
@@ -191,11 +190,16 @@ class Engine:
                 code="ESP-2150",
             )
 
-    def probes_next(self, step: int) -> bool:
-        """Tell whether the step after this one is measured."""
-        config = self._config
+    def watch_next(self, watched: Mapping[str, Any] | None = None) -> None:
+        """Watch the next step where a boundary follows it.
+
+        Args:
+            watched: What was seen of that step already, where a run goes on in the middle of it.
+        """
+        config, step = self._config, self.trials.position.step
         over = config.steps is not None and step >= config.steps
-        return (step + 1) % config.every == 0 and not over and bool(self._parts.shelf.offers)
+        if (step + 1) % config.every == 0 and not over and self._parts.shelf.offers:
+            self.observer.arm(watched or {})
 
     @property
     def graft_due(self) -> bool:
@@ -363,7 +367,7 @@ class Engine:
     def _graduate(self, apprentice: Apprentice) -> GrowthEvent:
         slot = str(apprentice.decision.target_layer)
         if apprentice.decision.strategy != BY_HAND:
-            price = cost(apprentice.kernel.ir, self._placement.place(slot).extent)
+            price = self._placement.place(slot).price(apprentice.kernel.ir)
             over = self._candidates.over_budget(
                 self.trials.position.trials.values(), price, apprentice.ready.latency_ms
             )
@@ -400,7 +404,7 @@ class Engine:
         """Hold a kernel's own price against the budget, whoever asks for it and under whatever name."""
         if ready is None:
             return
-        price = cost(unpack_kernel(ready.data).ir, self._placement.place(slot).extent)
+        price = self._placement.place(slot).price(unpack_kernel(ready.data).ir)
         over = list(self._candidates.over_budget(self.trials.position.trials.values(), price, ready.latency_ms))
         if over:
             raise UnsafeAdaptation(f"the kernel may not grow at {slot}", why="; ".join(over))

@@ -19,6 +19,7 @@ from esper.services.tolaria.distributed.formation import check_apart
 from esper.services.tolaria.distributed.shares import with_own_share, with_shares
 from esper.services.tolaria.engine import Engine
 from esper.services.tolaria.events import EventKind, GrowthEvent
+from esper.services.tolaria.gradients import GRADIENTS, Waiting
 from esper.services.tolaria.handover import Handover
 from esper.services.tolaria.newborn_rate import NewbornRates
 from esper.services.tolaria.observation import Observer
@@ -58,6 +59,7 @@ class Growth:
         self._placement = placement_of(subject.model)
         self._handover = Handover()
         self._rates = NewbornRates(subject.optimizer)
+        self._waiting = Waiting(subject.model, subject.optimizer)
         try:
             self._engine.request_kernels()
             self._engine.write_manifest()
@@ -82,14 +84,18 @@ class Growth:
         """
         value = None if loss is None else _scalar(loss)
         self._check_open()
+        self._rates.settle()
+        self._waiting.used()
         self._handover.take()
         position = self._engine.trials.position
         position.step += 1
         self.spent_steps += 1
-        self._engine.observer.step(position.step, value, probe_next=self._engine.probes_next(position.step))
+        self._engine.observer.step(position.step, value)
         events = self._engine.between(value)
         undone = any(event.kind is EventKind.ROLLED_BACK for event in events)
-        return events if undone or position.step % self._every else events + self._engine.boundary()
+        events += [] if undone or position.step % self._every else self._engine.boundary()
+        self._engine.watch_next()
+        return events
 
     def propose(self) -> tuple[Candidate, ...]:
         """Return every graft that could be made: its price, its score, and what speaks against it now."""
@@ -111,6 +117,7 @@ class Growth:
             GraftFailed: If it cannot be joined; the host was restored.
         """
         self._check_open()
+        self._rates.settle()
         check_incubation(incubate)
         check_apart(self._subject.team, incubate)
         return self._engine.graft_by_hand(slot, blueprint, incubate=incubate)
@@ -180,12 +187,14 @@ class Growth:
 
     def _own_state(self) -> dict[str, Any]:
         """Return the state of this process."""
+        self._rates.settle()
         self._engine.consultation.settle()
+        training = {**capture(self._subject).to_dict(), GRADIENTS: self._waiting.state_dict()}
         return {
             "version": STATE_VERSION,
             "subject": described(self._subject),
             "spent_steps": self.spent_steps,
-            "training": capture(self._subject).to_dict(),
+            "training": training,
             "trials": self._engine.trials.state_dict(),
             "observer": self._engine.observer.state_dict(),
             "consultation": self._engine.consultation.state_dict(),
@@ -209,6 +218,7 @@ class Growth:
             self._take(with_own_share(self._subject.team, state))
         except BaseException as error:
             put_back(self._subject, Snapshot.from_dict(before["training"]))
+            self._waiting.load_state_dict(before["training"][GRADIENTS])
             self._take_book(before)
             if isinstance(error, (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)):
                 raise not_taken(error) from error
@@ -222,6 +232,7 @@ class Growth:
         """Put everything to ``state``; what happened is added to the log last, as it is never taken back."""
         events = [GrowthEvent.from_json(event) for event in state["events"]]
         restore(self._subject, Snapshot.from_dict(state["training"]))
+        self._waiting.load_state_dict(state["training"].get(GRADIENTS, {}))
         self._take_book(state)
         self.events.extend(events)
 
@@ -233,8 +244,7 @@ class Growth:
         engine.consultation.load_state_dict(state["consultation"])
         self.spent_steps = state["spent_steps"]
         engine.load_state_dict(state["engine"])
-        if engine.probes_next(engine.trials.position.step):
-            engine.observer.arm()
+        engine.watch_next(state["observer"].get("watched", {}))
 
     def close(self) -> None:
         """End the run's services; the model stays as it is, and may be attached again.

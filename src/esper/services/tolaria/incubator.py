@@ -186,6 +186,9 @@ class Incubator:
         apprentice.taken = saved["taken"]
         apprentice.incubation.passes, apprentice.incubation.failure = saved["passes"], saved["failure"]
         kernel.load_state_dict(saved["tensors"])
+        for name, parameter in kernel.named_parameters():
+            gradient = saved.get("gradients", {}).get(name)
+            parameter.grad = None if gradient is None else torch.empty_like(parameter).copy_(gradient)
         groups = tuple(GroupState(group["options"], tuple(group["names"])) for group in saved["groups"])
         state = OptimizerState(groups, saved["moments"])
         restore_optimizer(apprentice.optimizer, state, dict(kernel.named_parameters()))
@@ -261,6 +264,7 @@ def _described(apprentice: Apprentice) -> dict[str, Any]:
         "passes": incubation.passes,
         "failure": sick,
         "tensors": {name: tensor.detach().clone() for name, tensor in kernel.state_dict().items()},
+        "gradients": {name: p.grad.clone() for name, p in kernel.named_parameters() if p.grad is not None},
         "groups": [{"options": group.options, "names": list(group.names)} for group in own.groups],
         "moments": own.moments,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from esper.contracts.kernel import BlueprintSubmissionRequest, BuildSpec
 from esper.contracts.topics import COMPILATIONS
 from esper.errors import EsperError, KernelRejected, NotFound, Unavailable
-from esper.ir import BlueprintIR, BlueprintRegistry, cost
+from esper.ir import BlueprintIR, BlueprintRegistry
 from esper.kasmina import Place
 from esper.ports import Delivery, Library, MessageBus
 from esper.runtime.background import Bridge
@@ -85,7 +85,7 @@ class KernelShelf:
     def add(self, place: Place, name: str) -> Offer:
         """Offer one blueprint at one place, and ask the forge for it where nobody did."""
         ir = self._registry.build(name, place.site())
-        price = cost(ir, place.extent)
+        price = place.price(ir)
         offer = Offer(place, ir, self._registry.get(name).kind.value, price.params, price.flops)
         self.offers.append(offer)
         if ir.digest not in self._pending:

@@ -69,14 +69,21 @@ class NewbornRates:
             optimizer.register_step_post_hook(self._take_back),
         )
 
+    def settle(self) -> None:
+        """Take the factors back where a step that raised has left them."""
+        for group, own, applied in self._own:
+            if group.get("lr") is applied:  # not what a rollback has put there since
+                group["lr"] = own
+        self._own.clear()
+
     def close(self) -> None:
         """Leave the optimizer as a plain one: newborns learn at their hosts' rates."""
-        self._put_back()
+        self.settle()
         for hook in self._hooks:
             hook.remove()
 
     def _apply(self, optimizer: Optimizer, *_: object) -> None:
-        self._put_back()  # of a step that raised
+        self.settle()
         for group in optimizer.param_groups:
             if RATE in group:
                 factor = _factor(group[RATE])
@@ -86,16 +93,10 @@ class NewbornRates:
                     self._own.append((group, own, group["lr"]))
 
     def _take_back(self, optimizer: Optimizer, *_: object) -> None:
-        self._put_back()
+        self.settle()
         for group in optimizer.param_groups:
             if RATE in group:
                 group[RATE] = {**group[RATE], "age": group[RATE]["age"] + 1}
-
-    def _put_back(self) -> None:
-        for group, own, applied in self._own:
-            if group.get("lr") is applied:  # not what a rollback has put there since
-                group["lr"] = own
-        self._own.clear()
 
 
 def _factor(held: dict[str, Any]) -> float:

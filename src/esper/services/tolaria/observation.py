@@ -1,5 +1,6 @@
 """What a run sees of itself between two boundaries."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,27 +92,29 @@ class Observer:
         self._probes_now = False
         self._regions, self._eager = regions, EagerStep()
 
-    def step(self, step: int, loss: Tensor | None, *, probe_next: bool) -> None:
+    def step(self, step: int, loss: Tensor | None) -> None:
         """Take one optimizer step in.
 
         Args:
             step: Its number, from 1.
             loss: Its training loss, or None.
-            probe_next: Whether the bottleneck is measured on the step after this one.
         """
         if loss is not None:
             self.loss.add(loss)
         if step % self._stride == 0:
             self.average.update()
-        if probe_next:
-            self.arm()
 
-    def arm(self) -> None:
-        """Measure health on the next training step, and the bottleneck of every slot there or at the boundary after it."""
+    def arm(self, watched: Mapping[str, Any]) -> None:
+        """Measure health on the next training step, and the bottleneck of every slot there or at the boundary after it.
+
+        Args:
+            watched: What was seen of that step already.
+        """
         self._health.arm()
         self._probes_now = placement_of(self._model).ready
         if self._probes_now and self._probe is None and self._watching is None:
             self._watching = BottleneckProbe(self._model, tuple(placement_of(self._model).slots))
+            self._watching.load_state_dict(watched)
             self._watching.arm()
             self._regions.arm()
             self._eager.begin()
@@ -145,17 +148,19 @@ class Observer:
             "average": self.average.state_dict(),
             "flops": [self.held_out.spent_flops, self.statistics_flops],
             "counted": self.held_out.counted(),
+            "health": self._health.state_dict(),
+            "watched": {} if self._watching is None else self._watching.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``; what is measured next is another step than the one that was to be."""
         self._look_away()
-        self._health.disarm()
         self._watching, self._probes_now = None, False
         self.loss = TrainingLoss(state["total"], state["count"])
         self.average.load_state_dict(state["average"])
         self.held_out.spent_flops, self.statistics_flops = state["flops"]
         self.held_out.take_counted(state.get("counted", []))
+        self._health.load_state_dict(state.get("health", {}))
 
     def close(self) -> None:
         """Remove every hook."""

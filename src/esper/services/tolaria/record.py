@@ -7,6 +7,30 @@ from esper.contracts.adaptation import LossPoint
 from esper.services.tolaria.events import GrowthEvent
 
 
+@dataclass(frozen=True)
+class Rise:
+    """The strength of a graft on its way to 1.
+
+    Attributes:
+        slot: Name of the slot.
+        seed_idx: Index of the seed.
+        since: Step from which on it rises.
+        first: Strength there.
+        steps: Over which it rises from there to 1, evenly.
+    """
+
+    slot: str
+    seed_idx: int
+    since: int
+    first: float
+    steps: int
+
+    def alpha(self, step: int) -> float | None:
+        """Return the strength after an optimizer step, or None once it stays as it is."""
+        passed = step - self.since
+        return self.first + (1.0 - self.first) * passed / self.steps if 0 < passed <= self.steps else None
+
+
 @dataclass
 class Trial:
     """A graft, from its joining on.
@@ -35,12 +59,10 @@ class Trial:
     first_alpha: float = 1.0
     blend_steps: int = 0
 
-    def alpha(self, step: int) -> float | None:
-        """Return its strength after an optimizer step, or None once that stays as it is."""
-        passed = step - self.event.step
-        if not 0 < passed <= self.blend_steps:
-            return None
-        return self.first_alpha + (1.0 - self.first_alpha) * passed / self.blend_steps
+    @property
+    def rise(self) -> Rise:
+        """How its strength rises."""
+        return Rise(*self.place, self.event.step, self.first_alpha, self.blend_steps)
 
     @property
     def key(self) -> str:
@@ -65,6 +87,7 @@ class Position:
             there, or was on trial until the next one.
         grafts: Steps at which grafts joined.
         trials: Grafts that are part of the model, by key.
+        inherited: Strengths that an earlier run left on their way.
     """
 
     step: int = 0
@@ -73,6 +96,7 @@ class Position:
     changes: list[int] = field(default_factory=list)
     grafts: list[int] = field(default_factory=list)
     trials: dict[str, Trial] = field(default_factory=dict)
+    inherited: tuple[Rise, ...] = ()
 
     @property
     def losses(self) -> list[float]:
@@ -83,6 +107,11 @@ class Position:
     def open_trials(self) -> list[Trial]:
         """Grafts without a verdict, oldest first."""
         return [trial for trial in self.trials.values() if not trial.judged]
+
+    @property
+    def rises(self) -> list[Rise]:
+        """Strengths that rise or rose."""
+        return [*self.inherited, *(trial.rise for trial in self.open_trials)]
 
     def changed(self) -> None:
         """Note that the model changed at this boundary."""
@@ -105,6 +134,7 @@ class Position:
             "changes": list(self.changes),
             "grafts": list(self.grafts),
             "trials": [{**asdict(trial), "event": trial.event.to_json()} for trial in self.trials.values()],
+            "inherited": [asdict(rise) for rise in self.inherited],
         }
 
     @classmethod
@@ -118,4 +148,5 @@ class Position:
             changes=list(data["changes"]),
             grafts=list(data["grafts"]),
             trials={trial.key: trial for trial in trials},
+            inherited=tuple(Rise(**rise) for rise in data.get("inherited", ())),
         )

@@ -11,7 +11,6 @@ from torch import Tensor
 from esper.contracts.adaptation import AdaptationDecision, Outcome, Verdict
 from esper.contracts.ids import new_id
 from esper.errors import EsperError, GraftFailed, NotFound
-from esper.ir import cost
 from esper.kasmina import Newborn, Placement, Seed, SeedState, placement_of, topology
 from esper.kasmina.graft import set_strength, strength
 from esper.services.tolaria.acceptance import Judgement, judge, placebo
@@ -22,7 +21,7 @@ from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
 from esper.services.tolaria.held import Book, Held
 from esper.services.tolaria.incubator import Apprentice, Incubator
 from esper.services.tolaria.kernels import ReadyKernel
-from esper.services.tolaria.record import Position, Trial
+from esper.services.tolaria.record import Position, Rise, Trial
 from esper.services.tolaria.snapshot import Subject, capture, restore, whole
 from esper.services.tolaria.surgery import Cut, Surgeon
 
@@ -98,10 +97,10 @@ class Trials:
         Args:
             look: Whether to wait for what an accelerator knows.
         """
-        for trial in self.position.open_trials:
-            if (alpha := trial.alpha(self.position.step)) is not None:
-                set_strength(self._model, *trial.place, alpha)
-                self._control.rise(*trial.place, alpha)
+        for rise in self.position.rises:
+            if (alpha := rise.alpha(self.position.step)) is not None:
+                set_strength(self._model, rise.slot, rise.seed_idx, alpha)
+                self._control.rise(rise.slot, rise.seed_idx, alpha)
         if not self.incubator.apprentices:
             return []
         return [self._failed(apprentice, why) for apprentice, why in self.incubator.step(look=look)]
@@ -318,16 +317,21 @@ class Trials:
                 evidence=decision.evidence,
             )
         )  # fmt: skip
-        flops = cost(newborn.kernel.ir, self._placement.slots[slot].extent).flops
+        flops = self._placement.place(slot).price(newborn.kernel.ir).flops
         boundary = self.position.boundary
         trial = Trial(event, params, flops, ready.latency_ms, boundary, boundary + self._patience(), before)
         if learned is not None:
             trial.first_alpha = strength(self._model, *trial.place)
-            trial.blend_steps = max(1, self._config.settle_boundaries) * self._config.every
+            trial.blend_steps = self._blend_steps
         self.position.trials[event.decision_id] = trial
         self.position.grafts.append(self.position.step)
         self._topology_changed()
         return event
+
+    @property
+    def _blend_steps(self) -> int:
+        """Steps over which the strength of what learned apart rises."""
+        return max(1, self._config.settle_boundaries) * self._config.every
 
     def _patience(self) -> int:
         """Boundaries from a join to its verdict."""
@@ -405,6 +409,12 @@ class Trials:
                 following = ends[-1:]
             for state in following:
                 seed.move(state, step=0)
+        present = {(e.slot, e.seed_idx): strength(self._model, e.slot, e.seed_idx) for e in topology(self._model)}
+        self.position.inherited = tuple(
+            Rise(*place, 0, alpha, math.ceil((1.0 - alpha) * self._blend_steps))
+            for place, alpha in present.items()
+            if 0.0 < alpha < 1.0  # 0 is an ablation
+        )
 
     def unlock(self, slot: str, seed_idx: int) -> None:
         """Let a seed that a rollback locked be grown again.

@@ -5,7 +5,6 @@ from typing import Any
 from torch import nn
 
 from esper.errors import ContractError
-from esper.ir import Layout
 from esper.kasmina import MorphableModel, Place, Placement, Slot, placement_of
 from esper.kasmina.morph import take_role
 
@@ -14,7 +13,7 @@ def describe_slots(model: nn.Module, placement: Placement) -> dict[str, Any]:
     """Return what ``wrap`` was asked for, and the places where their shapes are known."""
     return {
         "slots": _wanted_as_data(model, placement),
-        "places": [_as_data(place) for place in placement.slots.values()] if placement.ready else None,
+        "places": [place.to_dict() for place in placement.slots.values()] if placement.ready else None,
         "refusals": placement.refusals,
     }
 
@@ -32,23 +31,12 @@ def restore_slots(model: nn.Module, data: dict[str, Any]) -> None:
     placement = placement_of(model)
     for place in data["places"]:
         try:
-            found = {
-                **place, "layout": Layout(place["layout"]), "extent": tuple(place["extent"]),
-                "module": model.get_submodule(place["name"]),
-            }  # fmt: skip
-            placement.slots[place["name"]] = Place(**found)
+            placement.slots[place["name"]] = Place.from_dict(place, model)
         except (KeyError, ValueError, TypeError, AttributeError) as wrong:
             raise ContractError("the table of slots does not belong to this host", why=str(wrong)) from wrong
     placement.refusals.update(data["refusals"])
     placement.ready = True
     take_role(model, MorphableModel)
-
-
-def _as_data(place: Place) -> dict[str, Any]:
-    return {
-        "name": place.name, "layout": place.layout.value, "channels": place.channels, "extent": list(place.extent),
-        "order": place.order, "stage": place.stage, "causal": place.causal,
-    }  # fmt: skip
 
 
 def _wanted_as_data(model: nn.Module, placement: Placement) -> str | list[Any]:

@@ -59,7 +59,7 @@ def _parts(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _share(part: dict[str, Any]) -> dict[str, Any]:
-    return {key: part[key] for key in ("rng", "others", "total", "count") if key in part}
+    return {key: part[key] for key in ("rng", "others", "gradients", "total", "count", "watched") if key in part}
 
 
 def _to_bytes(share: object) -> bytes:
