@@ -1,12 +1,16 @@
 """Models of tests are tiny: more threads only get in each other's way."""
 
+import asyncio
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+from esper.services.urza.database import engine_at, prepare
+from esper.testing.postgres import PostgresServer
 from esper.testing.servers import RedisServer
 
 # A busy machine makes single examples slow; pytest's own limit stays.
@@ -45,3 +49,45 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
     """Return the session's Redis, empty."""
     shared_redis.ask("FLUSHALL")
     return shared_redis
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """Return a PostgreSQL of this session's own."""
+    server = PostgresServer()
+    if not server.is_installed:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no PostgreSQL here; the dev extra brings one")
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> str:
+    """Return the name of a database with the store's tables, which nobody is connected to."""
+    name = postgres_server.new_database()
+
+    async def prepared() -> None:
+        engine = engine_at(postgres_server.url(name))
+        try:
+            await prepare(engine)
+        finally:
+            await engine.dispose()
+
+    asyncio.run(prepared())
+    return name
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
+    """Return the address of a fresh store's database."""
+    name = postgres_server.new_database(postgres_template)
+    yield postgres_server.url(name)
+    postgres_server.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the address of a fresh store's database, once for each database that the store runs on."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'library.db'}"
+    return str(request.getfixturevalue("postgres_url"))

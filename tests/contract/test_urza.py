@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.clock import ManualClock
 from esper.testing.library_contract import LibraryContract
@@ -14,6 +15,6 @@ class TestKernelManager(LibraryContract):
         return ManualClock()
 
     @pytest.fixture
-    async def library(self, tmp_path: Path, clock: ManualClock) -> AsyncIterator[KernelManager]:
-        async with await KernelManager.open(tmp_path / "library", clock=clock) as manager:
+    async def library(self, database_url: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[KernelManager]:
+        async with await KernelManager.at(database_url, LocalBlobs(tmp_path / "blobs"), clock=clock) as manager:
             yield manager

@@ -1,13 +1,12 @@
 """Searching kernels, and following them back to where they come from."""
 
-from pathlib import Path
-
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
 from esper.contracts.kernel import BlueprintContract, BuildSpec, CompiledKernelContract, JsonObject, KernelStatus
 from esper.errors import ConfigError, InvalidBlueprint, KernelRejected, NotFound
 from esper.ir import digest_of
+from esper.services.urza.database import engine_at
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.records import build_key
 from esper.testing.clock import ManualClock
@@ -29,6 +28,13 @@ async def made(
     artifact = artifact_of(job.blueprint_id, f"kernel of width {width}".encode())
     report = verdict_on(artifact, throughput=throughput, reasons=() if sound else ("off by 0.5",))
     return await library.complete(job.job_id, "w", artifact, report)
+
+
+async def by_hand(database_url: str, statement: str) -> None:
+    engine = engine_at(database_url)
+    async with engine.begin() as connection:
+        await connection.execute(text(statement))
+    await engine.dispose()
 
 
 def ids(kernels: list[CompiledKernelContract]) -> list[str]:
@@ -98,15 +104,10 @@ async def test_a_kernel_is_followed_back_to_its_origin(library: KernelManager) -
     assert found[0].created_at >= found[-1].created_at
 
 
-async def test_a_circle_of_parents_is_followed_once(library: KernelManager, tmp_path: Path) -> None:
+async def test_a_circle_of_parents_is_followed_once(library: KernelManager, database_url: str) -> None:
     kernel, line = await descended(library, 3)
-    engine = create_engine(f"sqlite:///{tmp_path / 'library' / 'library.db'}")
-    with engine.begin() as connection:
-        # No call of the store makes a circle; a restored backup or a hand in the database may.
-        connection.execute(
-            text("UPDATE blueprints SET parent_id = :young WHERE id = :old"), {"young": line[2], "old": line[0]}
-        )
-    engine.dispose()
+    # No call of the store makes a circle; a restored backup or a hand in the database may.
+    await by_hand(database_url, f"UPDATE blueprints SET parent_id = '{line[2]}' WHERE id = '{line[0]}'")
     found = await library.get_kernel_lineage(kernel.kernel_id)
     assert [entry.blueprint_id for entry in found] == line[::-1]
 
@@ -122,6 +123,25 @@ async def test_a_parent_must_exist_and_be_another(library: KernelManager) -> Non
     own = await library.store_blueprint(contract)
     with pytest.raises(ConfigError, match="its own parent"):
         await library.store_blueprint(contract, parent_id=own)
+
+
+async def test_no_blueprint_becomes_its_own_ancestor(library: KernelManager) -> None:
+    _, line = await descended(library, 3)
+    oldest = BlueprintContract(blueprint_id="", name="line", architecture_ir=adapter(1).to_json())
+    with pytest.raises(ConfigError, match="descends from it already"):
+        await library.store_blueprint(oldest, parent_id=line[2])
+
+
+async def test_descendants_are_found_nearest_first(library: KernelManager) -> None:
+    _, line = await descended(library, 3)
+    sibling = BlueprintContract(blueprint_id="", name="side", architecture_ir=adapter(9).to_json())
+    aside = await library.store_blueprint(sibling, parent_id=line[0])
+    found = await library.get_descendants(line[0])
+    assert [(entry.blueprint_id, entry.depth) for entry in found] == [
+        (line[0], 0), *sorted([(line[1], 1), (aside, 1)]), (line[2], 2),
+    ]  # fmt: skip
+    assert [entry.depth for entry in await library.get_descendants(line[0], limit=3)] == [0, 1, 1]
+    assert await library.get_descendants(digest_of(b"nobody")) == []
 
 
 async def test_an_equal_design_is_the_same_blueprint_and_another_is_the_next_version(library: KernelManager) -> None:
@@ -162,12 +182,11 @@ async def test_a_build_that_was_not_asked_for_is_not_there(library: KernelManage
     assert await library.find(digest_of(b"unknown"), BuildSpec()) is None
 
 
-async def test_a_kernel_that_was_withdrawn_is_not_handed_out_any_more(library: KernelManager, tmp_path: Path) -> None:
+async def test_a_kernel_that_was_withdrawn_is_not_handed_out_any_more(
+    library: KernelManager, database_url: str
+) -> None:
     kernel = await made(library, 1)
-    engine = create_engine(f"sqlite:///{tmp_path / 'library' / 'library.db'}")
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE kernels SET status = 'retired'"))
-    engine.dispose()
+    await by_hand(database_url, "UPDATE kernels SET status = 'retired'")
     with pytest.raises(KernelRejected, match="it is retired"):
         await library.read(kernel.kernel_id)
     with pytest.raises(KernelRejected, match="it is retired"):

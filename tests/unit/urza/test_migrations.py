@@ -3,9 +3,10 @@
 import asyncio
 import io
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from alembic import command
@@ -13,11 +14,15 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Connection, Integer, Table, create_engine, text
+from sqlalchemy import Column, Connection, Integer, Table, create_engine, inspect, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from esper.errors import ConfigError
+from esper.services.urza.base import Base
 from esper.services.urza.database import REVISION, prepare, sqlite_engine
-from esper.services.urza.models import Base
+from esper.testing.postgres import PostgresServer
+
+Result = TypeVar("Result")
 
 INI = files("esper.services.urza") / "migrations" / "alembic.ini"
 
@@ -28,12 +33,31 @@ def config(path: Path, *, scheme: str = "sqlite", output: io.StringIO | None = N
     return found
 
 
-def schema(path: Path) -> dict[tuple[str, str], str]:
-    """Return the statements that made a database, without Alembic's own table, whose key it names its own way."""
+def schema(path: Path) -> dict[tuple[str, str], object]:
+    """Return what made a database, without Alembic's own table, whose key it names its own way.
+
+    What a table is made of is compared without its order, which altering a table changes.
+    """
     with sqlite3.connect(path) as connection:
         rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     connection.close()
-    return {(kind, name): " ".join(sql.split()) for kind, name, sql in rows if name != "alembic_version"}
+    return {
+        (kind, name): sorted(parts(sql)) if kind == "table" else " ".join(sql.split())
+        for kind, name, sql in rows
+        if name not in ("alembic_version", "sqlite_sequence")
+    }
+
+
+def parts(sql: str) -> list[str]:
+    """Return the columns and constraints of a table, each as text."""
+    body, found, depth = " ".join(sql.partition("(")[2].rpartition(")")[0].split()), [""], 0
+    for letter in body:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [part.strip() for part in found]
 
 
 def prepared(path: Path) -> Path:
@@ -135,3 +159,150 @@ def test_without_a_database_the_command_says_how_to_name_one() -> None:
     with pytest.raises(ConfigError, match="-x url=") as refused:
         command.upgrade(Config(str(INI)), "head")
     assert refused.value.code == "ESP-2330"
+
+
+# -- both databases, with data in them ---------------------------------------------------------------------------------
+
+
+async def run(url: str, work: Callable[[Connection], Result]) -> Result:
+    """Do something with a connection of an engine that knows nothing of the store."""
+    engine = create_async_engine(url)
+    try:
+        async with engine.begin() as opened:
+            return await opened.run_sync(work)
+    finally:
+        await engine.dispose()
+
+
+async def migrated_to(url: str, revision: str) -> None:
+    def moved(opened: Connection) -> None:
+        found = Config(str(INI))
+        found.attributes["connection"] = opened
+        current = MigrationContext.configure(opened).get_current_revision() or ""
+        (command.downgrade if revision == "base" or revision < current else command.upgrade)(found, revision)
+
+    await run(url, moved)
+
+
+def structure(opened: Connection) -> dict[str, object]:
+    """Return what the tables of a database are made of, as its own catalogue tells it."""
+    looked = inspect(opened)
+    found: dict[str, object] = {}
+    for table in looked.get_table_names():
+        columns = [
+            (
+                column["name"],
+                str(column["type"]),
+                column["nullable"],
+                str(column.get("computed", {}).get("sqltext", "")),
+            )
+            for column in looked.get_columns(table)
+        ]
+        found[table] = (
+            sorted(columns),
+            looked.get_pk_constraint(table)["constrained_columns"],
+            sorted((str(key["constrained_columns"]), str(key["referred_table"]), str(key["options"]))
+                   for key in looked.get_foreign_keys(table)),
+            sorted(str(index["column_names"]) for index in looked.get_indexes(table)),
+        )  # fmt: skip
+    question = (
+        "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal"
+        if opened.dialect.name == "postgresql"
+        else "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+    )
+    found["triggers"] = sorted(opened.scalars(text(question)))
+    return {name: value for name, value in found.items() if name != "alembic_version"}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Return the address of a database without any table."""
+    if request.param == "sqlite":
+        yield f"sqlite+aiosqlite:///{tmp_path / 'empty.db'}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = server.new_database()
+    yield server.url(name)
+    server.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def prepared_url(request: pytest.FixtureRequest, empty_url: str, tmp_path: Path) -> str:
+    """Return the address of a database that a library made, of the same kind."""
+    if empty_url.startswith("sqlite"):
+        return f"sqlite+aiosqlite:///{prepared(tmp_path / 'prepared.db')}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+def old_library(opened: Connection) -> None:
+    """Fill the first tables: two blueprints of one line, three kernels of which one was not measured."""
+    now = "'2026-01-02 03:04:05'"
+    for key, name, parent in (("sha256:a", "Gated Convolution", "NULL"), ("sha256:b", "gated-conv v2", "'sha256:a'")):
+        opened.execute(text(
+            "INSERT INTO blueprints (id, name, architecture_ir, status, version, parent_id, submitted_by, metadata,"
+            f" created_at, updated_at) VALUES ('{key}', '{name}', '{{}}', 'validated', 1, {parent}, 'me', '{{}}', {now}, {now})"
+        ))  # fmt: skip
+    opened.execute(
+        text("INSERT INTO blueprint_tags VALUES ('sha256:a', 'conv'), ('sha256:a', 'fast'), ('sha256:b', 'conv')")
+    )
+    for key, of, throughput in (("sha256:1", "a", "5.5"), ("sha256:2", "a", "NULL"), ("sha256:3", "b", "9.0")):
+        opened.execute(text(
+            "INSERT INTO kernels VALUES "
+            f"('{key}', 'sha256:{of}', '{key}', 10, 'validated', 1.0, 'cpu', 'O0', 't', true,"
+            """ '{"latency_p50_ms"\\: 0.25, "params"\\: 7}', true, '{"throughput_per_s"\\: 5.5}',"""
+            f" {throughput}, {now})"
+        ))  # fmt: skip
+        opened.execute(text(f"INSERT INTO validation_reports VALUES ('{key}', true, '{{}}', {now})"))
+
+
+def content(opened: Connection) -> dict[str, list[tuple[object, ...]]]:
+    tables = ("blueprints", "blueprint_tags", "kernels", "validation_reports")
+    return {
+        table: sorted(map(tuple, opened.execute(text(f"SELECT * FROM {table}"))), key=str) for table in tables
+    }  # fmt: skip
+
+
+async def test_an_old_library_with_data_goes_up_and_down_again_and_loses_nothing(empty_url: str) -> None:
+    await migrated_to(empty_url, "0001")
+    first = await run(empty_url, structure)
+    await run(empty_url, old_library)
+    before = await run(empty_url, content)
+    await migrated_to(empty_url, "0002")
+
+    def looked(opened: Connection) -> list[list[tuple[object, ...]]]:
+        questions = (
+            "SELECT kernel_id, tag, status, rank FROM kernel_tags ORDER BY kernel_id, tag",
+            "SELECT id, rank, latency_ms, num_params FROM kernels ORDER BY rank, id",
+            "SELECT word, blueprint_id FROM blueprint_words ORDER BY word, blueprint_id",
+            "SELECT digest, size_bytes FROM blobs ORDER BY digest",
+            "SELECT kernel_id, metric, value FROM benchmark_results ORDER BY kernel_id",
+        )
+        return [[tuple(row) for row in opened.execute(text(question))] for question in questions]
+
+    tags, kernels, words, blobs, figures = await run(empty_url, looked)
+    assert tags == [
+        ("sha256:1", "conv", "validated", -5.5), ("sha256:1", "fast", "validated", -5.5),
+        ("sha256:2", "conv", "validated", 1.0), ("sha256:2", "fast", "validated", 1.0),
+        ("sha256:3", "conv", "validated", -9.0),
+    ]  # fmt: skip
+    assert kernels == [("sha256:3", -9.0, 0.25, 7), ("sha256:1", -5.5, 0.25, 7), ("sha256:2", 1.0, 0.25, 7)]
+    assert [word for word, _ in words] == ["conv", "convolution", "gated", "gated", "v2"]
+    assert blobs == [("sha256:1", 10), ("sha256:2", 10), ("sha256:3", 10)]
+    assert figures == [(f"sha256:{n}", "throughput_per_s", 5.5) for n in (1, 2, 3)]
+    await migrated_to(empty_url, "0001")
+    assert await run(empty_url, content) == before
+    assert await run(empty_url, structure) == first
+
+
+async def test_migrating_makes_what_a_library_makes_itself_on_either_database(
+    empty_url: str, prepared_url: str
+) -> None:
+    await migrated_to(empty_url, REVISION)
+    assert await run(empty_url, structure) == await run(prepared_url, structure)
+
+    def changes(opened: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(opened, opts={"compare_type": True}), Base.metadata))
+
+    assert await run(empty_url, changes) == []
+    await migrated_to(empty_url, "base")
+    assert await run(empty_url, structure) == {"triggers": []}

@@ -13,6 +13,7 @@ from esper.contracts.topics import SUBMITTED, Message
 from esper.errors import BusUnavailable, InvalidBlueprint
 from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.services.oona.memory_bus import MemoryBus
+from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.outbox import Announcement, OutboxRelay, OutboxRelayConfig
 from esper.testing.forging import adapter, request_for
@@ -133,18 +134,23 @@ async def test_a_submission_of_this_process_wakes_the_relay_at_once(library: Ker
         assert await heard.count(1) == [adapter(1).digest]
 
 
-async def test_a_submission_of_another_process_is_found_by_polling(library: KernelManager, tmp_path: Path) -> None:
+async def test_a_submission_of_another_process_is_found_by_polling(
+    library: KernelManager, database_url: str, tmp_path: Path
+) -> None:
     async with listening() as (bus, heard), OutboxRelay(library.outbox, bus, EAGER):
-        async with await KernelManager.open(tmp_path / "library") as other:
+        async with await KernelManager.at(database_url, LocalBlobs(tmp_path / "blobs")) as other:
             await other.submit(request_for(adapter(1)))
         assert await heard.count(1) == [adapter(1).digest]
 
 
-async def test_what_waited_when_the_process_ended_is_delivered_by_the_next(tmp_path: Path) -> None:
-    async with await KernelManager.open(tmp_path / "library") as first:
+async def test_what_waited_when_the_process_ended_is_delivered_by_the_next(database_url: str, tmp_path: Path) -> None:
+    async with await KernelManager.at(database_url, LocalBlobs(tmp_path / "blobs")) as first:
         for width in (1, 2):
             await first.submit(request_for(adapter(width)))
-    async with await KernelManager.open(tmp_path / "library") as second, listening() as (bus, heard):
+    async with (
+        await KernelManager.at(database_url, LocalBlobs(tmp_path / "blobs")) as second,
+        listening() as (bus, heard),
+    ):
         async with OutboxRelay(second.outbox, bus, EAGER):
             assert await heard.count(2) == [adapter(1).digest, adapter(2).digest]
         assert await waiting(second) == []

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased, joinedload, selectinload
+from sqlalchemy.orm import joinedload, selectinload
 
 from esper.contracts.adaptation import Outcome
 from esper.contracts.events import BlueprintSubmitted
@@ -18,19 +18,44 @@ from esper.contracts.kernel import (
     CompiledKernelContract,
     JsonObject,
     KernelStatus,
+    ValidationResult,
+)
+from esper.contracts.store import (
+    BlueprintPage,
+    BlueprintQuery,
+    BlueprintRecord,
+    KernelPage,
+    KernelQuery,
+    KernelRecord,
+    LineageEntry,
+    OutcomeStatistics,
 )
 from esper.contracts.topics import SUBMITTED
 from esper.errors import ConfigError, KernelRejected, NotFound
 from esper.ir import BlueprintIR, check_birth
 from esper.ports import BlobStore, Clock
-from esper.services.urza.database import Database
-from esper.services.urza.models import Blueprint, BlueprintTag, CompileJobRow, JobStatus, Kernel, OutcomeRow
+from esper.services.urza.base import now
+from esper.services.urza.database import Database, lock
+from esper.services.urza.lineage import MAX_LINE, ancestors, descendants
+from esper.services.urza.listing import blueprint_record, page_of_blueprints
+from esper.services.urza.models import (
+    Blueprint,
+    BlueprintTag,
+    BlueprintWord,
+    CompileJobRow,
+    JobStatus,
+    Kernel,
+    OutcomeRow,
+    ValidationReport,
+)
 from esper.services.urza.outbox import Outbox
-from esper.services.urza.records import LineageEntry, build_key, kernel_contract
+from esper.services.urza.records import build_key, kernel_contract
+from esper.services.urza.search import kernel_record, page_of_kernels
+from esper.services.urza.statistics import statistics
+from esper.services.urza.words import words_of
 
 _TIMED_JOBS = 20
 """Latest finished builds over which the time of the next one is estimated."""
-_MAX_LINEAGE = 10_000
 
 _REFUSED = {
     JobStatus.REJECTED: "the forge refused it",
@@ -115,7 +140,7 @@ class Catalogue:
         async with self._database.reading() as session:
             kernel = await session.get(Kernel, kernel_id)
         if kernel is None:
-            raise NotFound(f"there is no kernel {kernel_id[:80]}", todo="submit its blueprint")
+            raise _no_kernel(kernel_id)
         return await self._blobs.get(_graftable(kernel).kernel_binary_ref)
 
     async def report(self, outcome: Outcome) -> None:
@@ -148,7 +173,61 @@ class Catalogue:
         if min_performance is not None:
             query = query.where(Kernel.throughput >= min_performance)
         async with self._database.reading() as session:
-            return list(await session.scalars(query.order_by(Kernel.throughput.desc().nulls_last(), Kernel.id)))
+            return list(await session.scalars(query.order_by(Kernel.rank, Kernel.id)))
+
+    async def search(self, query: KernelQuery) -> KernelPage:
+        """Return a page of the kernels that fit, fastest first; those that were not measured come last.
+
+        Raises:
+            ContractError: If its cursor cannot be used.
+        """
+        async with self._database.reading() as session:
+            return await page_of_kernels(session, query)
+
+    async def search_blueprints(self, query: BlueprintQuery) -> BlueprintPage:
+        """Return a page of the blueprints that fit, by name and version.
+
+        Raises:
+            ContractError: If its cursor cannot be used.
+        """
+        async with self._database.reading() as session:
+            return await page_of_blueprints(session, query)
+
+    async def get_kernel(self, kernel_id: str) -> KernelRecord:
+        """Return a kernel's record, whatever its status.
+
+        Raises:
+            NotFound: If there is none.
+        """
+        async with self._database.reading() as session:
+            found = await kernel_record(session, kernel_id)
+        if found is None:
+            raise _no_kernel(kernel_id)
+        return found
+
+    async def get_blueprint(self, blueprint_id: str) -> BlueprintRecord:
+        """Return a blueprint.
+
+        Raises:
+            NotFound: If there is none.
+        """
+        async with self._database.reading() as session:
+            found = await blueprint_record(session, blueprint_id)
+        if found is None:
+            raise _no_blueprint(blueprint_id)
+        return found
+
+    async def get_report(self, kernel_id: str) -> ValidationResult:
+        """Return what the validator found about a kernel.
+
+        Raises:
+            NotFound: If there is no such kernel, or it was not validated yet.
+        """
+        async with self._database.reading() as session:
+            found = await session.get(ValidationReport, kernel_id)
+        if found is None:
+            raise NotFound(f"there is no report about kernel {kernel_id[:80]}", todo="validate it first")
+        return ValidationResult.model_validate(found.content)
 
     async def get_kernel_lineage(self, kernel_id: str) -> list[LineageEntry]:
         """Return the blueprints from which a kernel descends: its own first, the origin last.
@@ -156,24 +235,70 @@ class Catalogue:
         Returns:
             Nothing where there is no such kernel. A circle of parents is followed once.
         """
-        start = (
-            select(Blueprint.id, Blueprint.parent_id, literal(0).label("depth"), Blueprint.id.label("path"))
-            .join(Kernel, Kernel.blueprint_id == Blueprint.id)
-            .where(Kernel.id == kernel_id)
-            .cte("line", recursive=True)
-        )
-        parent = aliased(Blueprint)
-        line = start.union_all(
-            select(parent.id, parent.parent_id, start.c.depth + 1, start.c.path + "," + parent.id).where(
-                parent.id == start.c.parent_id,
-                start.c.path.not_like("%" + parent.id + "%"),
-                start.c.depth < _MAX_LINEAGE,
-            )
-        )
-        query = select(Blueprint).join(line, line.c.id == Blueprint.id).order_by(line.c.depth)
         async with self._database.reading() as session:
-            rows = await session.scalars(query.options(selectinload(Blueprint.tag_rows)))
-            return [LineageEntry(row.id, row.name, row.version, row.created_at, tuple(row.tags)) for row in rows]
+            blueprint_id = await session.scalar(select(Kernel.blueprint_id).where(Kernel.id == kernel_id))
+            return [] if blueprint_id is None else await ancestors(session, blueprint_id)
+
+    async def get_ancestors(self, blueprint_id: str) -> list[LineageEntry]:
+        """Return the blueprints from which one descends: itself first, the origin last; nothing where there is none."""
+        async with self._database.reading() as session:
+            return await ancestors(session, blueprint_id)
+
+    async def get_descendants(self, blueprint_id: str, *, limit: int = MAX_LINE) -> list[LineageEntry]:
+        """Return what was made of a blueprint: itself first, the nearest next; nothing where there is none."""
+        async with self._database.reading() as session:
+            return await descendants(session, blueprint_id, limit)
+
+    async def set_kernel_status(self, kernel_id: str, status: KernelStatus) -> KernelRecord:
+        """Give a kernel another status; what is not VALIDATED is handed out no more.
+
+        Raises:
+            NotFound: If there is no such kernel.
+            IllegalTransition: If that status may not follow the present one.
+        """
+
+        async def changed(session: AsyncSession) -> KernelRecord:
+            row = await session.get(Kernel, kernel_id, with_for_update=True)
+            if row is None:
+                raise _no_kernel(kernel_id)
+            row.status = status
+            await session.flush()
+            found = await kernel_record(session, kernel_id)
+            assert found is not None
+            return found
+
+        return await self._database.transact(changed)
+
+    async def set_blueprint_status(self, blueprint_id: str, status: BlueprintStatus) -> BlueprintRecord:
+        """Give a blueprint another status.
+
+        Raises:
+            NotFound: If there is no such blueprint.
+            IllegalTransition: If that status may not follow the present one.
+        """
+
+        async def changed(session: AsyncSession) -> BlueprintRecord:
+            row = await session.get(Blueprint, blueprint_id, with_for_update=True)
+            if row is None:
+                raise _no_blueprint(blueprint_id)
+            row.status = status
+            await session.flush()
+            found = await blueprint_record(session, blueprint_id)
+            assert found is not None
+            return found
+
+        return await self._database.transact(changed)
+
+    async def kernel_statistics(self, kernel_id: str) -> OutcomeStatistics:
+        """Return what grafts of a kernel brought."""
+        async with self._database.reading() as session:
+            return await statistics(session, OutcomeRow.kernel_id == kernel_id)
+
+    async def blueprint_statistics(self, blueprint_id: str) -> OutcomeStatistics:
+        """Return what grafts of all kernels of a blueprint brought."""
+        kernels = select(Kernel.id).where(Kernel.blueprint_id == blueprint_id)
+        async with self._database.reading() as session:
+            return await statistics(session, OutcomeRow.kernel_id.in_(kernels))
 
     async def _submitted(
         self, session: AsyncSession, ir: BlueprintIR, request: BlueprintSubmissionRequest
@@ -182,7 +307,7 @@ class Catalogue:
             session, ir, name=request.name, tags=request.tags, submitted_by=request.submitted_by
         )
         key = build_key(ir.digest, request.build)
-        job = await session.scalar(select(CompileJobRow).where(CompileJobRow.build_key == key))
+        job = await session.scalar(select(CompileJobRow).where(CompileJobRow.build_key == key).with_for_update())
         if job is None:
             job = self._queued(session, blueprint, key, request)
         elif job.status is JobStatus.FAILED:
@@ -220,6 +345,7 @@ class Catalogue:
         """Return the row of a design, made with the next version of its name where it is new; tags are added."""
         row = await session.get(Blueprint, ir.digest, options=[selectinload(Blueprint.tag_rows)])
         if row is None:
+            await lock(session, f"name {name}")
             newest = await session.scalar(select(func.max(Blueprint.version)).where(Blueprint.name == name))
             row = Blueprint(
                 id=ir.digest,
@@ -229,9 +355,13 @@ class Catalogue:
                 submitted_by=submitted_by,
                 details={},
                 tag_rows=[],
+                word_rows=[BlueprintWord(word=word) for word in words_of(name)],
             )
             session.add(row)
-        row.tag_rows.extend(BlueprintTag(tag=tag) for tag in sorted(set(tags) - set(row.tags)))
+        added = sorted(set(tags) - set(row.tags))
+        if added:
+            row.tag_rows.extend(BlueprintTag(tag=tag) for tag in added)
+            row.updated_at = now()
         await session.flush()
         return row
 
@@ -246,11 +376,28 @@ def _arrived(architecture_ir: JsonObject) -> BlueprintIR:
 async def _adopt(session: AsyncSession, row: Blueprint, parent_id: str | None) -> None:
     if parent_id is None:
         return
-    if await session.get(Blueprint, parent_id) is None:
+    if row.parent_id == parent_id:
+        return
+    await lock(session, "lineage")
+    line = {entry.blueprint_id for entry in await ancestors(session, parent_id)}
+    if not line:
         raise NotFound(f"there is no blueprint {parent_id[:80]}", todo="store the parent first")
-    if parent_id == row.id:
-        raise ConfigError("a blueprint cannot be its own parent", why="an equal design is the same blueprint")
+    if row.id in line:
+        raise ConfigError(
+            "a blueprint cannot be its own parent",
+            why="an equal design is the same blueprint"
+            if parent_id == row.id
+            else f"{parent_id[:19]} descends from it already",
+        )
     row.parent_id = parent_id
+
+
+def _no_kernel(kernel_id: str) -> NotFound:
+    return NotFound(f"there is no kernel {kernel_id[:80]}", todo="submit its blueprint")
+
+
+def _no_blueprint(blueprint_id: str) -> NotFound:
+    return NotFound(f"there is no blueprint {blueprint_id[:80]}", todo="submit it")
 
 
 async def _response(session: AsyncSession, job: CompileJobRow) -> BlueprintSubmissionResponse:

@@ -9,28 +9,41 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import aiosqlite
-from sqlalchemy import Column, Connection, MetaData, String, Table, event, inspect, select
+from sqlalchemy import Column, Connection, MetaData, String, Table, event, func, inspect, make_url, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from esper.errors import ConfigError, Conflict, StoreUnavailable
-from esper.services.urza.models import Base
+from esper.errors import ConfigError, Conflict, ContractError, IllegalTransition, StoreUnavailable
+from esper.services.urza import access, models, transitions
+from esper.services.urza.base import Base
+from esper.services.urza.transitions import REFUSAL, UNPROVEN
 
 Result = TypeVar("Result")
 
-REVISION = "0001"
+REVISION = "0002"
 """Newest migration in ``migrations/versions``; a test holds the two together."""
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a writer waits for another process; a transaction here takes milliseconds."""
 
+CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S = 5.0, 10.0, 30.0
+"""How long PostgreSQL may take to let us in, to have a connection free, and to answer."""
+
 _WRITING = "esper_writing"
+_PREPARING = 0x45535045
+"""Number of the lock under which tables are made: two processes may start at once."""
+_LOST_RACES = ("40001", "40P01")
+"""Serialization failure and deadlock."""
 _OPENING_TRIES = 40
 _TRANSACTION_TRIES = 5
 # The system's own: the global generator belongs to the training that may run in this process.
 _DICE = random.SystemRandom()
+
+TABLES = (access, models, transitions)
+"""Modules with tables; `Base` knows a table once its module is imported."""
 
 # The table that Alembic keeps its place in, so that a deployment can go on from an embedded library.
 _VERSIONS = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True, nullable=False))
@@ -81,7 +94,7 @@ class Database:
             try:
                 async with self.writing() as session:
                     return await work(session)
-            except IntegrityError as error:
+            except DBAPIError as error:  # what is no outage: somebody inserted the same, or a race was lost
                 cause = error
         raise Conflict("the library's row was taken by others again and again", why=str(cause.orig)) from cause
 
@@ -104,12 +117,51 @@ async def _translated() -> AsyncIterator[None]:
     """Turn an outage of the database into an error of this library; broken constraints are the caller's business."""
     try:
         yield
-    except IntegrityError:
+    except IntegrityError as error:
+        if UNPROVEN in str(error.orig):
+            raise IllegalTransition(
+                "the kernel was not validated", why="it has no passed validation report", todo="validate it first"
+            ) from error
+        if REFUSAL in str(error.orig):
+            raise IllegalTransition(
+                "the status was not changed",
+                why="the one that was asked for may not follow the present one",
+                todo="read the present status, then ask for one that may follow it",
+            ) from error
         raise
-    except DBAPIError as error:
+    except (DBAPIError, PoolTimeoutError, OSError, TimeoutError, UnicodeEncodeError, OverflowError) as error:
+        if _is_lost_race(error):
+            raise
+        if _is_fault_of_the_data(error):
+            raise ContractError(
+                "what was sent cannot be stored",
+                why=str(getattr(error, "orig", error)).partition("\n")[0][:200],
+                todo="leave out zero bytes, half characters and numbers of more than 64 bits",
+            ) from error
         raise StoreUnavailable(
-            "the library's database does not answer", why=str(error.orig), todo="look whether its disk is full or gone"
+            "the library's database does not answer",
+            why=str(getattr(error, "orig", None) or error) or type(error).__name__,
+            todo="look whether the database, or the disk under it, is full or gone",
         ) from error
+
+
+async def lock(session: AsyncSession, name: str) -> None:
+    """Let one transaction at a time go on from here under a name; on SQLite one at a time writes anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+
+
+def _is_lost_race(error: BaseException) -> bool:
+    """Whether PostgreSQL undid a transaction for the sake of another, so that it can simply be run again."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) in _LOST_RACES
+
+
+def _is_fault_of_the_data(error: BaseException) -> bool:
+    """Whether the database, or its driver, refused a value."""
+    origin = getattr(error, "orig", None)
+    refused = isinstance(getattr(origin, "__cause__", None), ValueError | OverflowError)
+    state = getattr(origin, "sqlstate", None) or ""
+    return isinstance(error, UnicodeEncodeError | OverflowError) or refused or state.startswith("22")
 
 
 def sqlite_engine(path: Path) -> AsyncEngine:
@@ -122,6 +174,43 @@ def sqlite_engine(path: Path) -> AsyncEngine:
     event.listen(engine.sync_engine, "connect", _configure)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine
+
+
+def engine_at(url: str, *, connections: int = 8) -> AsyncEngine:
+    """Return an engine on a database.
+
+    Args:
+        url: ``sqlite:///file.db``, or ``postgresql://user:password@host/name``.
+        connections: Most connections to PostgreSQL at once.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise _no_database() from error
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        return sqlite_engine(Path(parsed.database))
+    if parsed.get_backend_name() != "postgresql":
+        raise _no_database()
+    return create_async_engine(
+        parsed.set(drivername="postgresql+asyncpg"),
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_S,
+        pool_pre_ping=True,
+        connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": STATEMENT_TIMEOUT_S},
+    )
+
+
+def _no_database() -> ConfigError:
+    # The address itself is not shown: it may hold a password.
+    return ConfigError(
+        "the database's address cannot be used",
+        todo="give sqlite:///path/to/library.db or postgresql://user:password@host/name",
+        code="ESP-2340",
+    )
 
 
 async def prepare(engine: AsyncEngine) -> None:
@@ -172,6 +261,8 @@ async def _switch_to_wal(engine: AsyncEngine) -> None:
 
 
 def _create_or_check(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":  # SQLite holds the write lock already
+        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _PREPARING})
     if not inspect(connection).has_table(_VERSIONS.name):
         Base.metadata.create_all(connection)
         _VERSIONS.create(connection)

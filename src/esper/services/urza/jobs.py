@@ -14,9 +14,10 @@ from esper.contracts.kernel import (
 )
 from esper.errors import Conflict, KernelRejected, NotFound
 from esper.ir import digest_of
-from esper.ports import BlobStore, Clock
+from esper.ports import Clock
 from esper.services.urza.database import Database
-from esper.services.urza.models import CompileJobRow, JobStatus, Kernel, ValidationReport
+from esper.services.urza.keeper import BlobKeeper
+from esper.services.urza.models import BenchmarkResult, CompileJobRow, JobStatus, Kernel, ValidationReport
 from esper.services.urza.records import job_of, kernel_contract, kernel_row
 
 MAX_ATTEMPTS = 5
@@ -32,18 +33,19 @@ class JobQueue:
 
     Args:
         database: Where jobs and kernels are kept.
-        blobs: Where the bytes of kernels go.
+        keeper: Where the bytes of kernels go.
         clock: Measures leases.
     """
 
-    def __init__(self, database: Database, blobs: BlobStore, clock: Clock) -> None:
-        self._database, self._blobs, self._clock = database, blobs, clock
+    def __init__(self, database: Database, keeper: BlobKeeper, clock: Clock) -> None:
+        self._database, self._keeper, self._clock = database, keeper, clock
 
     async def claim(self, worker: str, *, lease_s: float) -> CompileJob | None:
         """Take the most urgent job (10 before 1, then the oldest), or None where there is none."""
         if not await self._may_claim():
             return None
-        async with self._database.writing() as session:
+
+        async def claimed(session: AsyncSession) -> CompileJob | None:
             await self._take_back_lapsed(session)
             row = await session.scalar(_next_job())
             if row is None:
@@ -51,8 +53,11 @@ class JobQueue:
             now = self._clock.now_s()
             row.status, row.worker, row.attempts = JobStatus.LEASED, worker, row.attempts + 1
             row.claimed_at, row.lease_until = now, now + lease_s
-            row.blueprint.status = BlueprintStatus.COMPILING
+            if row.blueprint.status in (BlueprintStatus.UNVALIDATED, BlueprintStatus.REJECTED):
+                row.blueprint.status = BlueprintStatus.COMPILING
             return job_of(row)
+
+        return await self._database.transact(claimed)
 
     async def renew(self, job_id: str, worker: str, *, lease_s: float) -> None:
         """Keep a job that takes long.
@@ -60,9 +65,12 @@ class JobQueue:
         Raises:
             Conflict: If the lease ran out and somebody else holds the job.
         """
-        async with self._database.writing() as session:
+
+        async def renewed(session: AsyncSession) -> None:
             row = await _held(session, job_id, worker)
             row.lease_until = self._clock.now_s() + lease_s
+
+        await self._database.transact(renewed)
 
     async def complete(
         self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
@@ -78,16 +86,56 @@ class JobQueue:
             StoreUnavailable: If the bytes could not be stored.
         """
         _check_artifact(artifact, report)
-        async with self._database.reading() as session:
-            _check_blueprint(await _held(session, job_id, worker), artifact)
-        await self._blobs.get(await self._blobs.put(artifact.kernel_binary))
+        await self._check_holder(job_id, worker, artifact.blueprint_id)
+        await self._keeper.put(artifact.kernel_binary)
+        return await self._record(job_id, worker, artifact, len(artifact.kernel_binary), report)
+
+    async def complete_uploaded(
+        self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
+    ) -> CompiledKernelContract:
+        """Do the same for a kernel whose bytes were put into `blobs` before.
+
+        Args:
+            job_id: The job.
+            worker: Who holds it.
+            artifact: What the forge made, its ``kernel_binary`` left empty.
+            report: What the validator found.
+
+        Raises:
+            NotFound: If its bytes are not there.
+            KernelRejected: If the report is about another kernel.
+            Conflict: If the lease ran out and somebody else holds the job.
+        """
+        if artifact.artifact_id != report.kernel_id:
+            raise _mixed_up(artifact, artifact.artifact_id, report)
+        await self._check_holder(job_id, worker, artifact.blueprint_id)
+        size = await self._keeper.touch(artifact.artifact_id)
+        return await self._record(job_id, worker, artifact, size, report)
+
+    async def _check_holder(self, job_id: str, worker: str, blueprint_id: str) -> None:
+        """Look before bytes are stored, so that who lost the lease leaves nothing behind."""
         async with self._database.writing() as session:
+            _check_blueprint(await _held(session, job_id, worker), blueprint_id)
+
+    async def _record(
+        self, job_id: str, worker: str, artifact: CompiledKernelArtifact, size_bytes: int, report: ValidationResult
+    ) -> CompiledKernelContract:
+        async def recorded(session: AsyncSession) -> CompiledKernelContract:
             row = await _held(session, job_id, worker)
-            kernel = await session.get(Kernel, artifact.artifact_id) or await _added(session, artifact, report)
+            _check_blueprint(row, artifact.blueprint_id)
+            kernel = await session.get(Kernel, artifact.artifact_id)
+            if kernel is None:
+                kernel = await add_kernel(session, kernel_row(artifact, size_bytes, report), report)
             row.kernel_id, row.reason = kernel.id, "; ".join(report.reasons)
             _end(row, JobStatus.DONE if report.passed else JobStatus.REJECTED, self._clock)
-            row.blueprint.status = BlueprintStatus.VALIDATED if report.passed else BlueprintStatus.REJECTED
+            if not report.passed:
+                await _demote(session, row, BlueprintStatus.REJECTED)
+            elif row.blueprint.status is not BlueprintStatus.DEPLOYED:
+                row.blueprint.status = BlueprintStatus.VALIDATED
+            await session.flush()
             return kernel_contract(kernel)
+
+        return await self._database.transact(recorded)
 
     async def fail(
         self, job_id: str, worker: str, reason: str, *, retry: bool, killed: bool = False
@@ -100,7 +148,8 @@ class JobQueue:
         Raises:
             Conflict: If the lease ran out and somebody else holds the job.
         """
-        async with self._database.writing() as session:
+
+        async def failed(session: AsyncSession) -> BlueprintStatus:
             row = await _held(session, job_id, worker)
             row.reason = reason
             row.deaths += int(killed)
@@ -109,10 +158,12 @@ class JobQueue:
                 await self._quarantine(session, row)
             elif not retry:
                 _end(row, JobStatus.REJECTED, self._clock)
-                row.blueprint.status = BlueprintStatus.REJECTED
+                await _demote(session, row, BlueprintStatus.REJECTED)
             else:
-                self._return(row)
+                await self._return(session, row)
             return row.blueprint.status
+
+        return await self._database.transact(failed)
 
     async def release(self, job_id: str, worker: str) -> None:
         """Return a job untried, because the worker stops.
@@ -120,10 +171,13 @@ class JobQueue:
         Raises:
             Conflict: If the lease ran out and somebody else holds the job.
         """
-        async with self._database.writing() as session:
+
+        async def released(session: AsyncSession) -> None:
             row = await _held(session, job_id, worker)
             row.attempts -= 1
-            self._return(row)
+            await self._return(session, row)
+
+        await self._database.transact(released)
 
     async def _may_claim(self) -> bool:
         """Look before taking the write lock, so that idle workers do not hold writers up."""
@@ -134,17 +188,18 @@ class JobQueue:
     async def _take_back_lapsed(self, session: AsyncSession) -> None:
         now = self._clock.now_s()
         lapsed = select(CompileJobRow).where(CompileJobRow.status == JobStatus.LEASED, CompileJobRow.lease_until < now)
-        for row in await session.scalars(lapsed.options(joinedload(CompileJobRow.blueprint))):
+        lapsed = lapsed.options(joinedload(CompileJobRow.blueprint))
+        for row in await session.scalars(lapsed.with_for_update(skip_locked=True, of=CompileJobRow)):
             row.reason = f"worker {row.worker} vanished while it held the job"
-            self._return(row)
+            await self._return(session, row)
         await session.flush()
 
-    def _return(self, row: CompileJobRow) -> None:
+    async def _return(self, session: AsyncSession, row: CompileJobRow) -> None:
         """Queue a job again, or give it up after the last try."""
         if row.attempts >= MAX_ATTEMPTS:
             row.reason = f"given up after {row.attempts} tries; the last one: {row.reason}"
             _end(row, JobStatus.FAILED, self._clock)
-            row.blueprint.status = BlueprintStatus.UNVALIDATED
+            await _demote(session, row, BlueprintStatus.UNVALIDATED)
         else:
             row.status, row.worker, row.lease_until = JobStatus.QUEUED, None, None
 
@@ -155,7 +210,7 @@ class JobQueue:
             CompileJobRow.blueprint_id == row.blueprint_id, CompileJobRow.status.in_(_OPEN)
         )
         reason = f"quarantined, its blueprint killed {MAX_DEATHS} processes; the last time: {row.reason}"
-        for job in await session.scalars(open_jobs):
+        for job in await session.scalars(open_jobs.with_for_update()):
             job.reason = reason
             _end(job, JobStatus.QUARANTINED, self._clock)
 
@@ -173,7 +228,8 @@ def _next_job() -> Select[CompileJobRow]:
 
 async def _held(session: AsyncSession, job_id: str, worker: str) -> CompileJobRow:
     """Return a job that this worker holds; a lease that ran out counts as long as nobody else took the job."""
-    row = await session.get(CompileJobRow, job_id, options=[joinedload(CompileJobRow.blueprint)])
+    found = select(CompileJobRow).where(CompileJobRow.id == job_id).options(joinedload(CompileJobRow.blueprint))
+    row = await session.scalar(found.with_for_update(of=CompileJobRow))
     if row is None:
         raise NotFound(f"there is no job {job_id}")
     if row.status is not JobStatus.LEASED or row.worker != worker:
@@ -189,15 +245,29 @@ async def _deaths(session: AsyncSession, blueprint_id: str) -> int:
     return int(await session.scalar(total) or 0)
 
 
-async def _added(session: AsyncSession, artifact: CompiledKernelArtifact, report: ValidationResult) -> Kernel:
+async def _demote(session: AsyncSession, row: CompileJobRow, status: BlueprintStatus) -> None:
+    """Say that a build came to nothing, where no other build of the blueprint gave a kernel."""
+    validated = select(Kernel.id).where(
+        Kernel.blueprint_id == row.blueprint_id, Kernel.status == KernelStatus.VALIDATED
+    )
+    if row.blueprint.status is not BlueprintStatus.QUARANTINED and await session.scalar(validated.limit(1)) is None:
+        row.blueprint.status = status
+
+
+async def add_kernel(session: AsyncSession, kernel: Kernel, report: ValidationResult) -> Kernel:
     """Write a kernel and its report; only then is it validated, and only if every gate let it pass."""
-    kernel = kernel_row(artifact, report)
     session.add(kernel)
     await session.flush()
     session.add(ValidationReport(kernel_id=kernel.id, passed=report.passed, content=report.model_dump(mode="json")))
+    figures = {name: value for name, value in kernel.benchmark_results.items() if isinstance(value, float | int)}
+    session.add_all(
+        BenchmarkResult(kernel_id=kernel.id, device=kernel.target_device, metric=name[:64], value=value)
+        for name, value in figures.items()
+    )
     await session.flush()
     kernel.validation_passed, kernel.safety_checks_passed = report.passed, report.safety.passed
     kernel.status = KernelStatus.VALIDATED if report.passed else KernelStatus.REJECTED
+    await session.flush()
     return kernel
 
 
@@ -208,16 +278,20 @@ def _end(row: CompileJobRow, status: JobStatus, clock: Clock) -> None:
 def _check_artifact(artifact: CompiledKernelArtifact, report: ValidationResult) -> None:
     digest = digest_of(artifact.kernel_binary)
     if not digest == artifact.artifact_id == report.kernel_id:
-        raise KernelRejected(
-            f"artifact {artifact.artifact_id[:80]} was not stored",
-            why=f"its bytes have the digest {digest}, its report is about {report.kernel_id[:80]}",
-            todo="compile it again",
-        )
+        raise _mixed_up(artifact, digest, report)
 
 
-def _check_blueprint(row: CompileJobRow, artifact: CompiledKernelArtifact) -> None:
-    if artifact.blueprint_id != row.blueprint_id:
+def _mixed_up(artifact: CompiledKernelArtifact, digest: str, report: ValidationResult) -> KernelRejected:
+    return KernelRejected(
+        f"artifact {artifact.artifact_id[:80]} was not stored",
+        why=f"its bytes have the digest {digest}, its report is about {report.kernel_id[:80]}",
+        todo="compile it again",
+    )
+
+
+def _check_blueprint(row: CompileJobRow, blueprint_id: str) -> None:
+    if blueprint_id != row.blueprint_id:
         raise KernelRejected(
-            f"artifact {artifact.artifact_id[:19]} was not stored",
-            why=f"it was made from {artifact.blueprint_id[:80]}, the job is about {row.blueprint_id}",
+            f"the artifact of job {row.id} was not stored",
+            why=f"it was made from {blueprint_id[:80]}, the job is about {row.blueprint_id}",
         )

@@ -11,8 +11,9 @@ from esper.runtime.clock import SystemClock
 from esper.runtime.files import own_folder
 from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.catalogue import Catalogue
-from esper.services.urza.database import Database, prepare, sqlite_engine
+from esper.services.urza.database import Database, engine_at, prepare
 from esper.services.urza.jobs import JobQueue
+from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.outbox import Outbox
 
 
@@ -41,7 +42,31 @@ class KernelManager(Catalogue, JobQueue):
         self.outbox = Outbox(database)
         self._engine: AsyncEngine | None = None
         Catalogue.__init__(self, database, s3_client, self.outbox, clock)
-        JobQueue.__init__(self, database, s3_client, clock)
+        self._keeper = BlobKeeper(database, s3_client, clock)
+        JobQueue.__init__(self, database, self._keeper, clock)
+
+    @classmethod
+    async def at(cls, url: str, blobs: BlobStore, *, clock: Clock | None = None) -> Self:
+        """Open the library in a database, whose tables are made where there are none.
+
+        Args:
+            url: ``sqlite:///file.db``, or ``postgresql://user:password@host/name``.
+            blobs: Where the bytes of kernels are kept.
+            clock: Measures leases.
+
+        Raises:
+            ConfigError: If that is no such address, or another version of Esper made the tables.
+            StoreUnavailable: If the database does not answer.
+        """
+        engine = engine_at(url)
+        try:
+            await prepare(engine)
+        except BaseException:
+            await engine.dispose()
+            raise
+        manager = cls(engine, blobs, clock=clock)
+        manager._engine = engine
+        return manager
 
     @classmethod
     async def open(cls, root: Path, *, clock: Clock | None = None) -> Self:
@@ -56,15 +81,7 @@ class KernelManager(Catalogue, JobQueue):
             StoreUnavailable: If its database is damaged or stays locked.
         """
         blobs = LocalBlobs(own_folder(root) / "blobs")
-        engine = sqlite_engine(root / "library.db")
-        try:
-            await prepare(engine)
-        except BaseException:
-            await engine.dispose()
-            raise
-        manager = cls(engine, blobs, clock=clock)
-        manager._engine = engine
-        return manager
+        return await cls.at(f"sqlite:///{root / 'library.db'}", blobs, clock=clock)
 
     async def close(self) -> None:
         """Close the connections that `open` made."""

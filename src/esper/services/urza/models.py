@@ -1,14 +1,14 @@
-"""Tables of the artifact store."""
+"""Tables of the artifact store: blueprints, kernels, builds and what came of them."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 
 from pydantic import JsonValue
 from sqlalchemy import (
     JSON,
     BigInteger,
-    DateTime,
-    Enum,
+    Computed,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -16,46 +16,13 @@ from sqlalchemy import (
     String,
     UniqueConstraint,
 )
-from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from esper.contracts.kernel import BlueprintStatus, JsonObject, KernelStatus
+from esper.services.urza.base import DIGEST, NAME, Base, now, words
 
-_DIGEST = String(71)  # "sha256:" and 64 hex digits
-_NAME = String(128)
-
-
-class Utc(TypeDecorator[datetime]):
-    """A moment in UTC; SQLite keeps no zone, so it is put back on reading."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Store the moment in UTC."""
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return the moment with its zone."""
-        return None if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-def _words(kind: type[StrEnum]) -> Enum:
-    """Store the values of an enum as text; a new member needs no migration."""
-    return Enum(
-        kind, native_enum=False, create_constraint=False, length=32, values_callable=lambda of: [m.value for m in of]
-    )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Base(DeclarativeBase):
-    """Parent of every table."""
-
-    type_annotation_map = {datetime: Utc}  # noqa: RUF012
+WORD = String(128).with_variant(String(128, collation="C"), "postgresql")
+"""Words are compared byte by byte everywhere, so that those with one beginning lie together in the index."""
 
 
 class JobStatus(StrEnum):
@@ -75,16 +42,16 @@ class Blueprint(Base):
     __tablename__ = "blueprints"
     __table_args__ = (UniqueConstraint("name", "version", name="uq_blueprints_name_version"),)
 
-    id: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
-    name: Mapped[str] = mapped_column(_NAME)
+    id: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    name: Mapped[str] = mapped_column(NAME)
     architecture_ir: Mapped[JsonObject] = mapped_column(JSON)
-    status: Mapped[BlueprintStatus] = mapped_column(_words(BlueprintStatus), default=BlueprintStatus.UNVALIDATED)
+    status: Mapped[BlueprintStatus] = mapped_column(words(BlueprintStatus), default=BlueprintStatus.UNVALIDATED)
     version: Mapped[int] = mapped_column(Integer, default=1)
-    parent_id: Mapped[str | None] = mapped_column(_DIGEST, ForeignKey("blueprints.id"), index=True)
-    submitted_by: Mapped[str] = mapped_column(_NAME, default="system")
+    parent_id: Mapped[str | None] = mapped_column(DIGEST, ForeignKey("blueprints.id"), index=True)
+    submitted_by: Mapped[str] = mapped_column(NAME, default="system")
     details: Mapped[JsonObject] = mapped_column("metadata", JSON, default=dict)
-    created_at: Mapped[datetime] = mapped_column(default=_now)
-    updated_at: Mapped[datetime] = mapped_column(default=_now, onupdate=_now)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
     estimated_flops: Mapped[int | None] = mapped_column(BigInteger)
     memory_footprint_mb: Mapped[float | None]
 
@@ -92,6 +59,7 @@ class Blueprint(Base):
     parent: Mapped["Blueprint | None"] = relationship(remote_side=[id], back_populates="children")
     children: Mapped[list["Blueprint"]] = relationship(back_populates="parent")
     tag_rows: Mapped[list["BlueprintTag"]] = relationship(cascade="all, delete-orphan")
+    word_rows: Mapped[list["BlueprintWord"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
 
     @property
     def tags(self) -> list[str]:
@@ -105,23 +73,59 @@ class BlueprintTag(Base):
     __tablename__ = "blueprint_tags"
     __table_args__ = (Index("ix_blueprint_tags_tag", "tag", "blueprint_id"),)
 
-    blueprint_id: Mapped[str] = mapped_column(
-        _DIGEST, ForeignKey("blueprints.id", ondelete="CASCADE"), primary_key=True
-    )
-    tag: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    blueprint_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("blueprints.id", ondelete="CASCADE"), primary_key=True)
+    tag: Mapped[str] = mapped_column(NAME, primary_key=True)
+
+
+class BlueprintWord(Base):
+    """One word of a blueprint's name in small letters, so that names are found by their words and how these begin."""
+
+    __tablename__ = "blueprint_words"
+    __table_args__ = (Index("ix_blueprint_words_word", "word", "blueprint_id"),)
+
+    blueprint_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("blueprints.id", ondelete="CASCADE"), primary_key=True)
+    word: Mapped[str] = mapped_column(WORD, primary_key=True)
+
+
+class Blob(Base):
+    """Bytes that the blob store holds, or is about to; whoever refers to bytes refers to this row.
+
+    Attributes:
+        touched_at: When somebody last said that they need them, in seconds since the epoch; garbage is older.
+    """
+
+    __tablename__ = "blobs"
+
+    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    touched_at: Mapped[float] = mapped_column(Double, index=True)
 
 
 class Kernel(Base):
-    """A compiled blueprint; its id is the digest of its bytes. It may be grafted once its status is VALIDATED."""
+    """A compiled blueprint; its id is the digest of its bytes. It may be grafted once its status is VALIDATED.
+
+    Attributes:
+        throughput: Examples per second; None where it was not measured.
+        rank: Place in every list, rising from the fastest kernel to those that were not measured (NULLS LAST in a number, so
+            that one index and one comparison of pairs serve both databases).
+        num_params: Numbers that training can change; 0 for a kernel without parameters.
+    """
 
     __tablename__ = "kernels"
-    __table_args__ = (Index("ix_kernels_status_throughput", "status", "throughput"),)
+    __table_args__ = (
+        Index("ix_kernels_status_rank", "status", "rank", "id"),
+        Index("ix_kernels_blueprint_rank", "blueprint_id", "status", "rank", "id"),
+        Index("ix_kernels_device_rank", "target_device", "status", "rank", "id"),
+        Index("ix_kernels_latency", "status", "latency_ms"),
+    )
 
-    id: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
-    blueprint_id: Mapped[str] = mapped_column(_DIGEST, ForeignKey("blueprints.id"), index=True)
-    kernel_binary_ref: Mapped[str] = mapped_column(String(512))
+    id: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    blueprint_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("blueprints.id"))
+    kernel_binary_ref: Mapped[str] = mapped_column(
+        DIGEST, ForeignKey("blobs.digest", name="fk_kernels_blob"), index=True
+    )
     size_bytes: Mapped[int] = mapped_column(BigInteger)
-    status: Mapped[KernelStatus] = mapped_column(_words(KernelStatus), default=KernelStatus.PENDING_VALIDATION)
+    status: Mapped[KernelStatus] = mapped_column(words(KernelStatus), default=KernelStatus.PENDING_VALIDATION)
     compilation_time_ms: Mapped[float]
     target_device: Mapped[str] = mapped_column(String(64))
     optimization_level: Mapped[str] = mapped_column(String(8))
@@ -130,11 +134,44 @@ class Kernel(Base):
     validation_metrics: Mapped[JsonObject] = mapped_column(JSON, default=dict)
     safety_checks_passed: Mapped[bool] = mapped_column(default=False)
     benchmark_results: Mapped[JsonObject] = mapped_column(JSON, default=dict)
-    throughput: Mapped[float | None] = mapped_column(index=True)
-    created_at: Mapped[datetime] = mapped_column(default=_now)
+    throughput: Mapped[float | None] = mapped_column(Double)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
+    latency_ms: Mapped[float | None] = mapped_column(Double)
+    num_params: Mapped[int | None] = mapped_column(BigInteger)
+    rank: Mapped[float] = mapped_column(
+        Double, Computed("CASE WHEN throughput IS NULL THEN 1.0 ELSE -throughput END", persisted=True)
+    )
 
     blueprint: Mapped[Blueprint] = relationship(back_populates="kernels")
     report: Mapped["ValidationReport | None"] = relationship(cascade="all, delete-orphan")
+
+
+class KernelTag(Base):
+    """A tag of a kernel's blueprint beside the kernel's status and rank; triggers of the database keep it so.
+
+    A search by tag reads its page from the index, in order, however many kernels have the tag.
+    """
+
+    __tablename__ = "kernel_tags"
+    __table_args__ = (Index("ix_kernel_tags_tag", "tag", "status", "rank", "kernel_id"),)
+
+    kernel_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True)
+    tag: Mapped[str] = mapped_column(NAME, primary_key=True)
+    status: Mapped[KernelStatus] = mapped_column(words(KernelStatus))
+    rank: Mapped[float] = mapped_column(Double)
+
+
+class BenchmarkResult(Base):
+    """One figure of one kernel on one device; a later measurement takes its place."""
+
+    __tablename__ = "benchmark_results"
+
+    kernel_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    metric: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[float] = mapped_column(Double)
+    measured_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class ValidationReport(Base):
@@ -142,10 +179,10 @@ class ValidationReport(Base):
 
     __tablename__ = "validation_reports"
 
-    kernel_id: Mapped[str] = mapped_column(_DIGEST, ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True)
+    kernel_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True)
     passed: Mapped[bool]
     content: Mapped[JsonObject] = mapped_column(JSON)
-    created_at: Mapped[datetime] = mapped_column(default=_now)
+    created_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class CompileJobRow(Base):
@@ -158,20 +195,20 @@ class CompileJobRow(Base):
     __table_args__ = (Index("ix_compile_jobs_next", "status", "priority", "queued_at"),)
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    blueprint_id: Mapped[str] = mapped_column(_DIGEST, ForeignKey("blueprints.id"), index=True)
-    build_key: Mapped[str] = mapped_column(_DIGEST, unique=True)
+    blueprint_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("blueprints.id"), index=True)
+    build_key: Mapped[str] = mapped_column(DIGEST, unique=True)
     build: Mapped[JsonObject] = mapped_column(JSON)
     priority: Mapped[int] = mapped_column(Integer)
-    status: Mapped[JobStatus] = mapped_column(_words(JobStatus), default=JobStatus.QUEUED)
+    status: Mapped[JobStatus] = mapped_column(words(JobStatus), default=JobStatus.QUEUED)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     deaths: Mapped[int] = mapped_column(Integer, default=0)
-    worker: Mapped[str | None] = mapped_column(_NAME)
+    worker: Mapped[str | None] = mapped_column(NAME)
     lease_until: Mapped[float | None]
     queued_at: Mapped[float]
     claimed_at: Mapped[float | None]
     ended_at: Mapped[float | None]
     reason: Mapped[str] = mapped_column(String, default="")
-    kernel_id: Mapped[str | None] = mapped_column(_DIGEST, ForeignKey("kernels.id"))
+    kernel_id: Mapped[str | None] = mapped_column(DIGEST, ForeignKey("kernels.id"), index=True)
 
     blueprint: Mapped[Blueprint] = relationship()
     kernel: Mapped[Kernel | None] = relationship()
@@ -182,14 +219,14 @@ class OutcomeRow(Base):
 
     __tablename__ = "outcomes"
 
-    decision_id: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    run_id: Mapped[str] = mapped_column(_NAME, index=True)
-    kernel_id: Mapped[str] = mapped_column(_DIGEST, index=True)
+    decision_id: Mapped[str] = mapped_column(NAME, primary_key=True)
+    run_id: Mapped[str] = mapped_column(NAME, index=True)
+    kernel_id: Mapped[str] = mapped_column(DIGEST, index=True)
     verdict: Mapped[str] = mapped_column(String(32))
     gain: Mapped[float | None]
     gain_error: Mapped[float | None]
     content: Mapped[dict[str, JsonValue]] = mapped_column(JSON)
-    created_at: Mapped[datetime] = mapped_column(default=_now)
+    created_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class OutboxRow(Base):
@@ -198,6 +235,6 @@ class OutboxRow(Base):
     __tablename__ = "outbox"
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
-    stream: Mapped[str] = mapped_column(_NAME)
+    stream: Mapped[str] = mapped_column(NAME)
     content: Mapped[bytes] = mapped_column(LargeBinary)
-    created_at: Mapped[datetime] = mapped_column(default=_now)
+    created_at: Mapped[datetime] = mapped_column(default=now)

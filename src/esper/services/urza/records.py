@@ -1,8 +1,8 @@
 """From rows to the contracts that leave the store, and from requests to keys."""
 
 import json
-from dataclasses import dataclass
-from datetime import datetime
+import math
+from collections.abc import Mapping
 
 from esper.blueprints import OP_LIBRARY
 from esper.contracts.kernel import (
@@ -10,31 +10,13 @@ from esper.contracts.kernel import (
     CompiledKernelArtifact,
     CompiledKernelContract,
     CompileJob,
+    KernelStatus,
     ValidationResult,
 )
 from esper.ir import digest_of
 from esper.services.urza.models import CompileJobRow, Kernel
 
 _MIB = 2**20
-
-
-@dataclass(frozen=True)
-class LineageEntry:
-    """One ancestor of a kernel, itself first.
-
-    Attributes:
-        blueprint_id: Content address of the blueprint.
-        name: Its name.
-        version: Its version under that name.
-        created_at: When it was first stored, in UTC.
-        tags: Its tags, in alphabetical order.
-    """
-
-    blueprint_id: str
-    name: str
-    version: int
-    created_at: datetime
-    tags: tuple[str, ...]
 
 
 def build_key(blueprint_id: str, build: BuildSpec) -> str:
@@ -56,28 +38,37 @@ def job_of(row: CompileJobRow) -> CompileJob:
     )
 
 
-def kernel_row(artifact: CompiledKernelArtifact, report: ValidationResult) -> Kernel:
+def kernel_row(artifact: CompiledKernelArtifact, size_bytes: int, report: ValidationResult) -> Kernel:
     """Return the row of a new kernel, not validated yet."""
     metrics = all_metrics(report)
+    params = metrics.get("params")
     return Kernel(
         id=artifact.artifact_id,
         blueprint_id=artifact.blueprint_id,
         kernel_binary_ref=artifact.artifact_id,
-        size_bytes=len(artifact.kernel_binary),
+        size_bytes=size_bytes,
+        status=KernelStatus.PENDING_VALIDATION,
         compilation_time_ms=artifact.compilation_time_ms,
         target_device=artifact.target_device,
         optimization_level=artifact.optimization_level,
         compiler_version=artifact.metadata.get("compiler_version", "unknown"),
         validation_metrics=dict(metrics),
-        benchmark_results=dict(report.performance.metrics),
-        throughput=report.performance.metrics.get("throughput_per_s"),
+        benchmark_results=dict(_finite(report.performance.metrics)),
+        throughput=metrics.get("throughput_per_s"),
+        latency_ms=metrics.get("latency_p50_ms"),
+        num_params=None if params is None else int(params),
     )
 
 
 def all_metrics(report: ValidationResult) -> dict[str, float]:
     """Return the metrics of every gate by name."""
     gates = (report.correctness, report.safety, report.stability, report.performance)
-    return {name: value for gate in gates for name, value in gate.metrics.items()}
+    return {name: value for gate in gates for name, value in _finite(gate.metrics).items()}
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leave out what JSON has no number for."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 def kernel_contract(row: Kernel) -> CompiledKernelContract:

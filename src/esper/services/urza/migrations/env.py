@@ -7,7 +7,8 @@ from sqlalchemy import Connection, create_engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from esper.errors import ConfigError
-from esper.services.urza.models import Base
+from esper.services.urza.base import Base
+from esper.services.urza.database import TABLES as TABLES
 
 
 def migrate(connection: Connection) -> None:

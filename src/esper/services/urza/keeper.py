@@ -1,0 +1,72 @@
+"""Bytes with the row that says that somebody needs them, so that garbage collection never takes what a writer refers to."""
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from esper.errors import NotFound
+from esper.ir import digest_of
+from esper.ports import BlobStore, Clock
+from esper.services.urza.database import Database
+from esper.services.urza.models import Blob
+
+
+class BlobKeeper:
+    """Puts bytes in three steps that a crash may end anywhere: say that they are needed, store them, refer to them.
+
+    The first step moves the time from which the grace of garbage collection counts; a collector that holds the row ends first,
+    and then the second step finds the bytes gone and stores them again. A row that refers to bytes has a foreign key to
+    theirs, so it cannot outlive them.
+
+    Args:
+        database: Where the rows are.
+        blobs: Where the bytes are.
+        clock: Tells when.
+    """
+
+    def __init__(self, database: Database, blobs: BlobStore, clock: Clock) -> None:
+        self.blobs = blobs
+        self._database, self._clock = database, clock
+
+    async def put(self, data: bytes) -> str:
+        """Store bytes and read them back, digest and all; who refers to them does so within the grace.
+
+        Returns:
+            Their content address.
+
+        Raises:
+            StoreUnavailable: If they could not be stored.
+        """
+        digest = digest_of(data)
+        await self.need(digest, len(data))
+        await self.blobs.get(await self.blobs.put(data))
+        return digest
+
+    async def need(self, digest: str, size_bytes: int) -> None:
+        """Say that somebody is about to store and refer to bytes."""
+
+        async def needed(session: AsyncSession) -> None:
+            row = await session.get(Blob, digest, with_for_update=True)
+            if row is None:
+                row = Blob(digest=digest, size_bytes=size_bytes)
+                session.add(row)
+            row.touched_at = self._clock.now_s()
+
+        await self._database.transact(needed)
+
+    async def touch(self, digest: str) -> int:
+        """Say that somebody is about to refer to bytes that are stored.
+
+        Returns:
+            Their size.
+
+        Raises:
+            NotFound: If they are not there.
+        """
+
+        async def touched(session: AsyncSession) -> int:
+            row = await session.get(Blob, digest, with_for_update=True)
+            if row is None:
+                raise NotFound(f"there are no bytes at {digest[:80]}", todo="upload them first")
+            row.touched_at = self._clock.now_s()
+            return row.size_bytes
+
+        return await self._database.transact(touched)
