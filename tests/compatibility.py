@@ -89,6 +89,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("DDP, two ranks", ("graft", "cull", "rollback"), DDP + r"law_7_distributed\.py::test_ranks_are_equal"),
     Proof("DDP, two ranks", ("graft",), DDP + r"newborn_gradients"),
     Proof("DDP, two ranks", ("resume",), DDP + r"resuming\.py::test_a_run_goes_on_to_the_bit"),
+    Proof("DDP with ZeroRedundancyOptimizer", ALL, DDP + r"partitioned\.py::test_"),
     Proof("FSDP2, two ranks", ALL, DDP + r"sharded\.py::test_a_sharded_model_grows"),
     Proof("esper.Trainer", ("graft", "resume"), r"trainer/test_keeping\.py::test_a_(growing_run_resumed|resumed_run)"),
     Proof("Lightning", ("graft",), LIGHTNING + r"a_fit_goes_on_from_its_checkpoint"),

@@ -28,7 +28,7 @@ class Ended:
 
 
 def launch(scenario: str, folder: Path, *, size: int = 2, limit_s: float = LIMIT_S, **options: Any) -> list[Ended]:
-    """Run a scenario of ``tests.distributed.worker`` in ``size`` processes, and return how each ended."""
+    """Run a scenario, such as ``runs.trained``, in ``size`` processes, and return how each ended."""
     place = folder / f"group-{len(list(folder.glob('group-*')))}"
     place.mkdir(parents=True)
     ranks = [_start(scenario, folder, place, rank, size, options) for rank in range(size)]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 def test_ranks_are_equal_to_the_bit_over_grafts_a_cull_and_a_rollback(
     host: str, blueprint: str, tmp_path: Path
 ) -> None:
-    first, second = results("whole_run", tmp_path, host=host, blueprint=blueprint)
+    first, second = results("runs.whole_run", tmp_path, host=host, blueprint=blueprint)
     assert first["digests"] == second["digests"]
     assert first["events"] == second["events"]
     assert first["history"] == second["history"]

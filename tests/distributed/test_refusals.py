@@ -11,7 +11,7 @@ from tests.distributed.launching import ROOT, environment, results
 
 @pytest.mark.slow
 def test_what_cannot_grow_on_several_ranks_is_refused(tmp_path: Path) -> None:
-    for found in results("refused", tmp_path):
+    for found in results("refusals.refused", tmp_path):
         assert found == {
             "bare": "ESP-2141", "incubate": "ESP-2145", "zero": "ESP-2147", "wrapped": "ESP-2208",
             "load_kernel": "ESP-2144", "no such blueprint": "ESP-5010", "bad validate": ["ESP-4000", "ESP-2120"],

@@ -12,8 +12,8 @@ HOW = {"host": "dropout", "blueprint": "mlp_adapter"}
 
 @pytest.mark.slow
 def test_a_run_goes_on_to_the_bit_on_every_rank(tmp_path: Path) -> None:
-    unbroken = results("unbroken", tmp_path, **HOW)
-    resumed = results("resumed", tmp_path, **HOW)
+    unbroken = results("runs.unbroken", tmp_path, **HOW)
+    resumed = results("runs.resumed", tmp_path, **HOW)
     for before, after in zip(unbroken, resumed, strict=True):
         assert after["after"] == before["after"]
         assert after["events"] == before["events"]
@@ -23,11 +23,11 @@ def test_a_run_goes_on_to_the_bit_on_every_rank(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.chaos
 def test_a_rank_that_dies_in_mid_graft_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
-    survivor, dead = launch("dying", tmp_path, timeout_s=5, **HOW)
+    survivor, dead = launch("runs.dying", tmp_path, timeout_s=5, **HOW)
     assert dead.code == -signal.SIGKILL
     assert survivor.code not in (0, -signal.SIGKILL)
     assert survivor.result is None
-    first, second = results("restarted", tmp_path, **HOW)
+    first, second = results("runs.restarted", tmp_path, **HOW)
     assert [event[1] for event in first["events"]].count("grafted") == 1
     assert first["events"] == second["events"]
     assert [line.split()[0] for line in first["after"]] == [line.split()[0] for line in second["after"]]

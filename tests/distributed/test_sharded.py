@@ -10,8 +10,8 @@ from tests.distributed.launching import results
 @pytest.mark.slow
 def test_a_sharded_model_grows_as_a_whole_one_does(tmp_path: Path) -> None:
     how = {"host": "residual_mlp", "blueprint": "mlp_adapter"}
-    first, second = results("sharded", tmp_path, **how)
-    (alone,) = results("sharded", tmp_path, size=1, shares=2, **how)
+    first, second = results("sharding.sharded", tmp_path, **how)
+    (alone,) = results("sharding.sharded", tmp_path, size=1, shares=2, **how)
     for rank in (first, second):
         assert (rank["undone"], rank["loaded"], rank["resumed"]) == (True, True, True)
         assert rank["placed"] == ["DTensor"]

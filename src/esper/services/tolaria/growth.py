@@ -16,6 +16,7 @@ from esper.kasmina import placement_of
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.config import GrowthConfig, check_incubation
 from esper.services.tolaria.distributed.formation import check_apart
+from esper.services.tolaria.distributed.partition import with_all_moments
 from esper.services.tolaria.distributed.shares import with_own_share, with_shares
 from esper.services.tolaria.engine import Engine
 from esper.services.tolaria.events import EventKind, GrowthEvent
@@ -183,7 +184,8 @@ class Growth:
 
         Of several processes each calls it; what one of them returns serves all, unless their parameters are sharded.
         """
-        return with_shares(self._subject.team, self._own_state())
+        team = self._subject.team
+        return with_shares(team, with_all_moments(team, self._subject.optimizer, self._own_state()))
 
     def _own_state(self) -> dict[str, Any]:
         """Return the state of this process."""

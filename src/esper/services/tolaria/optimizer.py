@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Adagrad, Optimizer
 
 from esper.errors import ConfigError
+from esper.services.tolaria.distributed.partition import holder_of, is_partitioned, moved, regroup
 
 LIKE = "esper_like"
 """Key in a newborn's group: index of the host group whose options it follows."""
@@ -57,7 +58,7 @@ class OptimizerState:
 
 def refusal(optimizer: Optimizer) -> str | None:
     """Return why an optimizer cannot hold a newborn, or None where it can."""
-    kinds = {base.__name__ for base in type(optimizer).__mro__ if base.__module__.startswith("torch.optim")}
+    kinds = {base.__name__ for base in type(holder_of(optimizer)).__mro__ if base.__module__.startswith("torch.optim")}
     return next((why for name, why in REFUSED.items() if name in kinds), None)
 
 
@@ -116,20 +117,39 @@ def add_newborn(
 
 
 def remove_parameters(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Take parameters out of the optimizer, with their moments and with groups that they leave empty."""
+    """Take parameters out of the optimizer, with their moments and with groups that they leave empty.
+
+    Collective where the optimizer partitions its moments: those of parameters that fall to another rank go there.
+    """
     leaving = {id(parameter) for parameter in parameters}
     followed = {id(group): optimizer.param_groups[group[LIKE]] for group in optimizer.param_groups if LIKE in group}
     for group in optimizer.param_groups:
         stays = [id(parameter) not in leaving for parameter in group["params"]]
         for parameter in group["params"]:
             if id(parameter) in leaving:
-                optimizer.state.pop(parameter, None)
+                holder_of(optimizer).state.pop(parameter, None)
         for key in {"params", NAMES} & group.keys():
             group[key] = [item for item, kept in zip(group[key], stays, strict=True) if kept]
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"] or LIKE not in group]
     for group in optimizer.param_groups:
         if LIKE in group:
             group[LIKE] = index_of(followed[id(group)], optimizer.param_groups)
+    if is_partitioned(optimizer):
+        _repartition(optimizer)
+
+
+def _repartition(optimizer: Optimizer) -> None:
+    """Give each rank the moments of the parameters that are its own after groups have changed."""
+    before = dict(holder_of(optimizer).state)
+    regroup(optimizer, list(optimizer.param_groups))
+    home = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    state = holder_of(optimizer).state
+    state.clear()
+    for parameter, moments in moved(optimizer, before).items():
+        kept = before.get(parameter)
+        state[parameter] = (
+            _placed(moments, cast(nn.Parameter, parameter), home[id(parameter)]) if kept is None else kept
+        )
 
 
 def dead_parameters(optimizer: Optimizer, model: nn.Module) -> list[nn.Parameter]:
@@ -140,14 +160,15 @@ def dead_parameters(optimizer: Optimizer, model: nn.Module) -> list[nn.Parameter
 
 
 def capture_optimizer(optimizer: Optimizer, named: Mapping[str, nn.Parameter]) -> OptimizerState:
-    """Return a copy of the optimizer's groups, moments, and whatever else its state holds."""
+    """Return a copy of the optimizer's groups, moments, and whatever else its state holds; this rank's own moments only."""
     names = {id(parameter): name for name, parameter in named.items()}
     groups = tuple(
         GroupState(_options(group), tuple(names[id(parameter)] for parameter in group["params"]))
         for group in optimizer.param_groups
     )
-    moments = {names[id(key)]: copied(state) for key, state in optimizer.state.items() if id(key) in names}
-    extras = {key: copied(value) for key, value in _state(optimizer).items() if isinstance(key, str)}
+    held = _state(holder_of(optimizer))
+    moments = {names[id(key)]: copied(state) for key, state in held.items() if id(key) in names}
+    extras = {key: copied(value) for key, value in held.items() if isinstance(key, str)}
     return OptimizerState(groups, moments, extras)
 
 
@@ -174,13 +195,23 @@ def restore_optimizer(
             group.update({key: copied(saved.options[key]) for key in (LIKE, NAMES) if key in saved.options})
         group["params"] = parameters
         groups.append(group)
-    optimizer.param_groups[:] = groups
-    optimizer.state.clear()
+    regroup(optimizer, groups)
+    held = _state(holder_of(optimizer))
+    held.clear()
     home = {id(parameter): group for group in groups for parameter in group["params"]}
+    own = _owned(optimizer)
     for name, moments in state.moments.items():
-        optimizer.state[named[name]] = _placed(moments, named[name], home.get(id(named[name]), {}))
+        if own is None or id(named[name]) in own:
+            held[named[name]] = _placed(moments, named[name], home.get(id(named[name]), {}))
     for key, value in state.extras.items():
-        _state(optimizer)[key] = copied(value)
+        held[key] = copied(value)
+
+
+def _owned(optimizer: Optimizer) -> set[int] | None:
+    """Return the parameters whose moments fall to this rank; None where all do."""
+    if not is_partitioned(optimizer):
+        return None
+    return {id(parameter) for group in holder_of(optimizer).param_groups for parameter in group["params"]}
 
 
 def index_of(group: object, groups: Sequence[object]) -> int:
@@ -210,14 +241,15 @@ def _options(group: Mapping[str, Any]) -> Options:
 
 def _give_birth_state(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Give newborns what Adagrad gives in its constructor; the others begin at the first step."""
-    if not isinstance(optimizer, Adagrad):
+    holder, own = holder_of(optimizer), _owned(optimizer)
+    if not isinstance(holder, Adagrad):
         return
-    for parameter in parameters:
+    for parameter in (p for p in parameters if own is None or id(p) in own):
         fused = bool(optimizer.param_groups[-1].get("fused"))
         dtype = torch.get_default_dtype() if torch.get_default_dtype() == torch.float64 and not fused else torch.float32
         step = torch.zeros((), dtype=dtype, device=parameter.device if fused else None)
-        total = torch.full_like(parameter, optimizer.defaults["initial_accumulator_value"]).detach()
-        optimizer.state[parameter] = {"step": step, "sum": total}
+        total = torch.full_like(parameter, holder.defaults["initial_accumulator_value"]).detach()
+        holder.state[parameter] = {"step": step, "sum": total}
 
 
 def _present(

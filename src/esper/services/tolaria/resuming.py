@@ -4,6 +4,7 @@ from typing import Any
 
 from esper.errors import ConfigError
 from esper.kasmina.placement import CHILD
+from esper.services.tolaria.distributed.partition import kind_of
 from esper.services.tolaria.snapshot import Subject
 
 STATE_VERSION = 1
@@ -12,7 +13,7 @@ STATE_VERSION = 1
 def described(subject: Subject) -> dict[str, Any]:
     """Return what must be equal in the run that goes on: kinds of parts, and the shapes of the host's parameters."""
     return {
-        "optimizer": type(subject.optimizer).__name__,
+        "optimizer": kind_of(subject.optimizer),
         "scheduler": None if subject.schedule is None else type(subject.schedule).__name__,
         "state": [type(other).__name__ for other in subject.others],
         "host": {

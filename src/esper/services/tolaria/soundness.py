@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.shares import local
+from esper.services.tolaria.distributed.partition import holder_of
 from esper.services.tolaria.optimizer import name_parameters
 from esper.services.tolaria.snapshot import Subject
 
@@ -31,7 +32,7 @@ class Soundness:
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         model, optimizer = self._subject.model, self._subject.optimizer
-        parameters = name_parameters(model, optimizer)
+        parameters, held = name_parameters(model, optimizer), holder_of(optimizer).state
         for name, parameter in parameters.items():
             if _floats(parameter):
                 yield name, parameter
@@ -39,7 +40,7 @@ class Soundness:
             if _floats(buffer) and name not in self._excused:
                 yield name, buffer
         for name, parameter in parameters.items():
-            moments = optimizer.state.get(parameter, {})
+            moments = held.get(parameter, {})
             for key, moment in moments.items() if isinstance(moments, dict) else ():
                 if isinstance(moment, Tensor) and _floats(moment):
                     yield f"{key} of {name}", moment

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from esper.errors import ConfigError
 from esper.kasmina import placement_of
+from esper.services.tolaria.distributed.partition import overlaps
 from esper.services.tolaria.distributed.reducer import reducer_of
 from esper.services.tolaria.distributed.sharding import Sharder, is_sharded
 from esper.services.tolaria.distributed.team import Processes, Team
@@ -88,14 +89,13 @@ def check_sharing(team: Team, optimizer: Optimizer, probe: object) -> None:
     """Refuse what cannot follow growth on several ranks.
 
     Raises:
-        ConfigError: If each rank holds only its share of the optimizer's state, or a probe would run on sharded parameters.
+        ConfigError: If the optimizer steps inside the backward pass, or a probe would run on sharded parameters.
     """
-    if any(cls.__name__ == "ZeroRedundancyOptimizer" for cls in type(optimizer).__mro__):
+    if overlaps(optimizer):
         raise ConfigError(
-            "the optimizer is a ZeroRedundancyOptimizer",
-            why="it can take parameters in and has no way to let one go, so that no graft could be undone; and its moments "
-            "lie on the ranks that own them",
-            todo="use the optimizer itself under DistributedDataParallel, or fully_shard the model, which shards its state too",
+            "the optimizer is a ZeroRedundancyOptimizer with overlap_with_ddp=True",
+            why="it steps inside the backward pass on the buckets of DistributedDataParallel, which a newborn is in none of",
+            todo="leave overlap_with_ddp out, and call optimizer.step() after backward()",
             code="ESP-2147",
         )
     if team.sharded and probe is not None:

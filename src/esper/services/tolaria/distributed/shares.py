@@ -23,8 +23,8 @@ def with_shares(team: Team, state: dict[str, Any]) -> dict[str, Any]:
     state["ranks"] = team.size
     if team.size == 1 or team.sharded:
         return state
-    words = team.gather_bytes(_to_bytes([_share(part) for part in _parts(state)]))
-    return {**state, SHARES: [_from_bytes(word) for word in words]}
+    words = team.gather_bytes(to_bytes([_share(part) for part in _parts(state)]))
+    return {**state, SHARES: [from_bytes(word) for word in words]}
 
 
 def with_own_share(team: Team, state: dict[str, Any]) -> dict[str, Any]:
@@ -62,14 +62,16 @@ def _share(part: dict[str, Any]) -> dict[str, Any]:
     return {key: part[key] for key in ("rng", "others", "gradients", "total", "count", "watched") if key in part}
 
 
-def _to_bytes(share: object) -> bytes:
+def to_bytes(share: object) -> bytes:
+    """Return plain containers and tensors as bytes: a length, JSON, safetensors."""
     packed = pack(share)
     tensors = {str(place): tensor.detach().cpu().contiguous().clone() for place, tensor in enumerate(packed.tensors)}
     text = json.dumps(packed.tree).encode()
     return struct.pack("<Q", len(text)) + text + safetensors.torch.save(tensors)
 
 
-def _from_bytes(data: bytes) -> Any:
+def from_bytes(data: bytes) -> Any:
+    """Read what ``to_bytes`` wrote."""
     (size,) = struct.unpack_from("<Q", data)
     tensors: dict[str, torch.Tensor] = safetensors.torch.load(data[8 + size :])
     return unpack(json.loads(data[8 : 8 + size]), [tensors[str(place)] for place in range(len(tensors))])

@@ -1,0 +1,55 @@
+"""What is refused on several ranks."""
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.utils.data import DataLoader, TensorDataset
+
+import esper
+from esper.errors import EsperError
+from tests.distributed.training import Rank, Scripted
+
+
+def code_of(act: Callable[[], Any]) -> str:
+    """Return the code of the error that something ends with."""
+    try:
+        act()
+    except EsperError as error:
+        return error.code
+    return ""
+
+
+def refused(task: SimpleNamespace) -> Any:
+    """Everything that is refused, with its code."""
+    rank = Rank(task)
+    net, optimizer, validate = rank.net, rank.optimizer, rank.validate
+    found: dict[str, Any] = {"wrapped": code_of(lambda: esper.wrap(net))}
+    rank.net = rank.model
+    found["bare"] = code_of(rank.attach)
+    rank.net = net
+    found["incubate"] = code_of(lambda: rank.attach(incubate=5))
+    rank.optimizer = ZeroRedundancyOptimizer(rank.model.parameters(), torch.optim.SGD, lr=0.1, overlap_with_ddp=True)
+    found["zero"] = code_of(rank.attach)
+    rank.optimizer = optimizer
+    with rank.attach(controller=Scripted({})) as growth:
+        found["load_kernel"] = code_of(lambda: asyncio.run(rank.model.load_kernel(rank.slots[0], 0, "sha256:0")))
+        found["no such blueprint"] = code_of(lambda: growth.graft(rank.slots[0], "nonsense"))
+        state = growth.state_dict()
+        found["fewer ranks"] = code_of(lambda: growth.load_state_dict({**state, "ranks": 3}))
+        rank.validate = lambda model: validate(model).mean() if task.rank == 1 else validate(model)
+        growth._engine.observer.held_out._validate = rank.validate
+        seen = code_of(lambda: growth.graft(rank.slots[0], "mlp_adapter"))
+        found["bad validate"] = sorted([code.decode() for code in growth._subject.team.gather_bytes(seen.encode())])[
+            ::-1
+        ]
+    plain = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+    data = DataLoader(TensorDataset(torch.rand(8, 2), torch.zeros(8, dtype=torch.long)), batch_size=4)
+    trainer = esper.Trainer(esper.TrainerConfig(root=f"{task.folder}/trainer", progress=False))
+    found["trainer"] = code_of(lambda: trainer.fit(plain, data))
+    assert not hasattr(plain, "load_kernel"), "it was wrapped before it was refused"
+    return found

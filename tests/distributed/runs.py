@@ -1,0 +1,130 @@
+"""Runs under DDP: grown, undone, saved, gone on with, and one whose rank dies."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from esper.services.tolaria.checkpoint import CheckpointManager
+from esper.services.tolaria.distributed.reducer import reducer_of
+from tests.distributed.training import Rank, Scripted, shortened
+
+
+def whole_run(task: SimpleNamespace) -> Any:
+    """200 steps with three grafts, a cull and a rollback; the digest at every boundary."""
+    rank = Rank(task)
+    first, second, third = rank.slots[:3]
+    rank.harm = first
+    blueprint = task.blueprint
+    growth = rank.attach(controller=Scripted({4: (first, blueprint), 11: (second, blueprint)}))
+    digests, losses, undo = [], [], None
+    with growth:
+        for step in range(1, 201):
+            losses.append(rank.step(step, growth))
+            if step == 135:
+                undo = growth.graft(third, blueprint)
+            if step == 155:
+                growth.rollback(undo)
+            if step % 10 == 0:
+                digests.append(growth.digest())
+        counts = {"threads": sum("esper" in t.name for t in threading.enumerate())}
+    folder = rank.root / growth.run_id
+    return {
+        "digests": digests, "losses": losses, "events": shortened(growth), **counts,
+        "history": [[p.train, p.validation] for p in growth._engine.trials.position.history],
+        "written": (folder / "events.jsonl").exists(), "run": growth.run_id,
+        "state": {n: p.detach().double().sum().item() for n, p in rank.model.named_parameters()},
+    }  # fmt: skip
+
+
+def trained(task: SimpleNamespace) -> Any:
+    """Train with a graft by hand; with one process on the data of all, or with each on its own."""
+    rank = Rank(task)
+    growth = rank.attach(controller=Scripted({}), steps=60)
+    losses = []
+    with growth:
+        for step in range(1, 61):
+            if step == 20:
+                growth.graft(rank.slots[0], "mlp_adapter")
+                if getattr(task, "faulty", False):
+                    reducer_of(rank.net)._marks.clear()
+            losses.append(rank.step(step, growth))
+        return {
+            "losses": losses, "digest": growth.digest(),
+            "validation": [p.validation for p in growth._engine.trials.position.history],
+            "parameters": {name: p.detach().flatten().tolist() for name, p in rank.model.named_parameters()},
+        }  # fmt: skip
+
+
+class Noise:
+    """Something of a rank's own in ``state=``: how many batches it drew, and from where."""
+
+    def __init__(self, rank: int) -> None:
+        self.position, self.rank = 0, rank
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, "rank": self.rank}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.position, self.rank = state_dict["position"], state_dict["rank"]
+
+
+def _resumable(task: SimpleNamespace) -> tuple[Rank, Noise, Any]:
+    rank, noise = Rank(task), Noise(task.rank)
+    growth = rank.attach(controller=Scripted({3: (rank.slots[0], task.blueprint)}), state=(noise,), steps=100)
+    return rank, noise, growth
+
+
+def _train(rank: Rank, noise: Noise, growth: Any, steps: range, *, dies: bool = False) -> list[str]:
+    digests = []
+    for step in steps:
+        if dies and rank.task.rank == 1 and step == 40:
+            growth._engine.trials.join = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        noise.position += 1
+        rank.step(step, growth)
+        drawn = torch.rand(())
+        digests.append(f"{growth.digest()} {float(drawn)} {noise.position} {noise.rank}")
+    return digests
+
+
+def unbroken(task: SimpleNamespace) -> Any:
+    """A run that is saved after 55 steps, and goes on to 80."""
+    rank, noise, growth = _resumable(task)
+    with growth:
+        _train(rank, noise, growth, range(1, 56))
+        state = growth.state_dict()
+        if task.rank == 0:
+            CheckpointManager(Path(task.folder) / "saved").save(state, step=55)
+        return {"after": _train(rank, noise, growth, range(56, 81)), "events": shortened(growth)}
+
+
+def resumed(task: SimpleNamespace) -> Any:
+    """The same run from its checkpoint on, in processes of its own."""
+    torch.manual_seed(77 + task.rank)
+    rank, noise, growth = _resumable(task)
+    with growth:
+        growth.load_state_dict(CheckpointManager(Path(task.folder) / "saved").load("latest"))
+        return {"after": _train(rank, noise, growth, range(56, 81)), "events": shortened(growth)}
+
+
+def dying(task: SimpleNamespace) -> Any:
+    """A run that is saved after 25 steps; rank 1 is killed when its graft is about to join at step 40."""
+    rank, noise, growth = _resumable(task)
+    with growth:
+        _train(rank, noise, growth, range(1, 26))
+        state = growth.state_dict()
+        if task.rank == 0:
+            CheckpointManager(Path(task.folder) / "saved").save(state, step=25)
+        _train(rank, noise, growth, range(26, 61), dies=True)
+
+
+def restarted(task: SimpleNamespace) -> Any:
+    """What a restart makes of that: the graft joins after all."""
+    rank, noise, growth = _resumable(task)
+    with growth:
+        growth.load_state_dict(CheckpointManager(Path(task.folder) / "saved").load("latest"))
+        return {"after": _train(rank, noise, growth, range(26, 61)), "events": shortened(growth)}
