@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from esper.errors import ConfigError, EsperError
 from esper.services.tolaria.checkpoint import CheckpointManager
@@ -23,7 +24,7 @@ def test_a_run_goes_on_from_every_checkpoint_that_was_written_beside_it(root: Pa
         for _ in range(STEPS):
             losses += first.train(1, growth)
             if growth.spent_steps % 7 == 0:
-                checkpoints.save(growth.state_dict(), step=growth.spent_steps, blocking=False)
+                checkpoints.save(growth.state_dict(copy=False), step=growth.spent_steps, blocking=False)
         wanted, told = first.picture(), story(growth)
     assert sum(kind == "grafted" for _, kind, _, _ in told) == 3
     for path in checkpoints.paths()[::3]:
@@ -45,6 +46,30 @@ def test_what_did_not_change_since_a_snapshot_is_stored_once(root: Path, tmp_pat
         held = CheckpointManager(tmp_path / "held").save(growth.state_dict(), step=1)
     sizes = [(path / "tensors.safetensors").stat().st_size for path in (plain, held)]
     assert sizes[1] < 1.4 * sizes[0]  # the state before the join is in it too, and every tensor of it is equal
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for item in items for tensor in tensors_in(item)]
+
+
+def test_a_state_that_is_handed_on_at_once_takes_no_memory_of_its_own(root: Path) -> None:
+    training = Training(ZOO["resnet"], COMBINATIONS[3])
+    with training.attach(root) as growth:
+        training.train(3, growth)
+        training.host.loss(training.model, training.loader.next()).backward()
+        lent, kept = growth.state_dict(copy=False), growth.state_dict()
+        assert equal(lent, kept)
+        own = {p.data_ptr() for p in training.model.parameters()} | {
+            p.grad.data_ptr() for p in training.model.parameters() if p.grad is not None
+        }
+        own |= {t.data_ptr() for state in training.optimizer.state.values() for t in state.values() if t.ndim}
+        assert own <= {tensor.data_ptr() for tensor in tensors_in(lent)}
+        assert not own & {tensor.data_ptr() for tensor in tensors_in(kept)}
+        training.train(1, growth)
+        assert not equal(lent["training"]["tensors"], kept["training"]["tensors"])
 
 
 def damage(state: dict[str, Any], where: str) -> None:

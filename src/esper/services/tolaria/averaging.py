@@ -59,9 +59,10 @@ class AveragedWeights:
         finally:
             _copy_into(present, own)
 
-    def state_dict(self) -> AverageState:
-        """Return a copy of the mean so far."""
-        return {"count": self._count, "sums": {name: total.clone() for name, total in self._sums.items()}}
+    def state_dict(self, *, copy: bool = True) -> AverageState:
+        """Return the mean so far: a copy, or the very tensors that the next update changes."""
+        sums = {name: total.clone() if copy else total for name, total in self._sums.items()}
+        return {"count": self._count, "sums": sums}
 
     def load_state_dict(self, state: AverageState) -> None:
         """Go on from a mean that ``state_dict`` returned; sums lie where the tensors do, as those of a file lie on the CPU."""

@@ -33,12 +33,12 @@ class Waiting:
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"]]
         self._used = [(ref(gradient), gradient._version) for gradient in gradients if gradient is not None]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return a copy of each gradient that waits, by the name of its parameter."""
+    def state_dict(self, *, copy: bool = True) -> dict[str, Tensor]:
+        """Return each gradient that waits, by the name of its parameter: a copy, or the very tensor."""
         used = {id(gradient): version for there, version in self._used if (gradient := there()) is not None}
         named = name_parameters(self._model, self._optimizer)
         return {
-            name: local(parameter.grad).clone()
+            name: local(parameter.grad).clone() if copy else local(parameter.grad)
             for name, parameter in named.items()
             if parameter.grad is not None and used.get(id(parameter.grad)) != parameter.grad._version
         }

@@ -179,26 +179,30 @@ class Growth:
         """Return one SHA-256 over every parameter, buffer and optimizer moment: equal states, equal digests."""
         return digest(self._subject)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """Return all that a resumed run needs, model and optimizer included, as plain containers and tensors.
 
         Of several processes each calls it; what one of them returns serves all, unless their parameters are sharded.
+
+        Args:
+            copy: Whether the tensors are copies. Otherwise they are the training's own, which the next step changes: to be
+                handed on at once, as to ``CheckpointManager.save``, which takes a copy itself.
         """
         team = self._subject.team
-        return with_shares(team, with_all_moments(team, self._subject.optimizer, self._own_state()))
+        return with_shares(team, with_all_moments(team, self._subject.optimizer, self._own_state(copy=copy)))
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self, *, copy: bool = True) -> dict[str, Any]:
         """Return the state of this process."""
         self._rates.settle()
         self._engine.consultation.settle()
-        training = {**capture(self._subject).to_dict(), GRADIENTS: self._waiting.state_dict()}
+        training = {**capture(self._subject, copy=copy).to_dict(), GRADIENTS: self._waiting.state_dict(copy=copy)}
         return {
             "version": STATE_VERSION,
             "subject": described(self._subject),
             "spent_steps": self.spent_steps,
             "training": training,
             "trials": self._engine.trials.state_dict(),
-            "observer": self._engine.observer.state_dict(),
+            "observer": self._engine.observer.state_dict(copy=copy),
             "consultation": self._engine.consultation.state_dict(),
             "engine": self._engine.state_dict(),
             "events": [event.to_json() for event in self.events],

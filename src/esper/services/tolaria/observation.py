@@ -139,13 +139,13 @@ class Observer:
                 measured = self.held_out.measure(topology_version=topology_version, capture=capture)
         return agreed_losses(self._team, measured)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to see the same."""
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """Return what a resumed run needs to see the same; without ``copy`` with tensors that the next step changes."""
         total = None if self.loss.total is None else self.loss.total.clone()
         return {
             "total": total,
             "count": self.loss.count,
-            "average": self.average.state_dict(),
+            "average": self.average.state_dict(copy=copy),
             "flops": [self.held_out.spent_flops, self.statistics_flops],
             "counted": self.held_out.counted(),
             "health": self._health.state_dict(),

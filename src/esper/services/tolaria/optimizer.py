@@ -159,16 +159,23 @@ def dead_parameters(optimizer: Optimizer, model: nn.Module) -> list[nn.Parameter
     return [parameter for group in grown for parameter in group["params"] if id(parameter) not in alive]
 
 
-def capture_optimizer(optimizer: Optimizer, named: Mapping[str, nn.Parameter]) -> OptimizerState:
-    """Return a copy of the optimizer's groups, moments, and whatever else its state holds; this rank's own moments only."""
+def capture_optimizer(optimizer: Optimizer, named: Mapping[str, nn.Parameter], *, copy: bool = True) -> OptimizerState:
+    """Return the optimizer's groups, moments, and whatever else its state holds; this rank's own moments only.
+
+    Args:
+        optimizer: The optimizer.
+        named: Its parameters by name.
+        copy: Whether moments are copied, rather than the very tensors that the next step changes.
+    """
+    take = copied if copy else borrowed
     names = {id(parameter): name for name, parameter in named.items()}
     groups = tuple(
         GroupState(_options(group), tuple(names[id(parameter)] for parameter in group["params"]))
         for group in optimizer.param_groups
     )
     held = _state(holder_of(optimizer))
-    moments = {names[id(key)]: copied(state) for key, state in held.items() if id(key) in names}
-    extras = {key: copied(value) for key, value in held.items() if isinstance(key, str)}
+    moments = {names[id(key)]: take(state) for key, state in held.items() if id(key) in names}
+    extras = {key: take(value) for key, value in held.items() if isinstance(key, str)}
     return OptimizerState(groups, moments, extras)
 
 
@@ -228,6 +235,17 @@ def copied(value: Any) -> Any:
     if type(value) is dict:
         return {key: copied(item) for key, item in value.items()}
     return copy.deepcopy(value)
+
+
+def borrowed(value: Any) -> Any:
+    """Return a value in containers of its own, whose tensors are the same memory, detached."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if type(value) in (list, tuple):
+        return type(value)(borrowed(item) for item in value)
+    if type(value) is dict:
+        return {key: borrowed(item) for key, item in value.items()}
+    return value
 
 
 def _state(optimizer: Optimizer) -> dict[object, Any]:

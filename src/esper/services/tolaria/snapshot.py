@@ -1,9 +1,9 @@
 """A whole training state, taken and put back to the bit (law 4)."""
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,7 +19,9 @@ from esper.services.tolaria.distributed.team import Team
 from esper.services.tolaria.optimizer import (
     GroupState,
     OptimizerState,
+    borrowed,
     capture_optimizer,
+    copied,
     name_parameters,
     restore_optimizer,
 )
@@ -122,15 +124,22 @@ class Snapshot:
         )
 
 
-def capture(subject: Subject) -> Snapshot:
-    """Return a copy of the whole training state; the training is left as it was."""
+def capture(subject: Subject, *, copy: bool = True) -> Snapshot:
+    """Return the whole training state; the training is left as it was.
+
+    Args:
+        subject: The training.
+        copy: Whether tensors are copied, rather than the very ones that the next step changes.
+    """
     _settle(subject)
+    take = copied if copy else borrowed
+    named = name_parameters(subject.model, subject.optimizer)
     return Snapshot(
         entries=topology(subject.model),
-        tensors={name: _copy(tensor) for name, tensor in _tensors(subject).items()},
-        optimizer=capture_optimizer(subject.optimizer, name_parameters(subject.model, subject.optimizer)),
+        tensors={name: take(tensor) for name, tensor in _tensors(subject).items()},
+        optimizer=capture_optimizer(subject.optimizer, named, copy=copy),
         schedule=capture_schedule(subject.schedule),
-        others=tuple(copy.deepcopy(other.state_dict()) for other in subject.others),
+        others=tuple(deepcopy(other.state_dict()) if copy else other.state_dict() for other in subject.others),
         rng=capture_rng(),
     )
 
@@ -190,7 +199,7 @@ def _steps(subject: Subject, snapshot: Snapshot, *, keep_schedule: bool = False)
     """Return what puts a state back, in order."""
 
     def loading(other: Stateful, state: dict[str, Any]) -> Callable[[], object]:
-        return lambda: other.load_state_dict(copy.deepcopy(state))
+        return lambda: other.load_state_dict(deepcopy(state))
 
     return [
         lambda: restore_topology(subject.model, snapshot.entries),
@@ -229,7 +238,7 @@ def digest(subject: Subject) -> str:
     """Return one SHA-256 over every parameter, buffer and optimizer moment, by name: equal states, equal digests."""
     _settle(subject)
     named = name_parameters(subject.model, subject.optimizer)
-    moments = capture_optimizer(subject.optimizer, named).moments
+    moments = capture_optimizer(subject.optimizer, named, copy=False).moments
     tensors = {f"model.{name}": tensor for name, tensor in _tensors(subject).items()}
     for name, state in moments.items():
         tensors.update({f"moment.{name}.{key}": v for key, v in state.items() if isinstance(v, Tensor)})
@@ -255,10 +264,6 @@ def _plain(moments: dict[str, Any]) -> dict[str, Any]:
     return {key: local(value) if isinstance(value, Tensor) else value for key, value in moments.items()}
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.preserve_format)
-
-
 @torch.no_grad()
 def _load(subject: Subject, tensors: dict[str, Tensor]) -> None:
     present = _tensors(subject)
@@ -268,5 +273,5 @@ def _load(subject: Subject, tensors: dict[str, Tensor]) -> None:
             local(now).copy_(local(saved))
         else:  # a buffer that the forward pass replaced by one of another shape, such as a cache
             owner, _, leaf = name.rpartition(".")
-            subject.model.get_submodule(owner)._buffers[leaf] = _copy(saved)
+            subject.model.get_submodule(owner)._buffers[leaf] = copied(saved)
     torch.clear_autocast_cache()  # a caller within autocast would go on with casts of what was there before

@@ -102,7 +102,7 @@ class Keeper:
 
     def save(self, loop: "Loop", *, metric: float | None = None, tag: str = "", blocking: bool) -> None:
         """Write a checkpoint now."""
-        state = {**self._growth.state_dict(), KEY: {"version": VERSION, "loop": loop.state_dict()}}
+        state = {**self._growth.state_dict(copy=False), KEY: {"version": VERSION, "loop": loop.state_dict()}}
         if tag == BEFORE_GRAFT:
             state["consultation"] = {}
 
