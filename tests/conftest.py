@@ -21,6 +21,7 @@ settings.load_profile("busy")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the device of the accelerator tests be chosen."""
     parser.addoption("--device", default="cuda", help="device of tests marked gpu (default cuda)")
+    parser.addoption("--redis", help="program that the bus is tested on, such as valkey-server or its path")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,9 +34,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def redis_program(request: pytest.FixtureRequest) -> str | None:
+    """Return the program to test the bus on, or None for whichever there is."""
+    return request.config.getoption("--redis")
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory, redis_program: str | None) -> Iterator[RedisServer]:
     """Return a Redis of this session's own."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server = RedisServer(tmp_path_factory.mktemp("redis"), program=redis_program)
     if not server.is_installed:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
             "there is no redis-server here; make servers installs one"

@@ -12,8 +12,9 @@ from esper.contracts.envelope import DeadLetter
 from esper.errors import BusUnavailable, ConfigError
 from esper.ports import Delivery
 from esper.services.oona.codec import Codec
-from esper.services.oona.redis_bus import Link, RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
 from esper.services.oona.redis_fields import key_of, stream_of, to_fields
+from esper.services.oona.redis_link import Link
 from esper.services.oona.redis_member import GroupCounts
 from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisServer

@@ -32,11 +32,13 @@ class RedisServer:
     Args:
         folder: For its files; it must exist.
         options: More options of the program by name, such as ``{"tls-port": "6380"}``.
+        program: Name or path of the program; without it the first of redis-server and valkey-server that is there.
     """
 
-    def __init__(self, folder: Path, options: Mapping[str, str] | None = None) -> None:
-        self._folder, self._options = folder, dict(options or {})
-        self._program = next((found for name in _PROGRAMS if (found := shutil.which(name))), None)
+    def __init__(self, folder: Path, options: Mapping[str, str] | None = None, *, program: str | None = None) -> None:
+        self.folder, self._options = folder, dict(options or {})
+        named = (program,) if program else _PROGRAMS
+        self._program = next((found for name in named if (found := shutil.which(name))), None)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
 
@@ -66,20 +68,21 @@ class RedisServer:
             NotFound: If it is not installed.
             BusUnavailable: If it does not start.
         """
-        if self._program is None:
-            raise NotFound("there is no redis-server on this machine", todo="make servers, or install Redis 7 or newer")
         options = {
             "port": self.port,
             "bind": "127.0.0.1",
-            "dir": self._folder,
+            "dir": self.folder,
             "appendonly": "yes",
             "save": '""',
         } | self._options
-        command = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        with (self._folder / "server.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                [self._program, *command, "--appendfsync", "always"], stdout=output, stderr=output
-            )
+        options.setdefault("appendfsync", "always")
+        self._run([word for name, value in options.items() for word in (f"--{name}", str(value))])
+
+    def _run(self, arguments: list[str]) -> None:
+        if self._program is None:
+            raise NotFound("there is no redis-server on this machine", todo="make servers, or install Redis 7 or newer")
+        with (self.folder / "server.log").open("ab") as output:
+            self._process = subprocess.Popen([self._program, *arguments], stdout=output, stderr=output)
         self._wait_until_it_answers()
 
     def kill(self) -> None:
@@ -116,7 +119,121 @@ class RedisServer:
             except OSError:
                 pass
             time.sleep(0.02)
-        raise BusUnavailable("redis-server does not start", why=(self._folder / "server.log").read_text()[-500:])
+        raise BusUnavailable("redis-server does not start", why=(self.folder / "server.log").read_text()[-500:])
+
+
+class RedisSentinel(RedisServer):
+    """A sentinel that watches over a server, and puts a replica in its place soon after it stops answering.
+
+    Args:
+        folder: For its files; it must exist.
+        master: The server.
+        name: What the sentinel calls it.
+        program: As for a server.
+    """
+
+    def __init__(self, folder: Path, master: RedisServer, *, name: str = "bus", program: str | None = None) -> None:
+        super().__init__(folder, program=program)
+        self._master, self.name = master, name
+
+    @property
+    def url(self) -> str:
+        """Where what it watches over is found."""
+        return f"redis+sentinel://127.0.0.1:{self.port}/{self.name}"
+
+    def start(self) -> None:
+        """Start it, and return when it answers.
+
+        Raises:
+            NotFound: If it is not installed.
+            BusUnavailable: If it does not start.
+        """
+        lines = [
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f'dir "{self.folder}"',
+            f"sentinel monitor {self.name} 127.0.0.1 {self._master.port} 1",
+            f"sentinel down-after-milliseconds {self.name} 500",
+            f"sentinel failover-timeout {self.name} 2000",
+        ]
+        path = self.folder / "sentinel.conf"
+        path.write_text("\n".join(lines) + "\n")
+        self._run([str(path), "--sentinel"])
+
+
+class RedisCluster:
+    """Servers that share the hash slots evenly; each can be killed, frozen and started again.
+
+    Args:
+        folder: For their files; it must exist.
+        nodes: How many there are.
+        program: As for a server.
+    """
+
+    def __init__(self, folder: Path, nodes: int = 2, *, program: str | None = None) -> None:
+        self._bus_ports = [free_port() for _ in range(nodes)]
+        self.nodes = [
+            RedisServer(folder / f"node-{n}", _CLUSTERED | {"cluster-port": str(port)}, program=program)
+            for n, port in enumerate(self._bus_ports)
+        ]
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether there is such a program on this machine."""
+        return self.nodes[0].is_installed
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def __enter__(self) -> Self:
+        try:
+            for node in self.nodes:
+                node.folder.mkdir(exist_ok=True)
+                node.start()
+            self._join()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End every node at once."""
+        for node in self.nodes:
+            node.kill()
+
+    def slots_of(self, number: int) -> range:
+        """Return the hash slots that a node has in the beginning."""
+        count = len(self.nodes)
+        return range(_SLOTS * number // count, _SLOTS * (number + 1) // count)
+
+    def ask(self, command: str) -> list[bytes]:
+        """Send one inline command to every node, and return the answers."""
+        return [node.ask(command) for node in self.nodes]
+
+    def _join(self) -> None:
+        for number, node in enumerate(self.nodes):
+            slots = self.slots_of(number)
+            node.ask(f"CLUSTER ADDSLOTSRANGE {slots.start} {slots.stop - 1}")
+            node.ask(f"CLUSTER SET-CONFIG-EPOCH {number + 1}")
+        for node, bus_port in zip(self.nodes[1:], self._bus_ports[1:], strict=True):
+            self.nodes[0].ask(f"CLUSTER MEET 127.0.0.1 {node.port} {bus_port}")
+        ends_at = time.monotonic() + _START_LIMIT_S
+        whole = f"cluster_known_nodes:{len(self.nodes)}\r".encode()
+        while not all(b"cluster_state:ok" in said and whole in said for said in self.ask("CLUSTER INFO")):
+            if time.monotonic() > ends_at:
+                raise BusUnavailable("the cluster does not form", why=str(self.ask("CLUSTER INFO")))
+            time.sleep(0.05)
+
+
+_SLOTS = 16384
+_CLUSTERED = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", "cluster-config-file": "nodes.conf"}
 
 
 def free_port() -> int:

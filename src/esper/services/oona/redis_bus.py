@@ -5,34 +5,27 @@ import itertools
 import os
 import platform
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as NoConnection
 
 from esper.contracts.envelope import Envelope
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
-from esper.errors import BusUnavailable, ConfigError, EsperError, Unavailable
+from esper.errors import BusUnavailable, ConfigError
 from esper.ports import Acknowledge, DeliveryHandler
 from esper.runtime.closing import Closing
 from esper.services.oona.codec import Codec
 from esper.services.oona.redis_fields import key_of, stream_of, to_fields
-from esper.services.oona.redis_member import GroupCounts, GroupGone, GroupThere, Member, Place
+from esper.services.oona.redis_link import Link
+from esper.services.oona.redis_member import GroupCounts, Member, Place
 
 _CANCEL_LIMIT_S = 1.0
 """How long a cancelled handler may take to end."""
 
 _SERIAL = itertools.count()
-_PASSING = ("OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN", "MISCONF", "BUSY ")
 
 
 class RedisBusConfig(BaseModel):
@@ -73,111 +66,6 @@ class RedisBusConfig(BaseModel):
     close_limit_s: float = Field(default=5.0, ge=0)
 
 
-class Link:
-    """A connection pool whose every command has a deadline, and whose errors are those of this library.
-
-    No socket timeout is set: redis-py on Python 3.11 may swallow a cancellation where one is. Nothing is retried here,
-    because only the caller knows what may be sent twice.
-
-    Args:
-        url: Where Redis is.
-        limit_s: How long a command may take.
-        password_file: File that holds the password; one in the address goes first.
-        unavailable: Class of the error where Redis does not answer.
-
-    Raises:
-        ConfigError: If the address or the file cannot be read.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        limit_s: float,
-        *,
-        password_file: Path | None = None,
-        unavailable: type[Unavailable] = BusUnavailable,
-    ) -> None:
-        self._limit_s, self._unavailable = limit_s, unavailable
-        try:
-            self._client = Redis.from_url(
-                url,
-                password=_password(password_file),
-                socket_timeout=None,
-                socket_connect_timeout=None,
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,
-                decode_responses=False,
-            )
-        except ValueError as error:
-            raise ConfigError("the address of Redis cannot be used", why=str(error)) from error
-        for command in (
-            "XREADGROUP",
-            "XAUTOCLAIM",
-            "XPENDING",
-            "XCLAIM",
-            "XADD",
-            "XRANGE",
-            "XREVRANGE",
-            "XREAD",
-            "SCAN",
-            "SET",
-        ):
-            self._client.set_response_callback(command, _as_it_is)  # type: ignore[arg-type]
-
-    async def ask(self, *command: str | bytes | int, wait_s: float = 0.0) -> object:
-        """Send one command and return the answer as it came.
-
-        Args:
-            *command: Its name and arguments.
-            wait_s: How long the command itself waits, beyond the limit of every command.
-
-        Raises:
-            GroupGone: If the consumer group is not there.
-            ConfigError: If this user may not do that, or the key holds something else.
-            Unavailable: If Redis does not answer in time.
-        """
-        with self._translated():
-            async with asyncio.timeout(self._limit_s + wait_s):
-                return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
-
-    async def ask_all(self, commands: Sequence[Sequence[str | bytes | int]], *, at_once: bool = False) -> list[object]:
-        """Send commands in one journey, and where ``at_once`` is set, as one transaction."""
-        with self._translated():
-            async with asyncio.timeout(self._limit_s), self._client.pipeline(transaction=at_once) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                return cast("list[object]", await pipe.execute())
-
-    async def close(self) -> None:
-        """Close every connection."""
-        await self._client.aclose()
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except TimeoutError as error:
-            raise self._unavailable("Redis does not answer", why=f"no answer within {self._limit_s:g} s") from error
-        except AuthenticationError as error:
-            raise ConfigError("Redis does not let this user in", why=str(error), todo="mend the url") from error
-        except ResponseError as error:
-            raise self._answered(error) from error
-        except (NoConnection, RedisError, OSError) as error:
-            raise self._unavailable("Redis does not answer", why=str(error) or type(error).__name__) from error
-
-    def _answered(self, error: ResponseError) -> EsperError:
-        text = str(error)
-        if "NOGROUP" in text or text.startswith("UNBLOCKED"):  # the latter where the key vanishes under a waiting read
-            return GroupGone("the consumer group is gone", why=text)
-        if text.startswith("BUSYGROUP"):
-            return GroupThere("the consumer group is there", why=text)
-        if text.startswith(_PASSING):
-            return self._unavailable("Redis cannot do that now", why=text)
-        return ConfigError(
-            "Redis refuses a command", why=text, todo="look at its key, its version and the user's rights"
-        )
-
-
 class RedisBus(Closing):
     """Implements `esper.ports.MessageBus` on Redis Streams.
 
@@ -208,7 +96,11 @@ class RedisBus(Closing):
         self._ended.set()
 
     async def __aenter__(self) -> Self:
-        await self.connect()
+        try:
+            await self.connect()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def connect(self) -> None:
@@ -219,7 +111,7 @@ class RedisBus(Closing):
             ConfigError: If it does not let this user in.
         """
         self._check_open()
-        await self._link.ask("PING")
+        await self._link.ping()
 
     async def publish(
         self, stream: str, message: Message, *, run_id: str | None = None, message_id: MessageId | None = None
@@ -317,16 +209,7 @@ class RedisBus(Closing):
 
     async def streams(self) -> list[str]:
         """Return the names of all streams that Redis holds, sorted."""
-        found: set[str] = set()
-        cursor = b"0"
-        while True:
-            cursor, keys = cast(
-                "tuple[bytes, list[bytes]]",
-                await self._link.ask("SCAN", cursor, "COUNT", 500, "TYPE", "stream"),
-            )
-            found.update(stream_of(key.decode()) for key in keys)
-            if cursor == b"0":
-                return sorted(found)
+        return sorted(stream_of(key.decode()) for key in await self._link.keys("stream"))
 
     def counts(self) -> dict[tuple[str, str], GroupCounts]:
         """Return what the members of this process have done and missed, by stream and group."""
@@ -363,19 +246,6 @@ class RedisBus(Closing):
             raise BusUnavailable("the bus is closed", todo="open a new one")
 
 
-def _password(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    try:
-        return file.read_text().strip()
-    except OSError as error:
-        raise ConfigError("the password of Redis cannot be read", why=str(error), todo="mend password_file") from error
-
-
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     first = errors.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-def _as_it_is(answer: Any, **_: Any) -> Any:
-    return answer

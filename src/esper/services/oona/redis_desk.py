@@ -10,8 +10,9 @@ from esper.contracts.envelope import DeadLetter, Envelope
 from esper.errors import ContractError
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.desk import GroupFigures, Letter, Passing, StreamFigures, check_stream, message_of
-from esper.services.oona.redis_bus import Link, RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
 from esper.services.oona.redis_fields import UNREADABLE, from_fields, key_of, named, order, to_fields
+from esper.services.oona.redis_link import Link
 
 _PAGE = 500
 """Entries that one command looks at, so that it holds up nobody."""

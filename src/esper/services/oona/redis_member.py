@@ -12,16 +12,17 @@ import msgspec
 from esper.contracts.envelope import DeadLetter, Envelope
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
-from esper.errors import BusUnavailable, Conflict, ContractError, EsperError, NotFound
+from esper.errors import BusUnavailable, ContractError, EsperError
 from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.runtime.waits import is_set_within
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.redis_fields import as_found, from_fields
+from esper.services.oona.redis_link import GroupGone, GroupThere, Link
 from esper.services.oona.redis_trim import TrimWatch
 from esper.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
-    from esper.services.oona.redis_bus import Link, RedisBus, RedisBusConfig
+    from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
 
 log = get_logger("oona.redis")
 
@@ -43,14 +44,6 @@ return kept
 """
 """Sets idle time and tries of those messages that are still this member's, and returns them: a plain XCLAIM would take back
 what another has taken over."""
-
-
-class GroupGone(NotFound):
-    """The consumer group vanished: the server was flushed, or somebody destroyed it."""
-
-
-class GroupThere(Conflict):
-    """The consumer group exists already."""
 
 
 @dataclass
@@ -134,7 +127,7 @@ class Member:
     def __init__(
         self,
         bus: "RedisBus",
-        link: "Link",
+        link: Link,
         codec: Codec,
         config: "RedisBusConfig",
         place: Place,

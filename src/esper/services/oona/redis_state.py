@@ -4,7 +4,7 @@ from pathlib import Path
 
 from esper.errors import ContractError, StoreUnavailable
 from esper.runtime.closing import Closing
-from esper.services.oona.redis_bus import Link
+from esper.services.oona.redis_link import Link
 
 _LONGEST_KEY = 1024
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 from esper.services.oona.redis_fields import named, order
 
 if TYPE_CHECKING:
-    from esper.services.oona.redis_bus import Link
+    from esper.services.oona.redis_link import Link
 
 _WATCH_EVERY_S = 1.0
 """How often trimming is looked at; it costs two commands."""
