@@ -78,7 +78,7 @@ def test_what_computes_something_else_when_traced_gets_none(monkeypatch: pytest.
         certify(trial_of(adapter()))
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "onnx"])
+@pytest.mark.parametrize("backend", ["eager", "torchscript"])
 @pytest.mark.parametrize("design", DESIGNS)
 def test_a_form_computes_with_weights_that_were_trained_later(design: Callable[[], BlueprintIR], backend: str) -> None:
     holds_later_weights(design(), backend)
@@ -89,6 +89,15 @@ def test_a_form_computes_with_weights_that_were_trained_later(design: Callable[[
 def test_onnx_forms_of_the_catalogue(name: str) -> None:
     for layout in sorted(REGISTRY.get(name).layouts):
         holds_later_weights(REGISTRY.build(name, Site(layout, 16)), "onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("design", [attending, normed])
+def test_machine_code_takes_weights_later(design: Callable[[], BlueprintIR]) -> None:
+    if why := BACKENDS["aotinductor"].missing(trial_of(design())):
+        pytest.skip(why)
+    holds_later_weights(design(), "aotinductor")
 
 
 def holds_later_weights(ir: BlueprintIR, backend: str) -> None:

@@ -2,14 +2,18 @@
 
 import io
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol, TypeAlias
 
 import torch
+import torch._inductor
 from torch import Tensor
 
 from esper.blueprints.kernel import pack_kernel, unpack_kernel
@@ -37,7 +41,7 @@ class Backend(Protocol):
         ...
 
     def make(self, fused: Fused, trial: Trial) -> bytes:
-        """Return the bytes of the form, with the weights in ``fused``."""
+        """Return the bytes of a form of a fused design; no tensor in it is uniform, as a compiler may fold those."""
         ...
 
     def load(self, data: bytes, state: Mapping[str, Tensor]) -> Program:
@@ -108,6 +112,45 @@ class Onnx:
         return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
+class AotInductor:
+    """AOTInductor: compiled machine code in a package, for CUDA, and for the CPU where there is a C++ compiler."""
+
+    name = "aotinductor"
+    carries_code = True
+
+    def missing(self, trial: Trial) -> str:
+        """Return why nothing can be compiled here, or nothing."""
+        if shutil.which("g++") is None and shutil.which("clang++") is None:
+            return "there is no C++ compiler on PATH"
+        if " " in torch.__path__[0]:
+            return f"inductor cannot link libraries whose path has a space: {torch.__path__[0]}"
+        return ""
+
+    def make(self, fused: Fused, trial: Trial) -> bytes:
+        """Compile the traced design into a package.
+
+        Constants are kept as such: by default inductor writes vectors of up to eight numbers into the code, where no weight
+        can be put in later.
+        """
+        traced = trace(_module(fused), trial)
+        with TemporaryDirectory() as folder, _quiet():
+            package = Path(folder) / "form.pt2"
+            torch._inductor.aoti_compile_and_package(
+                traced, package_path=str(package), inductor_configs={"always_keep_tensor_constants": True}
+            )
+            return package.read_bytes()
+
+    def load(self, data: bytes, state: Mapping[str, Tensor]) -> Program:
+        """Load the package, and give it the weights."""
+        with TemporaryDirectory() as folder:
+            package = Path(folder) / "form.pt2"
+            package.write_bytes(data)
+            with _quiet():
+                program = torch._inductor.aoti_load_package(str(package))
+        program.load_constants({name: tensor.clone() for name, tensor in state.items()}, check_full_update=True)
+        return _without_gradients(program)
+
+
 class TorchScript:
     """TorchScript, which the specification names; deprecated by torch, and its bytes differ from build to build."""
 
@@ -134,7 +177,9 @@ class TorchScript:
         return _without_gradients(script)
 
 
-BACKENDS: Mapping[str, Backend] = {backend.name: backend for backend in (Rebuild(), Onnx(), TorchScript())}
+BACKENDS: Mapping[str, Backend] = {
+    backend.name: backend for backend in (Rebuild(), Onnx(), AotInductor(), TorchScript())
+}
 """Every backend by name."""
 
 

@@ -11,7 +11,7 @@ from esper.contracts.kernel import InferenceArtifact, InferenceForm
 from esper.errors import CompilationError
 from esper.ir import digest_of
 from esper.reference import evaluate
-from esper.services.tezzeret.gates.trial import Trial, largest
+from esper.services.tezzeret.gates.trial import Trial, arrays, largest
 from esper.services.tezzeret.inference.backends import Backend, Program
 from esper.services.tezzeret.inference.fusion import fuse
 
@@ -22,8 +22,9 @@ _WARM_UP = 3
 def inference_form(trial: Trial, backend: Backend) -> InferenceArtifact:
     """Make one form of a kernel.
 
-    It is proven at generic weights, put into the finished bytes, against the numpy reference of the design as it was before
-    fusion: at the weights of a newborn everything would be zero.
+    A form is a program for a design; its weights are given when it is loaded. It is made with generic weights, as a compiler may
+    fold what is uniform, and proven against the numpy reference of the design as it was before fusion, at those weights and at
+    the stored ones.
 
     Args:
         trial: The kernel on the test bench.
@@ -35,12 +36,12 @@ def inference_form(trial: Trial, backend: Backend) -> InferenceArtifact:
     if why := backend.missing(trial):
         raise _failed(trial, backend, why)
     began = time.perf_counter()
-    fused = fuse(trial.ir, trial.kernel.state)
+    fused = fuse(trial.ir, trial.grown)
     data = backend.make(fused, trial)
     made = time.perf_counter()
     program = backend.load(data, fused.state)
     loaded = time.perf_counter()
-    error = _error(backend, data, trial)
+    error = max(_error(program, trial, trial.grown), _error(_newborn(backend, data, trial), trial, trial.kernel.state))
     allowed = trial.config.dtype_tolerance[trial.kernel.dtype]
     if not error <= allowed:
         raise _failed(trial, backend, f"it differs by {error:.3g} of the largest value; {allowed:g} is allowed")
@@ -60,22 +61,26 @@ def inference_form(trial: Trial, backend: Backend) -> InferenceArtifact:
     return InferenceArtifact(form=form, data=data)
 
 
-def _error(backend: Backend, data: bytes, trial: Trial) -> float:
-    program = backend.load(data, fuse(trial.ir, trial.grown).state)
-    worst = 0.0
+def _newborn(backend: Backend, data: bytes, trial: Trial) -> Program:
+    return backend.load(data, fuse(trial.ir, trial.kernel.state).state)
+
+
+def _error(program: Program, trial: Trial, state: Mapping[str, Tensor]) -> float:
+    """Return the largest difference to the reference; a newborn's F(x) is zero, so its differences count as they are."""
+    worst, weights = 0.0, arrays(state)
     for probe in trial.probes.all:
         x = trial.input(probe)
-        expected = torch.from_numpy(evaluate(trial.ir, trial.grown_arrays, x.double().numpy(), training=False))
+        expected = torch.from_numpy(evaluate(trial.ir, weights, x.double().numpy(), training=False))
         found = program(x)
         if found.shape != expected.shape:
             return float("inf")
-        worst = max(worst, largest(found.double() - expected) / max(largest(expected), 1e-30))
+        worst = max(worst, largest(found.double() - expected) / (largest(expected) or 1.0))
     return worst
 
 
 def _latencies(program: Program, trial: Trial) -> tuple[float, float]:
     """Return medians in seconds of the form and of the eager kernel, run in turns."""
-    x, kernel = trial.input(trial.probes.batch), trial.newborn().eval()
+    x, kernel = trial.input(trial.probes.batch), trial.grown_module(trial.dtype).eval()
     times: Mapping[str, list[float]] = {"form": [], "eager": []}
     with torch.inference_mode():
         ways: dict[str, Callable[[Tensor], Tensor]] = {"form": program, "eager": kernel}
