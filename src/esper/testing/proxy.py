@@ -52,6 +52,7 @@ class FaultProxy:
         self._dice = Random(seed)
         self._connections: set[_Connection] = set()
         self._cuts: dict[Way, int] = {}
+        self._stragglers: dict[Way, tuple[float, bytes]] = {}
         self._latency_s, self._jitter_s, self._bytes_per_s = 0.0, 0.0, math.inf
         self._flows = asyncio.Event()
         self._flows.set()
@@ -67,7 +68,7 @@ class FaultProxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [connection.task for connection in self._connections]
+        tasks = [connection.task for connection in self._connections if connection.task is not None]
         self.refuse()
         self._socket.close()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -96,6 +97,13 @@ class FaultProxy:
         """Close the connection that carries this many bytes more in a direction, behind the last of them."""
         self._cuts[way] = after_bytes
 
+    def delay(self, way: Way, seconds: float, *, containing: bytes = b"") -> None:
+        """Let the next bytes in a direction, or the next that contain something, arrive so much later than they would.
+
+        Those sent behind them on the same connection wait; other connections go on.
+        """
+        self._stragglers[way] = (seconds, containing)
+
     def hold(self) -> None:
         """Let nothing arrive until `heal`: then what was sent meanwhile does, also on connections closed meanwhile."""
         self._flows.clear()
@@ -121,6 +129,7 @@ class FaultProxy:
         """End every fault."""
         self.slow()
         self._cuts.clear()
+        self._stragglers.clear()
         self._swallows = False
         self._flows.set()
         if self._server is None:
@@ -129,9 +138,12 @@ class FaultProxy:
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, sock=self._socket)
 
-    async def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
-        connection = _Connection(_own_task(), writer, swallows=self._swallows)
+    def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
+        connection = _Connection(writer, swallows=self._swallows)
         self._connections.add(connection)
+        connection.task = asyncio.create_task(self._serve(connection, reader, writer))
+
+    async def _serve(self, connection: "_Connection", reader: StreamReader, writer: StreamWriter) -> None:
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._target)
             connection.writers.append(server_writer)
@@ -146,7 +158,7 @@ class FaultProxy:
 
     async def _pump(self, connection: "_Connection", way: Way, reader: StreamReader, writer: StreamWriter) -> None:
         while data := await reader.read(self._at_once()):
-            await asyncio.sleep(self._delay_s(len(data)))
+            await asyncio.sleep(self._delay_s(len(data)) + self._straggles_s(way, data))
             await self._flows.wait()
             if connection.swallows:
                 continue
@@ -167,6 +179,13 @@ class FaultProxy:
     def _delay_s(self, size: int) -> float:
         return self._latency_s + self._dice.uniform(0.0, self._jitter_s) + size / self._bytes_per_s
 
+    def _straggles_s(self, way: Way, data: bytes) -> float:
+        seconds, containing = self._stragglers.get(way, (0.0, b""))
+        if containing not in data:
+            return 0.0
+        self._stragglers.pop(way, None)
+        return seconds
+
     def _kept(self, way: Way, data: bytes) -> int:
         """Return how many of the bytes pass before a cut."""
         left = self._cuts.pop(way, None)
@@ -180,8 +199,9 @@ class FaultProxy:
 class _Connection:
     """Two sockets that belong together, and the task that serves them."""
 
-    def __init__(self, task: "asyncio.Task[None]", writer: StreamWriter, *, swallows: bool) -> None:
-        self.task, self.writers, self.swallows = task, [writer], swallows
+    def __init__(self, writer: StreamWriter, *, swallows: bool) -> None:
+        self.writers, self.swallows = [writer], swallows
+        self.task: asyncio.Task[None] | None = None
 
     def reset(self) -> None:
         for writer in self.writers:
@@ -189,17 +209,12 @@ class _Connection:
                 raw: socket.socket = writer.get_extra_info("socket")
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
                 writer.transport.abort()
-        self.task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     def close(self) -> None:
         for writer in self.writers:
             writer.close()
-
-
-def _own_task() -> "asyncio.Task[None]":
-    task: asyncio.Task[None] | None = asyncio.current_task()
-    assert task is not None
-    return task
 
 
 def _bound(port: int) -> socket.socket:

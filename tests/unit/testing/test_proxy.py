@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -45,6 +45,12 @@ async def echo() -> AsyncIterator[Echo]:
 async def proxy(echo: Echo) -> AsyncIterator[FaultProxy]:
     async with FaultProxy(echo.port) as proxy:
         yield proxy
+
+
+@pytest.fixture(autouse=True)
+def no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    assert caplog.records == []
 
 
 class Client:
@@ -155,6 +161,17 @@ async def test_a_message_is_cut_where_it_was_asked_for(way: Way, proxy: FaultPro
         await until(lambda: echo.ends)
         assert echo.received == b"12345abcdefg" + (b"" if way is Way.UP else b"hijk")
         assert await other.ask(b"others are spared") == b"others are spared"
+
+
+async def test_one_message_may_arrive_late_while_others_pass(proxy: FaultProxy, echo: Echo) -> None:
+    async with connected(proxy) as client, connected(proxy) as other:
+        proxy.delay(Way.UP, 0.2, containing=b"bc")
+        assert await client.ask(b"a") == b"a"
+        client.writer.write(b"bcd")
+        await asyncio.sleep(0.02)
+        assert await other.ask(b"bc") == b"bc"
+        assert echo.received == b"abc"
+        assert await client.reader.readexactly(3) == b"bcd"
 
 
 async def test_what_is_held_arrives_in_the_end(proxy: FaultProxy, echo: Echo) -> None:

@@ -28,6 +28,8 @@ log = get_logger("oona.redis")
 
 _GIVE_BACK_LIMIT_S = 1.0
 _LONGEST_PAUSE_S = 2.0
+_LATE_S = 120.0
+"""For how long a command that was given up may still reach Redis: about what TCP goes on trying for a closed connection."""
 _ACK_WITHIN_S = 0.2
 """How long a handled message waits for its acknowledgement while the next one is worked on."""
 
@@ -147,6 +149,7 @@ class Member:
         self._cut_at: float | None = None
         self._was_cut = False
         self._claims_at = 0.0
+        self._late_until = 0.0
         self._cursor: bytes = b"0-0"
         self._watch = TrimWatch(place.key, place.group)
 
@@ -178,13 +181,18 @@ class Member:
                 self._counts.regrouped += 1
                 log.warning("group_vanished", stream=self._place.stream, group=self._place.group, why=error.why)
             except BusUnavailable as error:
-                self._known |= {entry.at: entry for entry in self._held}
-                self._held.clear()
-                self._recovering = True
+                self._put_off()
+                self._late_until = asyncio.get_running_loop().time() + _LATE_S
                 self._counts.outages += 1
                 log.warning("bus_unavailable", stream=self._place.stream, group=self._place.group, why=error.why)
                 await self._pause(min(0.05 * 2**failed, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.0))
                 failed = min(failed + 1, 10)
+
+    def _put_off(self) -> None:
+        """Begin anew with the oldest message that this member's name holds."""
+        self._known |= {entry.at: entry for entry in self._held}
+        self._held.clear()
+        self._recovering = True
 
     def _forget(self) -> None:
         """Begin anew in a group that knows nothing; what was handled is not pending there any more."""
@@ -205,6 +213,8 @@ class Member:
         if await self._took_over():
             return
         self._held = await self._read()
+        if await self._was_handed_unheard():
+            self._put_off()
         while self._held and not self._stop.is_set():
             await self._settle(self._held[0])
             if len(self._acks) >= self._config.batch:
@@ -233,6 +243,16 @@ class Member:
             return []
         ((_, rows),) = cast("list[tuple[bytes, list[tuple[bytes, list[bytes]]]]]", found)
         return [Entry(at, fields) for at, fields in rows]
+
+    async def _was_handed_unheard(self) -> bool:
+        """Tell whether a read that was given up has reached Redis late, so that this name holds what nobody was told of."""
+        if asyncio.get_running_loop().time() > self._late_until:
+            return False
+        place, first = self._place, self._held[0].at if self._held else b""
+        rows = await self._link.ask(
+            "XPENDING", place.key, place.group, "-", b"(" + first if first else "+", 1, place.name
+        )
+        return bool(rows)
 
     async def _recover_one(self) -> None:
         """Handle the oldest message that this member's name holds, or find that there is none."""
