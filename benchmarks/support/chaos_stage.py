@@ -1,0 +1,337 @@
+"""One chaos schedule, played on real processes: ``python -m benchmarks.support.chaos_stage SEED`` plays one again.
+
+The seed draws the schedule; in what moment of the work a fault strikes is the machine's own dice.
+"""
+
+import argparse
+import asyncio
+import json
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import IO
+
+from benchmarks.support.chaos_plan import READERS, TRAFFIC_S, WRITERS, BusKind, Fault, FaultKind, Flaw, Plan, plan
+from benchmarks.support.chaos_worker import QUIET, STREAM, UNDERTAKERS, Spec, effects_in
+from benchmarks.support.report import ROOT
+from esper.testing.history import Event, Kind, breaches, read
+from esper.testing.proxy import FaultProxy, Way
+from esper.testing.servers import RedisServer
+
+REST_S = 3.0
+"""A bus is at rest when nothing has happened for so long: longer than any lease, pause and limit of a schedule."""
+LIMIT_S = 30.0
+_END_LIMIT_S = 10.0
+_FULL_BYTES = 32_768
+_GROUPS = {"sole": "sole", "left": "shared", "right": "shared"}
+
+
+@dataclass
+class Outcome:
+    """What came of a schedule.
+
+    Attributes:
+        seed: Its seed.
+        bus: What carried the messages.
+        faults: What went wrong.
+        counts: Events of each kind, and how many messages came again.
+        breaches: Broken promises.
+        crashes: What processes said that ended by themselves.
+        took_s: How long it took.
+    """
+
+    seed: int
+    bus: str
+    faults: list[str]
+    counts: dict[str, int] = field(default_factory=dict)
+    breaches: list[list[object]] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)
+    took_s: float = 0.0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every promise was kept and nothing crashed."""
+        return not self.breaches and not self.crashes
+
+
+class Actor:
+    """A process that may be killed and started again; each start has a name of its own."""
+
+    def __init__(self, folder: Path, name: str, spec: dict[str, object]) -> None:
+        self._folder, self.name, self._spec = folder, name, spec
+        self._starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] = (folder / f"{name}.err").open("wb+")
+        self.crashes: list[str] = []
+
+    def start(self) -> None:
+        """Start it under its next name."""
+        process = f"{self.name}-{self._starts}"
+        self._starts += 1
+        member = str(self._spec["member"]).format(process=process)
+        spec = Spec(**self._spec | {"process": process, "member": member})  # type: ignore[arg-type]
+        if member and spec.readers:
+            spec.readers[:] = [(group, member) for group, _ in spec.readers]
+        command = [sys.executable, "-m", "benchmarks.support.chaos_worker", json.dumps(asdict(spec))]
+        # Through a pipe: a full disk stops the bus, and not what is noted about it.
+        self._file = self._folder / f"{process}.jsonl"
+        with self._file.open("ab") as file:
+            self._pipe = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=self._pipe.stdin, stderr=self._errors)
+        assert self._pipe.stdin is not None
+        self._pipe.stdin.close()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the process that was started last has noted something, or has ended."""
+        process = self._process
+        return process is None or process.poll() is not None or self._file.stat().st_size > 0
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._note_crash()
+            self._process.kill()
+            self._wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    async def stop(self) -> None:
+        """End it in good order."""
+        if self._process is None:
+            return
+        self._note_crash()
+        (self._folder / f"{self.name}-{self._starts - 1}").touch()
+        try:
+            code = await asyncio.to_thread(self._process.wait, _END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.crashes.append(f"{self.name} did not end")
+            self._process.kill()
+        else:
+            self._note_crash(code)
+        self._wait()
+
+    def fill_disk(self, full: bool) -> None:
+        """Let its files grow no further, or again."""
+        if self._process is not None and self._process.poll() is None:
+            soft = _FULL_BYTES if full else resource.RLIM_INFINITY
+            resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._wait()
+        self._errors.close()
+
+    def _note_crash(self, code: int | None = None) -> None:
+        assert self._process is not None
+        code = self._process.poll() if code is None else code
+        if code:
+            self._errors.seek(0)
+            self.crashes.append(f"{self.name} ended with {code}: {self._errors.read().decode()[-3000:]}")
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        assert self._pipe is not None
+        self._process.wait(_END_LIMIT_S)
+        self._pipe.wait(_END_LIMIT_S)
+        self._process = None
+
+
+class Stage:
+    """Everything that takes part in one schedule."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan, self.folder = plan, folder
+        self.server: RedisServer | None = None
+        self.proxies: dict[str, FaultProxy] = {}
+        self.actors: dict[str, Actor] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    @asynccontextmanager
+    async def set(self) -> AsyncIterator["Stage"]:
+        """Start every part, and end it with the block."""
+        async with AsyncExitStack() as stack:
+            if self.plan.bus is BusKind.REDIS:
+                await self._set_redis(stack)
+            else:
+                readers = [(group, name) for name, group in _GROUPS.items()]
+                self._cast("bus", writers=len(WRITERS), readers=[*readers, (UNDERTAKERS, "undertaker")])
+            for actor in self.actors.values():
+                stack.callback(actor.close)
+                actor.start()
+            yield self
+
+    async def _set_redis(self, stack: AsyncExitStack) -> None:
+        (self.folder / "redis").mkdir()
+        self.server = stack.enter_context(RedisServer(self.folder / "redis"))
+        for n, side in enumerate(("readers", "writers")):
+            proxy = FaultProxy(self.server.port, seed=self.plan.seed + n)
+            self.proxies[side] = await stack.enter_async_context(proxy)
+        ways = {side: f"redis://127.0.0.1:{proxy.port}" for side, proxy in self.proxies.items()}
+        for name in READERS:
+            stable = name == "sole" or self.plan.keeps_name
+            member = name if stable else "{process}"
+            self._cast(name, url=ways["readers"], member=member, readers=[(_GROUPS[name], "")])
+        self._cast("undertaker", url=self.server.url, member="undertaker", readers=[(UNDERTAKERS, "")])
+        for name in WRITERS:
+            self._cast(name, url=ways["writers"], writers=1)
+
+    def _cast(self, name: str, **spec: object) -> None:
+        plan = self.plan
+        common = {
+            "folder": str(self.folder), "seed": plan.seed, "flaw": plan.flaw.value, "batch": plan.batch,
+            "pause_s": plan.pause_s, "work_s": plan.work_s, "fails": plan.fails, "member": "",
+        }  # fmt: skip
+        self.actors[name] = Actor(self.folder, name, common | spec)
+
+    async def play(self) -> None:
+        """Let writers write, let every fault strike, heal, and wait until the bus is at rest."""
+        await self._until(self._works)
+        async with asyncio.TaskGroup() as faults:
+            for fault in self.plan.faults:
+                faults.create_task(self._strike(fault))
+            await asyncio.sleep(TRAFFIC_S)
+        await self._until(lambda: all(actor.has_begun for actor in self.actors.values()))
+        (self.folder / QUIET).touch()
+        await self._until_at_rest()
+        await asyncio.gather(*(actor.stop() for actor in self.actors.values()))
+
+    async def _strike(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at_s)
+        async with self._locks.setdefault(fault.target, asyncio.Lock()):
+            if fault.target in self.proxies:
+                await self._disturb(self.proxies[fault.target], fault)
+            elif fault.target == "server":
+                await self._strike_server(fault)
+            else:
+                await self._strike_actor(self.actors[fault.target], fault)
+
+    async def _strike_server(self, fault: Fault) -> None:
+        assert self.server is not None
+        if fault.kind is FaultKind.KILL:
+            self.server.kill()
+            await asyncio.sleep(fault.lasts_s)
+            await asyncio.to_thread(self.server.start)
+        else:
+            self.server.freeze()
+            await asyncio.sleep(fault.lasts_s)
+            self.server.thaw()
+
+    async def _strike_actor(self, actor: Actor, fault: Fault) -> None:
+        match fault.kind:
+            case FaultKind.FREEZE:
+                actor.signal(signal.SIGSTOP)
+                await asyncio.sleep(fault.lasts_s)
+                actor.signal(signal.SIGCONT)
+            case FaultKind.FULL_DISK:
+                actor.fill_disk(True)
+                await asyncio.sleep(fault.lasts_s)
+                actor.fill_disk(False)
+            case _:
+                actor.kill() if fault.kind is FaultKind.KILL else await actor.stop()
+                await asyncio.sleep(fault.lasts_s)
+                actor.start()
+
+    async def _disturb(self, proxy: FaultProxy, fault: Fault) -> None:
+        match fault.kind:
+            case FaultKind.RESET:
+                proxy.reset()
+            case FaultKind.CUT:
+                proxy.cut(Way.UP if fault.amount < 0.5 else Way.DOWN, after_bytes=round(3000 * fault.amount))
+            case FaultKind.HOLD:
+                proxy.hold()
+            case FaultKind.SWALLOW:
+                proxy.swallow()
+            case FaultKind.REFUSE:
+                proxy.refuse()
+            case _:
+                latency_s = 0.2 * fault.amount
+                proxy.slow(latency_s=latency_s, jitter_s=latency_s / 2, bytes_per_s=20_000 + 200_000 * fault.amount)
+        await asyncio.sleep(fault.lasts_s)
+        await proxy.heal()
+
+    def _works(self) -> bool:
+        return len({event.group for event in read(self.folder) if event.kind is Kind.HANDED}) >= 2
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Wait until every process does something again; one that ended by itself is told of at the end."""
+        ends_at = monotonic() + LIMIT_S
+        while not holds():
+            if monotonic() > ends_at:
+                return
+            await asyncio.sleep(0.1)
+
+    async def _until_at_rest(self) -> None:
+        ends_at, seen, since = monotonic() + LIMIT_S, -1, monotonic()
+        while monotonic() < ends_at and monotonic() - since < REST_S:
+            size = sum(path.stat().st_size for path in self.folder.glob("*.jsonl")) + len(self._effects())
+            if size != seen:
+                seen, since = size, monotonic()
+            elif self.plan.flaw is Flaw.NONE and monotonic() - since > 0.5 and not self.breaches():
+                return
+            await asyncio.sleep(0.1)
+
+    def _effects(self) -> list[tuple[str, str, str, int]]:
+        return effects_in(self.folder / "effects.db")
+
+    def events(self) -> list[Event]:
+        """Return what happened, with every effect that is durable."""
+        effects = (
+            Event(Kind.EFFECT, 0, "effects", STREAM, writer, number, id, group)
+            for group, id, writer, number in self._effects()
+        )
+        return [*effects, *read(self.folder)]
+
+    def breaches(self) -> list[list[object]]:
+        """Return the promises that are broken now."""
+        return [[breach.promise, *breach.message, breach.group, breach.why] for breach in breaches(self.events())]
+
+
+async def played(plan: Plan, folder: Path) -> Outcome:
+    """Play a schedule in a folder, and judge it."""
+    start = monotonic()
+    outcome = Outcome(plan.seed, plan.bus, [str(fault) for fault in plan.faults])
+    async with Stage(plan, folder).set() as stage:
+        await stage.play()
+        outcome.breaches = stage.breaches()
+        outcome.crashes = [crash for actor in stage.actors.values() for crash in actor.crashes]
+        events = stage.events()
+    outcome.counts = dict(Counter(event.kind.value for event in events))
+    outcome.counts["redelivered"] = sum(event.redelivered for event in events)
+    outcome.took_s = monotonic() - start
+    return outcome
+
+
+def main() -> int:
+    """Play one schedule and print what came of it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.support.chaos_stage", description=__doc__)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--flaw", type=Flaw, choices=list(Flaw), default=Flaw.NONE)
+    parser.add_argument("--bus", type=BusKind, choices=list(BusKind))
+    parser.add_argument("--folder", type=Path, help="keep histories and files there")
+    given = parser.parse_args()
+    drawn = plan(given.seed, flaw=given.flaw, bus=given.bus)
+    with tempfile.TemporaryDirectory(prefix="esper-chaos-") as name:
+        folder = given.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        outcome = asyncio.run(played(drawn, folder))
+    print(json.dumps(asdict(outcome), indent=1))
+    return 0 if outcome.is_sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

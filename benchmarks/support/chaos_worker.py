@@ -1,0 +1,251 @@
+"""A process of a chaos schedule: ``python -m benchmarks.support.chaos_worker SPEC``.
+
+It publishes numbered messages, or handles them, or both; it notes what happens on standard output, and its effects are rows of a
+SQLite file. A file named ``quiet`` beside them ends every writer, one named after the process ends it in good order.
+"""
+
+import asyncio
+import json
+import sqlite3
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from benchmarks.support.chaos_plan import Flaw
+from esper.contracts.envelope import DeadLetter
+from esper.errors import BusUnavailable
+from esper.ports import Delivery, DeliveryHandler
+from esper.services.oona.codec import DEAD_SUFFIX, Codec
+from esper.services.oona.journal import Journal
+from esper.services.oona.memory_bus import MemoryBus, MemoryBusConfig
+from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.testing.history import History, Kind, Message
+
+STREAM = "chaos.numbers"
+POISON_EVERY = 50
+"""Each so-manyth message of a writer fails for ever."""
+QUIET = "quiet"
+UNDERTAKERS = "undertakers"
+_LISTEN_S = 0.05
+_LATE_S = 0.3
+"""How long after its handler the effect of an early reader follows."""
+_TABLES = """
+CREATE TABLE IF NOT EXISTS handled (group_name TEXT, id TEXT, PRIMARY KEY (group_name, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS effects (group_name TEXT, id TEXT, writer TEXT, number INTEGER);
+"""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a process does.
+
+    Attributes:
+        process: Its name; a restarted one has another.
+        folder: Where journal and effects are.
+        seed: Of its pauses and failures.
+        url: Of Redis; empty for the journaled bus.
+        member: Its name on the bus; a restarted one may keep it.
+        writers: How many writers it has.
+        readers: Group and name of each reader.
+        flaw: What is wrong with its readers.
+        batch: Messages read at once.
+        pause_s: How long a writer rests between messages, at most.
+        work_s: How long a handler takes, at most.
+        fails: How often a handler fails.
+    """
+
+    process: str
+    folder: str
+    seed: int
+    url: str = ""
+    member: str = ""
+    writers: int = 0
+    readers: list[tuple[str, str]] = field(default_factory=list)
+    flaw: str = Flaw.NONE.value
+    batch: int = 8
+    pause_s: float = 0.01
+    work_s: float = 0.0
+    fails: float = 0.0
+
+
+class Effects:
+    """Rows, each committed in one transaction with the id of its message.
+
+    Args:
+        path: The file.
+        remembers: Whether an id that is there already is passed over.
+    """
+
+    def __init__(self, path: Path, *, remembers: bool) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=20.0)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = OFF")  # a kill takes nothing from the page cache
+        self._db.executescript(_TABLES)
+        self._remembers = remembers
+
+    def commit(self, group: str, message: Message, id: str) -> None:
+        """Make the effect durable, unless it is."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            new = self._db.execute("INSERT OR IGNORE INTO handled VALUES (?, ?)", (group, id)).rowcount
+            if new or not self._remembers:
+                row = (group, id, message.writer, message.number)
+                self._db.execute("INSERT INTO effects VALUES (?, ?, ?, ?)", row)
+            self._db.execute("COMMIT")
+        except sqlite3.Error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+
+def effects_in(path: Path) -> list[tuple[str, str, str, int]]:
+    """Return group, id, writer and number of every effect."""
+    if not path.exists():
+        return []
+    with sqlite3.connect(path, timeout=20.0) as db:
+        db.executescript(_TABLES)
+        rows = db.execute("SELECT group_name, id, writer, number FROM effects").fetchall()
+    db.close()
+    return rows
+
+
+class Worker:
+    """Writers and readers on one bus."""
+
+    def __init__(self, spec: Spec, history: History) -> None:
+        self.spec, self.history = spec, history
+        self.dice = Random(f"{spec.seed}.{spec.process}")
+        self.bus = _bus(spec)
+        self.quiet, self.stop = asyncio.Event(), asyncio.Event()
+        self.effects = Effects(Path(spec.folder) / "effects.db", remembers=spec.flaw != Flaw.FORGETFUL)
+        self.late: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Work until it is told to end."""
+        async with asyncio.TaskGroup() as tasks:
+            for n in range(self.spec.writers):
+                tasks.create_task(self.write(f"{self.spec.process}.{n}"))
+            for group, member in self.spec.readers:
+                tasks.create_task(self.read(group, member))
+            await self.listen()
+            await self.bus.close()
+        for group, member in self.spec.readers:
+            self.history.note(Kind.LEFT, Message(STREAM, "", -1), group=group, member=member)
+
+    async def listen(self) -> None:
+        """Return when it is told to end."""
+        folder = Path(self.spec.folder)
+        while not self.stop.is_set():
+            await asyncio.sleep(_LISTEN_S)
+            if (folder / self.spec.process).exists():
+                self.stop.set()
+            if self.stop.is_set() or (folder / QUIET).exists():
+                self.quiet.set()
+
+    async def write(self, writer: str) -> None:
+        """Publish numbered messages, one after the other."""
+        number = 0
+        while not self.quiet.is_set():
+            message = Message(STREAM, writer, number)
+            self.history.note(Kind.SENT, message)
+            try:
+                id = await self.bus.publish(STREAM, {"writer": writer, "number": number, "fill": fill(message)})
+            except BusUnavailable:
+                self.history.note(Kind.REFUSED, message)
+            else:
+                self.history.note(Kind.ACKNOWLEDGED, message, id=id)
+            number += 1
+            await asyncio.sleep(self.dice.uniform(0.0, self.spec.pause_s))
+
+    async def read(self, group: str, member: str) -> None:
+        """Be a member of a group; one whose subscription ends because the journal cannot be written begins again."""
+        stream, handle = STREAM, self.reader(group, member)
+        if group == UNDERTAKERS:
+            stream, handle = STREAM + DEAD_SUFFIX, self.bury
+        while not self.stop.is_set():
+            self.history.note(Kind.JOINED, Message(stream, "", -1), group=group, member=member)
+            try:
+                await self.bus.subscribe(stream, group, handle, start_from="0")
+            except BusUnavailable:
+                await asyncio.sleep(0.02)
+
+    def reader(self, group: str, member: str) -> DeliveryHandler:
+        """Return the handler of a member."""
+
+        async def handle(delivery: Delivery) -> None:
+            message = message_in(delivery.body)
+
+            def note(kind: Kind) -> None:
+                self.history.note(
+                    kind, message, id=delivery.id, group=group, member=member, redelivered=delivery.redelivered
+                )
+
+            note(Kind.HANDED)
+            try:
+                await self.work(group, message, delivery.id)
+            except Exception:
+                note(Kind.FAILED)
+                raise
+            note(Kind.HANDLED)
+
+        return handle
+
+    async def work(self, group: str, message: Message, id: str) -> None:
+        """Have an effect, or fail."""
+        if message.number % POISON_EVERY == POISON_EVERY - 1 or self.dice.random() < self.spec.fails:
+            raise ValueError("planted")
+        await asyncio.sleep(self.dice.uniform(0.0, self.spec.work_s))
+        if self.spec.flaw == Flaw.EARLY:
+            task = asyncio.create_task(self.follow(group, message, id))
+            self.late.add(task)
+            task.add_done_callback(self.late.discard)
+        else:
+            await asyncio.to_thread(self.effects.commit, group, message, id)
+
+    async def follow(self, group: str, message: Message, id: str) -> None:
+        """Have the effect when the message is acknowledged already."""
+        await asyncio.sleep(_LATE_S)
+        await asyncio.to_thread(self.effects.commit, group, message, id)
+
+    async def bury(self, delivery: Delivery) -> None:
+        """Note that a dead letter stands for a message."""
+        letter = delivery.body
+        assert isinstance(letter, DeadLetter)
+        message = message_in(Codec().open(letter.envelope))
+        self.history.note(Kind.BURIED, message, id=letter.envelope.id, group=letter.group)
+
+
+def fill(message: Message) -> str:
+    """Return a text that only this message has."""
+    return f"{message.writer}/{message.number} " * (1 + message.number * 37 % 100)
+
+
+def message_in(body: object) -> Message:
+    """Return the name of the message in a body, or one that nobody sent where its content is not its own."""
+    if isinstance(body, dict):
+        message = Message(STREAM, str(body.get("writer")), int(str(body.get("number"))))
+        if body.get("fill") == fill(message):
+            return message
+    return Message(STREAM, "?", -1)
+
+
+def _bus(spec: Spec) -> RedisBus | MemoryBus:
+    if not spec.url:
+        config = MemoryBusConfig(retry_delay_s=0.01, publish_limit_s=2.0, close_limit_s=2.0)
+        return MemoryBus(config, journal=Journal(Path(spec.folder) / "bus.journal"))
+    return RedisBus(
+        RedisBusConfig(
+            url=spec.url, name=spec.member, batch=spec.batch, max_tries=5, retry_delay_s=0.01,
+            claim_idle_s=0.6, block_s=0.1, reply_limit_s=0.4, publish_limit_s=2.0, close_limit_s=2.0,
+        )
+    )  # fmt: skip
+
+
+async def main(spec: Spec) -> None:
+    """Do what a spec says."""
+    await Worker(spec, History(1, spec.process)).run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Spec(**json.loads(sys.argv[1]))))
