@@ -4,8 +4,10 @@ from datetime import datetime
 
 import msgspec
 
+from esper.contracts.ids import MessageId
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One message on the bus.
 
     Attributes:
@@ -20,7 +22,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
     type: str
     version: int
-    id: str
+    id: MessageId
     run_id: str | None
     sent_at: datetime
     traceparent: str | None

@@ -1,7 +1,7 @@
 """Identifiers, told apart by type."""
 
 import os
-from typing import NewType
+from typing import NewType, cast
 from uuid import uuid4
 
 RunId = NewType("RunId", str)
@@ -19,21 +19,21 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{uuid4().hex[:12]}"
 
 
-_BLOCK = 256
-_ID_BYTES = 12
-"""Of a message: readers drop what has an id that they know, so that two equal ones among 10^12 must stay unlikely."""
+_BLOCK_BYTES = 11
+"""Drawn for each block of ids: readers drop what has an id that they know, so that two equal ones among 10^12 must stay
+unlikely."""
+_LAST_DIGITS = [f"{last:02x}" for last in range(256)]
 
 _fresh: list[MessageId] = []
 os.register_at_fork(after_in_child=_fresh.clear)
 
 
 def new_message_id() -> MessageId:
-    """Return a fresh identifier of a message; drawn from the system in blocks, because there are many."""
+    """Return a fresh identifier of a message; the system is asked once for a block of them, because there are many."""
     try:
         return _fresh.pop()
     except IndexError:
-        drawn = os.urandom(_BLOCK * _ID_BYTES).hex()
-    width = 2 * _ID_BYTES
-    made = [MessageId(f"message-{drawn[start : start + width]}") for start in range(0, len(drawn), width)]
+        block = f"message-{os.urandom(_BLOCK_BYTES).hex()}"
+    made = cast("list[MessageId]", [block + last for last in _LAST_DIGITS])
     _fresh.extend(made[1:])
     return made[0]

@@ -5,17 +5,21 @@ from collections.abc import Callable
 
 
 class Bell:
-    """Wakes all who wait for a change; to ring it where nobody waits costs next to nothing."""
+    """Wakes all who wait for a change.
 
-    __slots__ = ("_waiting",)
+    Attributes:
+        waiting: Is empty where nobody waits, so that the most frequent changes need not ring.
+    """
+
+    __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        self.waiting: set[asyncio.Future[None]] = set()
 
     def ring(self) -> None:
         """Let everybody who waits look again."""
-        if self._waiting:
-            waiting, self._waiting = self._waiting, set()
+        if self.waiting:
+            waiting, self.waiting = self.waiting, set()
             for one in waiting:
                 if not one.done():
                     one.set_result(None)
@@ -24,11 +28,11 @@ class Bell:
         """Return once ``holds`` does; it is asked now, and whenever the bell has rung."""
         while not holds():
             rung: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.add(rung)
+            self.waiting.add(rung)
             try:
                 await rung
             finally:
-                self._waiting.discard(rung)
+                self.waiting.discard(rung)
 
 
 async def is_set_within(event: asyncio.Event, seconds: float) -> bool:

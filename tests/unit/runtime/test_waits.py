@@ -38,7 +38,7 @@ async def test_a_wait_that_is_given_up_leaves_nothing_in_the_bell() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
                 await bell.wait_for(lambda: False)
-    assert not bell._waiting
+    assert not bell.waiting
     bell.ring()
 
 

@@ -1,6 +1,6 @@
 """Messages to bytes and back, in one envelope."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -19,10 +19,26 @@ DEAD_SUFFIX = ".dead"
 """The stream of the dead letters of ``S`` is ``S.dead``."""
 
 _INT_RANGE = range(-(2**63), 2**64)
-_SCALARS = (type(None), bool, float, str, bytes, datetime)
+_SCALARS = frozenset((type(None), bool, float, str, bytes))
+_FLAT = _SCALARS | {int}
 _MAX_DEPTH = 64
 
 Contract = type[msgspec.Struct] | type[BaseModel]
+
+_packed = msgspec.msgpack.Encoder().encode
+_plain_of = msgspec.msgpack.Decoder(dict[str, object]).decode
+_envelope_of = msgspec.msgpack.Decoder(Envelope).decode
+_envelopes_of = msgspec.msgpack.Decoder(list[Envelope]).decode
+
+
+class _Head(msgspec.Struct, frozen=True, gc=False):
+    """What is equal in envelopes that are sealed together."""
+
+    stream: str
+    topic: Topic | None
+    run_id: str | None
+    sent_at: datetime
+    traceparent: str | None
 
 
 class Codec:
@@ -42,6 +58,7 @@ class Codec:
             t.model.__name__: (t.model, t.version) for t in topics.values()
         }
         self._contracts[DeadLetter.__name__] = (DeadLetter, 1)
+        self._parsers = {name: (_parser(model), version) for name, (model, version) in self._contracts.items()}
 
     def topic(self, stream: str) -> Topic | None:
         """Return what is declared about a stream, or None."""
@@ -64,17 +81,21 @@ class Codec:
         Raises:
             ContractError: If the message does not keep the stream's contract, or cannot be sent at all.
         """
-        checked = self._as_declared(stream, message)
+        head = _Head(stream, self._topics.get(stream), run_id, datetime.now(UTC), traceparent())
+        return self._sealed(message, head, message_id or new_message_id())
+
+    def seal_all(self, stream: str, messages: Sequence[Message], *, run_id: str | None = None) -> list[Envelope]:
+        """Put messages into envelopes with fresh ids, as ``seal`` does; where one is refused, all are."""
+        head = _Head(stream, self._topics.get(stream), run_id, datetime.now(UTC), traceparent())
+        return [self._sealed(message, head, new_message_id()) for message in messages]
+
+    def _sealed(self, message: Message, head: "_Head", message_id: MessageId) -> Envelope:
+        checked = message if head.topic is None else _as_declared(head.topic, message)
         name, version = self._named(checked)
         return Envelope(
-            type=name,
-            version=version,
-            id=message_id or new_message_id(),
-            run_id=run_id,
-            sent_at=datetime.now(UTC),
-            traceparent=traceparent(),
-            body=_body(checked, stream),
-        )
+            type=name, version=version, id=message_id, run_id=head.run_id, sent_at=head.sent_at,
+            traceparent=head.traceparent, body=_body(checked, head.stream),
+        )  # fmt: skip
 
     def open(self, envelope: Envelope) -> Message:
         """Return the message in an envelope; fields that its contract does not know are passed over.
@@ -83,45 +104,19 @@ class Codec:
             ContractError: If the contract is not known, is newer than this library, or is broken.
         """
         try:
-            if envelope.type == PLAIN:
-                return msgspec.msgpack.decode(envelope.body, type=dict[str, object])
-            return self._parsed(envelope)
+            return _plain_of(envelope.body) if envelope.type == PLAIN else self._parsed(envelope)
         except (msgspec.DecodeError, ValidationError) as error:
             raise ContractError(f"message {envelope.id} breaks its contract {envelope.type}", why=str(error)) from error
 
     def _parsed(self, envelope: Envelope) -> Message:
-        model, version = self._contracts.get(envelope.type, (None, 0))
-        if model is None or envelope.version > version:
+        parse, version = self._parsers.get(envelope.type, (None, 0))
+        if parse is None or envelope.version > version:
             raise ContractError(
                 f"message {envelope.id} cannot be read",
                 why=f"this library knows version {version} of {envelope.type}, not {envelope.version}",
                 todo="bring every part to the same version",
             )
-        if issubclass(model, BaseModel):
-            return model.model_validate(msgspec.msgpack.decode(envelope.body))
-        return msgspec.msgpack.decode(envelope.body, type=model)
-
-    def _as_declared(self, stream: str, message: Message) -> Message:
-        topic = self._topics.get(stream)
-        if topic is None or isinstance(message, topic.model):
-            return message
-        if not isinstance(message, dict):
-            raise ContractError(
-                f"a {type(message).__name__} cannot be sent to {stream}", why=f"its contract is {topic.model.__name__}"
-            )
-        try:
-            checked = _converted(message, topic.model)
-        except (msgspec.ValidationError, ValidationError) as error:
-            raise ContractError(
-                f"the data do not keep the contract {topic.model.__name__} of {stream}", why=str(error)
-            ) from error
-        for place in _unknown(message, _builtins(checked), "$"):
-            raise ContractError(
-                f"the data for {stream} hold {place}, which {topic.model.__name__} does not know",
-                why="no reader would see it",
-                todo="correct its name, or add the field to the contract",
-            )
-        return checked
+        return parse(envelope.body)
 
     def _named(self, message: Message) -> tuple[str, int]:
         if isinstance(message, dict):
@@ -138,7 +133,12 @@ class Codec:
 
 def packed(envelope: Envelope) -> bytes:
     """Return the bytes of an envelope, as they are stored and sent."""
-    return msgspec.msgpack.encode(envelope)
+    return _packed(envelope)
+
+
+def packed_together(envelopes: Sequence[Envelope]) -> bytes:
+    """Return the bytes of several envelopes, as they are stored together."""
+    return _packed(envelopes)
 
 
 def unpacked(data: bytes) -> Envelope:
@@ -148,9 +148,44 @@ def unpacked(data: bytes) -> Envelope:
         ContractError: If they are not one.
     """
     try:
-        return msgspec.msgpack.decode(data, type=Envelope)
+        return _envelope_of(data)
     except msgspec.DecodeError as error:
         raise ContractError("these bytes are no envelope", why=str(error)) from error
+
+
+def unpacked_together(data: bytes) -> list[Envelope]:
+    """Return the envelopes that were packed together.
+
+    Raises:
+        ContractError: If the bytes are something else.
+    """
+    try:
+        return _envelopes_of(data)
+    except msgspec.DecodeError as error:
+        raise ContractError("these bytes are no envelopes", why=str(error)) from error
+
+
+def _as_declared(topic: Topic, message: Message) -> Message:
+    if isinstance(message, topic.model):
+        return message
+    if not isinstance(message, dict):
+        raise ContractError(
+            f"a {type(message).__name__} cannot be sent to {topic.stream}",
+            why=f"its contract is {topic.model.__name__}",
+        )
+    try:
+        checked = _converted(message, topic.model)
+    except (msgspec.ValidationError, ValidationError) as error:
+        raise ContractError(
+            f"the data do not keep the contract {topic.model.__name__} of {topic.stream}", why=str(error)
+        ) from error
+    for place in _unknown(message, _builtins(checked), "$"):
+        raise ContractError(
+            f"the data for {topic.stream} hold {place}, which {topic.model.__name__} does not know",
+            why="no reader would see it",
+            todo="correct its name, or add the field to the contract",
+        )
+    return checked
 
 
 def _converted(message: dict[str, object], model: Contract) -> msgspec.Struct | BaseModel:
@@ -176,14 +211,34 @@ def _unknown(sent: object, kept: object, path: str) -> Iterator[str]:
             yield from _unknown(value, held, f"{path}[{index}]")
 
 
+def _parser(model: Contract) -> Callable[[bytes], Message]:
+    """Return what reads a contract from the body of an envelope."""
+    if issubclass(model, BaseModel):
+        return lambda body: model.model_validate(msgspec.msgpack.decode(body))
+    return msgspec.msgpack.Decoder(model).decode
+
+
 def _body(message: Message, stream: str) -> bytes:
-    if isinstance(message, dict):
+    if isinstance(message, dict) and not _is_flat(message):
         _check_plain(message, "$", stream, _MAX_DEPTH)
-    content = message.model_dump() if isinstance(message, BaseModel) else message
     try:
-        return msgspec.msgpack.encode(content)
+        return _packed(message.model_dump() if isinstance(message, BaseModel) else message)
     except (TypeError, OverflowError, UnicodeEncodeError, msgspec.EncodeError) as error:
+        if isinstance(message, dict):
+            _check_plain(message, "$", stream, _MAX_DEPTH)  # knows where an integer is too large
         raise ContractError(f"a {type(message).__name__} cannot be sent to {stream}", why=str(error)) from error
+
+
+def _is_flat(message: dict[str, object]) -> bool:
+    """Whether a dictionary holds only values, as most do: then there is nothing to look into."""
+    if type(message) is not dict:
+        return False
+    for key, value in message.items():
+        if type(key) is not str:
+            return False
+        if type(value) not in _FLAT:
+            return False
+    return True
 
 
 def _check_plain(value: object, path: str, stream: str, depth: int) -> None:

@@ -1,7 +1,7 @@
 """Many publishers and readers, one commit: what waits while the journal writes goes into the next batch."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,77 +10,69 @@ from esper.errors import BusUnavailable
 from esper.services.oona.journal import GroupState, Journal
 from esper.services.oona.memory_stream import Group, Stream
 
-_MAX_BATCH = 2_000
-"""Of what goes into one commit, so that nobody waits long for the rest of a batch."""
+MAX_BATCH = 2_000
+"""Messages in one commit (about), so that nobody waits long for the rest of a batch."""
 
 
 @dataclass(slots=True)
-class Settlement:
-    """A message that a group is done with."""
-
-    stream: Stream
-    group: Group
-    seq: int
-
-
-@dataclass(slots=True)
-class Addition:
-    """A message on its way into the journal.
+class _Addition:
+    """Messages on their way into the journal.
 
     Attributes:
-        stream: Where it goes.
-        envelope: The message.
-        kept: Is done once the journal holds it.
-        settles: The message that it takes the place of, as a dead letter does.
+        stream: Where they go.
+        envelopes: The messages.
+        kept: Is done once the journal holds them.
+        settles: The message that they take the place of, as a dead letter does.
     """
 
     stream: Stream
-    envelope: Envelope
+    envelopes: Sequence[Envelope]
     kept: "asyncio.Future[None]"
-    settles: Settlement | None = None
+    settles: "_Move | None" = None
 
 
-@dataclass
+@dataclass(slots=True)
+class _Move:
+    """A group that has come further in its stream, and what it is done with."""
+
+    stream: Stream
+    group: Group
+    settled: set[int]
+
+    def state(self) -> GroupState:
+        """Return how far it will have come."""
+        pending = frozenset(self.group.pending - self.settled)
+        return GroupState(self.stream.name, self.group.name, self.group.next_seq, pending)
+
+
 class _Batch:
     """What goes into one commit."""
 
-    additions: list[Addition]
-    acknowledged: list[Settlement]
-    moved: dict[int, tuple[Stream, Group]]
+    def __init__(self, additions: list[_Addition], moved: dict[Group, Stream]) -> None:
+        self.additions = additions
+        self.moves: dict[Group, _Move] = {}
+        for group, stream in moved.items():
+            self.moves[group] = _Move(stream, group, group.acknowledged)
+            group.acknowledged = set()
+        self.acknowledged = {group: set(move.settled) for group, move in self.moves.items()}
+        for burial in filter(None, (addition.settles for addition in additions)):
+            self.moves.setdefault(burial.group, _Move(burial.stream, burial.group, set())).settled |= burial.settled
 
-    def __post_init__(self) -> None:
-        self.settlements = [*self.acknowledged, *(a.settles for a in self.additions if a.settles is not None)]
-        for settlement in self.settlements:
-            self.moved[id(settlement.group)] = (settlement.stream, settlement.group)
-
-    def messages(self) -> list[tuple[str, int, Envelope]]:
-        """Return each new message with its place."""
-        next_seq = {a.stream.name: a.stream.published for a in self.additions}
-        placed = []
+    def messages(self) -> list[tuple[str, int, list[Envelope]]]:
+        """Return each stream with the place of its first new message, and its new messages."""
+        streams: dict[Stream, list[Envelope]] = {}
         for addition in self.additions:
-            name = addition.stream.name
-            placed.append((name, next_seq[name], addition.envelope))
-            next_seq[name] += 1
-        return placed
-
-    def groups(self) -> list[GroupState]:
-        """Return how far groups will have come."""
-        settled: dict[int, set[int]] = {}
-        for settlement in self.settlements:
-            settled.setdefault(id(settlement.group), set()).add(settlement.seq)
-        return [
-            GroupState(stream.name, group.name, group.next_seq, frozenset(group.pending - settled.get(key, set())))
-            for key, (stream, group) in self.moved.items()
-        ]
+            streams.setdefault(addition.stream, []).extend(addition.envelopes)
+        return [(stream.name, stream.published, envelopes) for stream, envelopes in streams.items()]
 
     def trims(self, kept_from: dict[str, int]) -> list[tuple[str, int]]:
         """Return from where on streams are still needed, where that has moved on far enough to be worth a write."""
-        streams = {s.name: s for s in (*(a.stream for a in self.additions), *(s for s, _ in self.moved.values()))}
-        needed = {name: stream.needed_from for name, stream in streams.items()}
+        touched = (*(addition.stream for addition in self.additions), *(move.stream for move in self.moves.values()))
+        needed = {stream: stream.needed_from for stream in dict.fromkeys(touched)}
         return [
-            (name, seq)
-            for name, seq in needed.items()
-            if seq - kept_from.get(name, 0) >= max(1, streams[name].max_length // 4)
+            (stream.name, seq)
+            for stream, seq in needed.items()
+            if seq - kept_from.get(stream.name, 0) >= max(1, stream.max_length // 4)
         ]
 
 
@@ -91,36 +83,36 @@ class GroupCommit:
 
     Args:
         journal: The file.
-        wake: Is awaited after each commit.
     """
 
-    def __init__(self, journal: Journal, wake: Callable[[], Awaitable[None]]) -> None:
-        self._journal, self._wake = journal, wake
-        self._additions: list[Addition] = []
-        self._settlements: list[Settlement] = []
-        self._moved: dict[int, tuple[Stream, Group]] = {}
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._additions: list[_Addition] = []
+        self._moved: dict[Group, Stream] = {}
         self._kept_from: dict[str, int] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="oona-journal")
         self._task: asyncio.Task[None] | None = None
         self.failure: BusUnavailable | None = None
 
-    def add(self, stream: Stream, envelope: Envelope, *, settles: Settlement | None = None) -> "asyncio.Future[None]":
-        """Take a message, and return what is done once the journal holds it."""
-        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        stream.reserved += 1
-        self._additions.append(Addition(stream, envelope, kept, settles))
-        self._start()
-        return kept
+    def add(self, stream: Stream, envelopes: Sequence[Envelope]) -> "asyncio.Future[None]":
+        """Take messages, and return what is done once the journal holds them: all, or none where it fails."""
+        return self._add(_Addition(stream, envelopes, asyncio.get_running_loop().create_future()))
 
-    def settle(self, stream: Stream, group: Group, seq: int) -> None:
+    def bury(self, grave: Stream, letter: Envelope, stream: Stream, group: Group, seq: int) -> "asyncio.Future[None]":
+        """Take a dead letter; the same commit that keeps it settles the message whose place it takes."""
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        return self._add(_Addition(grave, [letter], kept, _Move(stream, group, {seq})))
+
+    def acknowledge(self, stream: Stream, group: Group, seq: int) -> None:
         """Take an acknowledgement; it is kept with one of the next commits."""
-        self._settlements.append(Settlement(stream, group, seq))
-        self._start()
+        group.acknowledged.add(seq)
+        self.moved(stream, group)
 
     def moved(self, stream: Stream, group: Group) -> None:
         """Note that a group is new, or was handed a message."""
-        self._moved[id(group)] = (stream, group)
-        self._start()
+        self._moved[group] = stream
+        if self._task is None or self._task.done():
+            self._start()
 
     async def flush(self) -> None:
         """Return once everything was written.
@@ -146,43 +138,60 @@ class GroupCommit:
             self._thread.shutdown()
             self._journal.close()
 
+    def _add(self, addition: _Addition) -> "asyncio.Future[None]":
+        addition.stream.reserved += len(addition.envelopes)
+        self._additions.append(addition)
+        self._start()
+        return addition.kept
+
     def _start(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._write(), name="oona-journal")
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._additions or self._settlements or self._moved:
+        while self._additions or self._moved:
             await asyncio.sleep(0)  # Lets everybody who is ready join the batch.
-            batch = _Batch(self._additions[:_MAX_BATCH], self._settlements, self._moved)
-            self._additions, self._settlements, self._moved = self._additions[_MAX_BATCH:], [], {}
+            batch = self._next_batch()
             trims = batch.trims(self._kept_from)
+            states = [move.state() for move in batch.moves.values()]
             try:
-                await loop.run_in_executor(self._thread, self._journal.commit, batch.messages(), batch.groups(), trims)
+                await loop.run_in_executor(self._thread, self._journal.commit, batch.messages(), states, trims)
             except BusUnavailable as error:
                 self._refuse(batch, error)
                 return
             self._kept_from.update(trims)
             self._apply(batch)
-            await self._wake()
+
+    def _next_batch(self) -> _Batch:
+        count, taken = 0, 0
+        while taken < len(self._additions) and count < MAX_BATCH:
+            count += len(self._additions[taken].envelopes)
+            taken += 1
+        batch = _Batch(self._additions[:taken], self._moved)
+        self._additions, self._moved = self._additions[taken:], {}
+        return batch
 
     def _apply(self, batch: _Batch) -> None:
         self.failure = None
-        for settlement in batch.settlements:
-            settlement.stream.settle(settlement.group, settlement.seq)
         for addition in batch.additions:
-            addition.stream.reserved -= 1
-            addition.stream.append(addition.envelope)
+            addition.stream.reserved -= len(addition.envelopes)
+            addition.stream.extend(addition.envelopes)
             if not addition.kept.done():
                 addition.kept.set_result(None)
+        for move in batch.moves.values():
+            for seq in move.settled:
+                move.stream.settle(move.group, seq)
 
     def _refuse(self, batch: _Batch, error: BusUnavailable) -> None:
         """Give every sender the error; what was handled stays handled, and is written with the next batch."""
         self.failure = error
-        self._settlements = batch.acknowledged + self._settlements
-        self._moved = {**batch.moved, **self._moved}
+        for group, acknowledged in batch.acknowledged.items():
+            group.acknowledged |= acknowledged
+            self._moved.setdefault(group, batch.moves[group].stream)
         waiting, self._additions = [*batch.additions, *self._additions], []
         for addition in waiting:
-            addition.stream.reserved -= 1
+            addition.stream.reserved -= len(addition.envelopes)
+            addition.stream.moves.ring()
             if not addition.kept.done():
                 addition.kept.set_exception(error)

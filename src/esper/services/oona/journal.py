@@ -1,25 +1,32 @@
 """The journal of the in-process bus: a SQLite file that a killed process leaves whole."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
+import msgspec
+
 from esper.contracts.envelope import Envelope
 from esper.errors import BusUnavailable, ConfigError, NotFound, StoreUnavailable
-from esper.services.oona.codec import packed, unpacked
+from esper.services.oona.codec import packed_together, unpacked_together
 
-VERSION = 1
+VERSION = 2
 """Of the tables; it stands in the file."""
 
+# Rows hold many messages: SQLite gives up the interpreter's lock with each row, and may wait long to have it back.
 _TABLES = """
-CREATE TABLE messages (stream TEXT, seq INTEGER, envelope BLOB NOT NULL, PRIMARY KEY (stream, seq)) WITHOUT ROWID;
+CREATE TABLE messages (
+    stream TEXT, first_seq INTEGER, next_seq INTEGER NOT NULL, envelopes BLOB NOT NULL, PRIMARY KEY (stream, first_seq)
+) WITHOUT ROWID;
 CREATE TABLE streams (name TEXT PRIMARY KEY, next_seq INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE groups (stream TEXT, name TEXT, next_seq INTEGER NOT NULL, PRIMARY KEY (stream, name)) WITHOUT ROWID;
-CREATE TABLE pending (stream TEXT, name TEXT, seq INTEGER, PRIMARY KEY (stream, name, seq)) WITHOUT ROWID;
+CREATE TABLE groups (
+    stream TEXT, name TEXT, next_seq INTEGER NOT NULL, pending BLOB NOT NULL, PRIMARY KEY (stream, name)
+) WITHOUT ROWID;
 """
+_pending_of = msgspec.msgpack.Decoder(frozenset[int]).decode
 
 
 @dataclass(frozen=True)
@@ -109,42 +116,37 @@ class Journal:
             found = {
                 name: StreamState(int(seq)) for name, seq in self._db.execute("SELECT name, next_seq FROM streams")
             }
-            for stream, seq, data in self._db.execute(
-                "SELECT stream, seq, envelope FROM messages ORDER BY stream, seq"
+            for stream, first_seq, data in self._db.execute(
+                "SELECT stream, first_seq, envelopes FROM messages ORDER BY stream, first_seq"
             ):
-                found[stream].messages.append((seq, unpacked(data)))
-            pending: dict[tuple[str, str], set[int]] = {}
-            for stream, name, seq in self._db.execute("SELECT stream, name, seq FROM pending"):
-                pending.setdefault((stream, name), set()).add(seq)
-            for stream, name, next_seq in self._db.execute("SELECT stream, name, next_seq FROM groups"):
-                state = GroupState(stream, name, next_seq, frozenset(pending.get((stream, name), ())))
+                found[stream].messages += enumerate(unpacked_together(data), first_seq)
+            for stream, name, next_seq, pending in self._db.execute("SELECT * FROM groups"):
+                state = GroupState(stream, name, next_seq, _pending_of(pending))
                 found.setdefault(stream, StreamState(next_seq)).groups.append(state)
         return found
 
     def commit(
         self,
-        messages: Iterable[tuple[str, int, Envelope]],
+        messages: Iterable[tuple[str, int, Sequence[Envelope]]],
         groups: Iterable[GroupState],
         trims: Iterable[tuple[str, int]],
     ) -> None:
         """Keep all of it, or nothing.
 
         Args:
-            messages: Stream, place and envelope of new messages.
+            messages: A stream, the place of its first new message, and its new messages.
             groups: How far groups have come.
-            trims: Stream, and the place of the oldest message to keep.
+            trims: Stream, and the place of the oldest message to keep; older ones may stay a little longer.
 
         Raises:
             BusUnavailable: If the disk is full or fails; nothing of it is kept.
         """
-        rows = [(stream, seq, packed(envelope)) for stream, seq, envelope in messages]
+        rows = [(stream, seq, seq + len(envelopes), packed_together(envelopes)) for stream, seq, envelopes in messages]
         with self._committed():
-            self._db.executemany("INSERT INTO messages VALUES (?, ?, ?)", rows)
-            ends = {stream: seq + 1 for stream, seq, _ in rows}
-            self._db.executemany("INSERT OR REPLACE INTO streams VALUES (?, ?)", ends.items())
-            for group in groups:
-                self._keep(group)
-            self._db.executemany("DELETE FROM messages WHERE stream = ? AND seq < ?", trims)
+            self._db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO streams VALUES (?, ?)", [(row[0], row[2]) for row in rows])
+            self._db.executemany("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?)", map(_row, groups))
+            self._db.executemany("DELETE FROM messages WHERE stream = ? AND next_seq <= ?", trims)
 
     def replace(self, streams: Mapping[str, StreamState]) -> None:
         """Hold these streams exactly as they are given, all or none; for a journal that no bus is open on.
@@ -154,13 +156,12 @@ class Journal:
         """
         with self._committed():
             for name, state in streams.items():
-                for table in ("messages", "groups", "pending"):
+                for table in ("messages", "groups"):
                     self._db.execute(f"DELETE FROM {table} WHERE stream = ?", (name,))
                 self._db.execute("INSERT OR REPLACE INTO streams VALUES (?, ?)", (name, state.next_seq))
-                rows = [(name, seq, packed(envelope)) for seq, envelope in state.messages]
-                self._db.executemany("INSERT INTO messages VALUES (?, ?, ?)", rows)
-                for group in state.groups:
-                    self._keep(group)
+                rows = [(name, seq, seq + 1, packed_together([envelope])) for seq, envelope in state.messages]
+                self._db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?)", rows)
+                self._db.executemany("INSERT INTO groups VALUES (?, ?, ?, ?)", map(_row, state.groups))
 
     @contextmanager
     def _committed(self) -> Iterator[None]:
@@ -180,23 +181,17 @@ class Journal:
         """Release the file."""
         self._db.close()
 
-    def _keep(self, group: GroupState) -> None:
-        key = (group.stream, group.name)
-        self._db.execute("INSERT OR REPLACE INTO groups VALUES (?, ?, ?)", (*key, group.next_seq))
-        self._db.execute("DELETE FROM pending WHERE stream = ? AND name = ?", key)
-        self._db.executemany("INSERT INTO pending VALUES (?, ?, ?)", [(*key, seq) for seq in group.pending])
-
     def _prepare(self, sync: str) -> None:
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA synchronous = {sync}")
         self._db.execute("BEGIN IMMEDIATE")  # From here on, no other process gets the file.
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
+        if version not in (0, VERSION):
             raise StoreUnavailable(
                 f"the journal {self.path} cannot be read",
                 why=f"it has version {version}, and this library knows {VERSION}",
-                todo="use the release that wrote it, or a newer one",
+                todo="use the release that wrote it",
             )
         if version == 0:
             for statement in filter(str.strip, _TABLES.split(";")):
@@ -219,6 +214,10 @@ class Journal:
             ) from error
 
 
+def _row(group: GroupState) -> tuple[str, str, int, bytes]:
+    return group.stream, group.name, group.next_seq, msgspec.msgpack.encode(group.pending)
+
+
 def _check_tables(path: Path) -> None:
     """Refuse a file that no journal was made in, before anything could be written to it."""
     try:
@@ -230,7 +229,7 @@ def _check_tables(path: Path) -> None:
         raise ConfigError(
             f"{path} is no journal", why=str(error), todo="give the path of one", code="ESP-2802"
         ) from error
-    if not found >= {"messages", "streams", "groups", "pending"}:
+    if not found >= {"messages", "streams", "groups"}:
         raise ConfigError(
             f"{path} is no journal", why="it has other tables", todo="give the path of one", code="ESP-2802"
         )

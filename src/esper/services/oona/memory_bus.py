@@ -6,23 +6,24 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from esper.contracts.envelope import DeadLetter, Envelope
+from esper.contracts.envelope import Envelope
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ConfigError
-from esper.ports import Acknowledge, Delivery, DeliveryHandler
+from esper.ports import Acknowledge, DeliveryHandler
 from esper.runtime.closing import Closing
-from esper.services.oona.codec import DEAD_SUFFIX, Codec
-from esper.services.oona.group_commit import GroupCommit, Settlement
+from esper.runtime.waits import Bell
+from esper.services.oona.codec import Codec
+from esper.services.oona.group_commit import MAX_BATCH, GroupCommit
 from esper.services.oona.journal import Journal
-from esper.services.oona.memory_stream import Entry, Group, Pending, Stream
-from esper.telemetry.logs import get_logger
-from esper.telemetry.tracing import traced, usable
-
-log = get_logger("oona.memory")
+from esper.services.oona.memory_member import Member, Retrying, Shared
+from esper.services.oona.memory_stream import Stream, Streams
 
 _CANCEL_LIMIT_S = 1.0
 """How long a cancelled handler may take to end."""
+
+_TURN = 256
+"""Messages that are published before everybody else in the event loop has a turn."""
 
 
 class MemoryBusConfig(BaseModel):
@@ -100,16 +101,16 @@ class MemoryBus(Closing):
     ) -> None:
         self._config = config or MemoryBusConfig()
         self._codec = codec or Codec()
-        self._streams: dict[str, Stream] = {}
-        self._changed: asyncio.Condition | None = None
+        self._streams = Streams(self._codec, self._config.max_length)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._limits: set[asyncio.Timeout] = set()
-        self._members = 0
-        self._closed = False
-        self._commits = None if journal is None else GroupCommit(journal, self._wake)
+        self._members: set[Member] = set()
+        self._left = Bell()
+        self._stop = asyncio.Event()
+        self._since_turn = 0
+        self._commits = None if journal is None else GroupCommit(journal)
         for name, state in journal.load().items() if journal is not None else ():
-            held = self._stream(name)
-            held.restore(state.next_seq, (Entry(seq, envelope) for seq, envelope in state.messages))
+            held = self._streams[name]
+            held.restore(state.next_seq, state.messages)
             for group in state.groups:
                 held.rejoin(group.name, group.next_seq, group.pending)
 
@@ -123,9 +124,9 @@ class MemoryBus(Closing):
                 written.
             ContractError: If the message does not keep the topic's contract.
         """
-        sealed = self._codec.seal(stream, message, run_id=run_id, message_id=message_id)
-        await self._append(stream, [sealed])
-        return MessageId(sealed.id)
+        envelope = self._codec.seal(stream, message, run_id=run_id, message_id=message_id)
+        await self._append(stream, [envelope])
+        return envelope.id
 
     async def publish_many(
         self, stream: str, messages: Sequence[Message], *, run_id: str | None = None
@@ -136,28 +137,9 @@ class MemoryBus(Closing):
             BusUnavailable: As for ``publish``; messages before the one that failed may have been published.
             ContractError: If a message does not keep the topic's contract.
         """
-        envelopes = [self._codec.seal(stream, message, run_id=run_id) for message in messages]
+        envelopes = self._codec.seal_all(stream, messages, run_id=run_id)
         await self._append(stream, envelopes)
-        return [MessageId(envelope.id) for envelope in envelopes]
-
-    async def _append(self, stream: str, envelopes: Sequence[Envelope]) -> None:
-        changed = self._bound()
-        held = self._stream(stream)
-        kept: list[asyncio.Future[None]] = []
-        async with changed:
-            for envelope in envelopes:
-                self._check_open()
-                if not held.has_room:
-                    changed.notify_all()
-                    await self._room(held, stream, changed)
-                if self._commits is None:
-                    held.append(envelope)
-                else:
-                    kept.append(self._commits.add(held, envelope))
-            changed.notify_all()
-        for answer in await asyncio.gather(*kept, return_exceptions=True):
-            if isinstance(answer, BaseException):
-                raise answer
+        return [envelope.id for envelope in envelopes]
 
     async def subscribe(
         self,
@@ -174,26 +156,26 @@ class MemoryBus(Closing):
             BusUnavailable: If the bus is closed already.
             ConfigError: If ``start_from`` is neither ``">"`` nor ``"0"``.
         """
-        changed = self._bound()
-        self._check_open()
+        self._check_usable()
         if start_from not in (">", "0"):
             raise ConfigError(
                 f"start_from={start_from!r} cannot be used", todo='use ">" for new messages, "0" for all held'
             )
-        handle = self._handle_received if acknowledge == Acknowledge.ON_RECEIPT else self._handle
-        held = self._stream(stream)
+        held = self._streams[stream]
         is_new = group not in held.groups
         readers = held.join(group, start_from)
         if is_new and self._commits is not None:
             self._commits.moved(held, readers)
             await self._commits.flush()
-        self._members += 1
+        retrying = Retrying(self._config.max_tries, self._config.retry_delay_s)
+        shared = Shared(self._streams, self._codec, retrying, self._commits, self._stop)
+        member = Member(shared, held, readers, handler, acknowledge)
+        self._members.add(member)
         try:
-            while (pending := await self._next(held, readers, changed)) is not None:
-                await handle(stream, readers, pending, handler)
+            await member.run()
         finally:
-            self._members -= 1
-            await self._wake()
+            self._members.discard(member)
+            self._left.ring()
 
     async def close(self) -> None:
         """Take no more messages, let each handler finish the one in hand, and end every subscription.
@@ -203,228 +185,99 @@ class MemoryBus(Closing):
         Raises:
             BusUnavailable: If a handler cannot be cancelled, or the journal cannot be written.
         """
-        self._closed = True
+        self._check_loop()
+        ends_at = asyncio.get_running_loop().time() + self._config.close_limit_s
+        if not self._stop.is_set():
+            self._stop.set()
+            for member in self._members:
+                member.cut_at(ends_at)
+            for stream in self._streams:
+                stream.news.ring()
+                stream.moves.ring()
         try:
-            await self._end_members(self._bound())
+            await self._end_members(ends_at)
         finally:
             commits, self._commits = self._commits, None
             if commits is not None:
                 await commits.close()
 
-    async def _end_members(self, changed: asyncio.Condition) -> None:
-        ends_at = asyncio.get_running_loop().time() + self._config.close_limit_s
-        for limit in self._limits:
-            limit.reschedule(ends_at)
-        async with changed:
-            changed.notify_all()
-            try:
-                async with asyncio.timeout_at(ends_at + _CANCEL_LIMIT_S):
-                    await changed.wait_for(lambda: self._members == 0)
-            except TimeoutError as error:
-                raise BusUnavailable(
-                    "the bus cannot be closed",
-                    why="a handler goes on although it was cancelled",
-                    todo="mend that handler",
-                ) from error
-
     async def drain(self, *, limit_s: float) -> bool:
         """Wait until every group has handled what was published, but no longer than ``limit_s``; tell whether it has."""
-        changed = self._bound()
+        self._check_loop()
         try:
-            async with asyncio.timeout(limit_s), changed:
-                await changed.wait_for(self._is_idle)
+            async with asyncio.timeout(limit_s):
+                while busy := next((stream for stream in self._streams if not stream.is_idle), None):
+                    await busy.moves.wait_for(lambda stream=busy: stream.is_idle)  # type: ignore[misc]
         except TimeoutError:
             return False
         return True
 
-    def _is_idle(self) -> bool:
-        groups = [group for stream in self.counts().values() for group in stream.groups.values()]
-        return not any(group.lag or group.in_hand for group in groups)
-
     def counts(self) -> dict[str, StreamCounts]:
         """Return what every stream holds, has handed out and has lost."""
-        return {name: _counted(stream) for name, stream in self._streams.items()}
+        return {stream.name: _counted(stream) for stream in self._streams}
 
-    def _bound(self) -> asyncio.Condition:
-        """Return the one condition that all waits share, bound to the first loop that used the bus."""
+    async def _append(self, stream: str, envelopes: list[Envelope]) -> None:
+        """Add messages to a stream, as many at once as it has room for."""
+        self._check_usable()
+        held = self._streams[stream]
+        while envelopes:
+            if (room := held.room) < 1:
+                await self._room(held)
+                continue
+            part, envelopes = envelopes[: min(room, MAX_BATCH)], envelopes[min(room, MAX_BATCH) :]
+            if self._commits is None:
+                held.extend(part)
+                await self._yield_turn(len(part))
+            else:
+                await self._commits.add(held, part)
+
+    async def _yield_turn(self, count: int) -> None:
+        """Let readers have a turn now and then, also where writers never wait."""
+        self._since_turn += count
+        if self._since_turn >= _TURN:
+            self._since_turn = 0
+            await asyncio.sleep(0)
+
+    async def _room(self, held: Stream) -> None:
+        try:
+            async with asyncio.timeout(self._config.publish_limit_s):
+                await held.moves.wait_for(lambda: held.room > 0 or self._stop.is_set())
+        except TimeoutError as error:
+            slow = [group.name for group in held.groups.values() if group.next_seq <= held.first_seq]
+            raise BusUnavailable(
+                f"stream {held.name} is full",
+                why=f"{len(held)} messages wait for {', '.join(slow)} since {self._config.publish_limit_s:g} s",
+                todo="make its handler faster, or add members to the group",
+            ) from error
+        self._check_usable()
+
+    async def _end_members(self, ends_at: float) -> None:
+        try:
+            async with asyncio.timeout_at(ends_at + _CANCEL_LIMIT_S):
+                await self._left.wait_for(lambda: not self._members)
+        except TimeoutError as error:
+            raise BusUnavailable(
+                "the bus cannot be closed",
+                why="a handler goes on although it was cancelled",
+                todo="mend that handler",
+            ) from error
+
+    def _check_usable(self) -> None:
+        self._check_loop()
+        if self._stop.is_set():
+            raise BusUnavailable("the bus is closed", todo="open a new one")
+
+    def _check_loop(self) -> None:
+        """Bind the bus to the first loop that uses it."""
         loop = asyncio.get_running_loop()
-        if self._changed is None:
-            self._changed, self._loop = asyncio.Condition(), loop
+        if self._loop is None:
+            self._loop = loop
         if self._loop is not loop:
             raise ConfigError(
                 "the in-process bus was used from a second event loop",
                 why="it belongs to the loop that used it first",
                 todo="hand the call to that loop with asyncio.run_coroutine_threadsafe",
             )
-        return self._changed
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BusUnavailable("the bus is closed", todo="open a new one")
-
-    def _stream(self, name: str) -> Stream:
-        if name not in self._streams:
-            topic = self._codec.topic(name)
-            longest = min(topic.max_length, self._config.max_length) if topic else self._config.max_length
-            lossy = topic.lossy if topic else name.endswith(DEAD_SUFFIX)
-            self._streams[name] = Stream(name, longest, lossy=lossy)
-        return self._streams[name]
-
-    async def _room(self, held: Stream, name: str, changed: asyncio.Condition) -> None:
-        try:
-            async with asyncio.timeout(self._config.publish_limit_s):
-                await changed.wait_for(lambda: held.has_room or self._closed)
-        except TimeoutError as error:
-            slow = [group.name for group in held.groups.values() if group.next_seq <= held.first_seq]
-            raise BusUnavailable(
-                f"stream {name} is full",
-                why=f"{len(held)} messages wait for {', '.join(slow)} since {self._config.publish_limit_s:g} s",
-                todo="make its handler faster, or add members to the group",
-            ) from error
-        self._check_open()
-
-    async def _next(self, held: Stream, group: Group, changed: asyncio.Condition) -> Pending | None:
-        """Return the group's next message, or None once the bus is closed."""
-        async with changed:
-            while not self._closed:
-                if (pending := held.take(group)) is not None:
-                    if self._commits is not None:
-                        self._commits.moved(held, group)
-                    changed.notify_all()
-                    return pending
-                await changed.wait()
-        return None
-
-    async def _handle(self, stream: str, group: Group, pending: Pending, handler: DeliveryHandler) -> None:
-        """Hand one message out until it is acknowledged or dead; otherwise the group gets it back."""
-        settled = False
-        try:
-            async with asyncio.timeout(None) as limit:
-                self._limits.add(limit)
-                settled = await self._settled(stream, group, pending, handler)
-        except TimeoutError:
-            # Only close() sets the limit: the handler was cut off, and its message stays unacknowledged.
-            pending.reason = "the bus was closed before the handler returned"
-        finally:
-            self._limits.discard(limit)
-            if not (settled or pending.buried):
-                self._streams[stream].give_back(group, pending)
-            elif settled and not pending.buried:
-                self._settle(self._streams[stream], group, pending)
-            await self._wake()
-
-    async def _handle_received(self, stream: str, group: Group, pending: Pending, handler: DeliveryHandler) -> None:
-        """Acknowledge one message, then hand it out once; whatever becomes of it, it does not come again."""
-        group.in_hand += 1  # until the handler has returned; the message itself is settled before
-        handled = False
-        try:
-            async with asyncio.timeout(None) as limit:
-                self._limits.add(limit)
-                self._settle(self._streams[stream], group, pending)
-                if await self._kept():
-                    pending.tries += 1
-                    await self._call(stream, pending, handler)
-                    handled = True
-        except Exception as error:  # Whatever a handler raises; a message that may be lost has no second try.
-            log.warning("message_dropped", stream=stream, group=group.name, why=f"{type(error).__name__}: {error}")
-        finally:
-            self._limits.discard(limit)
-            group.in_hand -= 1
-            group.handled += handled
-            group.dropped += not handled
-            await self._wake()
-
-    async def _kept(self) -> bool:
-        """Wait until the journal holds the acknowledgements so far; tell whether it does before the bus is closed."""
-        while self._commits is not None:
-            try:
-                await self._commits.flush()
-                break
-            except BusUnavailable:
-                await self._pause(max(self._config.retry_delay_s, 0.01))
-                if self._closed:
-                    return False
-        return True
-
-    def _settle(self, held: Stream, group: Group, pending: Pending) -> None:
-        """Acknowledge a message; where there is a journal, the acknowledgement counts once it is kept there."""
-        if self._commits is None:
-            held.settle(group, pending.entry.seq)
-        else:
-            self._commits.settle(held, group, pending.entry.seq)
-
-    async def _settled(self, stream: str, group: Group, pending: Pending, handler: DeliveryHandler) -> bool:
-        while pending.tries < self._config.max_tries:
-            if pending.tries:
-                await self._pause(self._config.retry_delay_s * 2 ** (pending.tries - 1))
-                group.redelivered += 1
-            if self._closed and pending.tries:
-                return False
-            pending.tries += 1
-            try:
-                await self._call(stream, pending, handler)
-            except Exception as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
-                pending.reason = f"{type(error).__name__}: {error}"
-            else:
-                group.handled += 1
-                return True
-        await self._bury(stream, group, pending)
-        return True
-
-    async def _call(self, stream: str, pending: Pending, handler: DeliveryHandler) -> None:
-        with traced(usable(pending.entry.envelope.traceparent)):
-            await handler(self._delivery(stream, pending))
-
-    def _delivery(self, stream: str, pending: Pending) -> Delivery:
-        envelope = pending.entry.envelope
-        return Delivery(
-            id=MessageId(envelope.id),
-            stream=stream,
-            body=self._codec.open(envelope),
-            run_id=envelope.run_id,
-            redelivered=pending.tries > 1,
-        )
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait, but no longer than until the bus is closed."""
-        changed = self._bound()
-        async with changed:
-            try:
-                async with asyncio.timeout(seconds):
-                    await changed.wait_for(lambda: self._closed)
-            except TimeoutError:
-                return
-
-    async def _bury(self, stream: str, group: Group, pending: Pending) -> None:
-        """Move a message to the dead letters; those of dead letters are counted and dropped."""
-        group.dead += 1
-        if stream.endswith(DEAD_SUFFIX):
-            return
-        letter = DeadLetter(
-            stream=stream,
-            group=group.name,
-            tries=pending.tries,
-            reason=pending.reason,
-            envelope=pending.entry.envelope,
-        )
-        dead = self._stream(stream + DEAD_SUFFIX)
-        sealed = self._codec.seal(dead.name, letter, run_id=pending.entry.envelope.run_id)
-        if self._commits is None:
-            dead.append(sealed)
-            return
-        settles = Settlement(self._streams[stream], group, pending.entry.seq)
-        kept = self._commits.add(dead, sealed, settles=settles)
-        try:
-            await asyncio.shield(kept)
-        finally:
-            # A reader that is cancelled meanwhile must know whether the letter took the message's place.
-            await asyncio.wait([kept])
-            pending.buried = kept.exception() is None
-
-    async def _wake(self) -> None:
-        changed = self._bound()
-        async with changed:
-            changed.notify_all()
 
 
 def _counted(stream: Stream) -> StreamCounts:

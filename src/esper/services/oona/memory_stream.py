@@ -1,43 +1,36 @@
-"""One stream of the in-process bus: its messages, its groups, and what was lost."""
+"""Streams of the in-process bus: their messages, their groups, and what was lost."""
 
+import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from esper.contracts.envelope import Envelope
+from esper.runtime.waits import Bell
+from esper.services.oona.codec import DEAD_SUFFIX, Codec
 
 
-@dataclass
-class Entry:
-    """A message in a stream.
+class Pending(msgspec.Struct, gc=False):
+    """A message in one group's hands.
 
     Attributes:
         seq: Its place in the stream, from 0.
         envelope: The message.
+        tries: How often it was handed out.
+        reason: What the handler said at the last try.
+        settled: Whether it was acknowledged, or a dead letter took its place.
     """
 
     seq: int
     envelope: Envelope
-
-
-@dataclass
-class Pending:
-    """A message in one group's hands.
-
-    Attributes:
-        entry: The message.
-        tries: How often it was handed out.
-        reason: What the handler said at the last try.
-        buried: Whether a dead letter took its place in the journal.
-    """
-
-    entry: Entry
     tries: int = 0
     reason: str = ""
-    buried: bool = False
+    settled: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Readers that share a stream.
 
@@ -45,25 +38,32 @@ class Group:
         name: Its name.
         next_seq: First message that was never handed out.
         returned: Messages that a member gave back unhandled, oldest first.
-        in_hand: Messages with a member now.
+        pending: Places of the messages that were handed out and are not settled: acknowledged, or dead.
+        acknowledged: Those of them that were acknowledged and wait for the journal.
         handled: Messages acknowledged.
         redelivered: Tries after the first.
         dead: Messages that went to the dead letters.
         lost: Messages that were trimmed before the group saw them.
+        received: Messages with a member now that were acknowledged on receipt.
         dropped: Messages that were acknowledged on receipt and not handled.
-        pending: Places of the messages that were handed out and are not settled: acknowledged, or dead.
     """
 
     name: str
     next_seq: int
     returned: deque[Pending] = field(default_factory=deque)
-    in_hand: int = 0
+    pending: set[int] = field(default_factory=set)
+    acknowledged: set[int] = field(default_factory=set)
     handled: int = 0
     redelivered: int = 0
     dead: int = 0
     lost: int = 0
+    received: int = 0
     dropped: int = 0
-    pending: set[int] = field(default_factory=set)
+
+    @property
+    def in_hand(self) -> int:
+        """Messages with a member now."""
+        return len(self.pending) - len(self.returned) + self.received
 
 
 class Stream:
@@ -74,24 +74,24 @@ class Stream:
         max_length: Messages kept.
         lossy: Whether a full stream drops what a slow group has not seen.
 
-    ``reserved`` counts messages that are on their way into it.
+    Attributes:
+        published: Place of the next message.
+        first_seq: Place of the oldest message held, or of the next one where none is.
+        trimmed: Messages dropped.
+        reserved: Messages that are on their way into it.
+        news: Rings when there is something to hand out.
+        moves: Rings when a group was handed a message, or is done with one.
     """
 
     def __init__(self, name: str, max_length: int, *, lossy: bool) -> None:
         self.name, self.max_length, self.lossy = name, max_length, lossy
         self.groups: dict[str, Group] = {}
-        self.published = 0
-        self.trimmed = 0
-        self.reserved = 0
-        self._entries: deque[Entry] = deque()
+        self.published = self.first_seq = self.trimmed = self.reserved = 0
+        self.news, self.moves = Bell(), Bell()
+        self._held: dict[int, Envelope] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def first_seq(self) -> int:
-        """Place of the oldest message held, or of the next one where none is."""
-        return self._entries[0].seq if self._entries else self.published
+        return self.published - self.first_seq
 
     @property
     def needed_from(self) -> int:
@@ -99,12 +99,19 @@ class Stream:
         return min([self.first_seq, *(min(group.pending) for group in self.groups.values() if group.pending)])
 
     @property
-    def has_room(self) -> bool:
-        """Whether a message can be appended without taking one from a group that has not seen it."""
-        beyond = len(self) + self.reserved + 1 - self.max_length
-        if self.lossy or beyond <= 0:
-            return True
-        return all(group.next_seq >= self.first_seq + beyond for group in self.groups.values())
+    def room(self) -> int:
+        """How many messages can be appended without taking one from a group that has not seen it."""
+        if self.lossy or not self.groups:
+            return sys.maxsize
+        seen = min([group.next_seq for group in self.groups.values()])
+        return self.max_length + seen - self.published - self.reserved
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every group is done with every message."""
+        return not any(
+            group.next_seq < self.published or group.pending or group.received for group in self.groups.values()
+        )
 
     def join(self, name: str, start_from: str) -> Group:
         """Return a group, made at the oldest message held (``"0"``) or after the newest (``">"``) where it is new."""
@@ -113,52 +120,90 @@ class Stream:
             self.groups[name] = Group(name, first)
         return self.groups[name]
 
-    def restore(self, next_seq: int, entries: Iterable[Entry]) -> None:
+    def restore(self, next_seq: int, messages: Sequence[tuple[int, Envelope]]) -> None:
         """Hold what an earlier process held, also where that is more than the limit."""
-        self._entries, self.published = deque(entries), next_seq
+        self._held = dict(messages)
+        self.published, self.first_seq = next_seq, min(self._held, default=next_seq)
 
     def rejoin(self, name: str, next_seq: int, pending: Iterable[int]) -> None:
         """Make a group as an earlier process left it; what it was handed and has not settled comes first."""
-        group = Group(name, max(next_seq, self.first_seq), pending=set(pending))
-        group.returned.extend(
-            Pending(entry, tries=1, reason="the process ended before the handler returned")
-            for entry in self._entries
-            if entry.seq in group.pending
-        )
+        held = sorted(seq for seq in pending if seq in self._held)
+        group = Group(name, max(next_seq, self.first_seq), pending=set(held))
+        reason = "the process ended before the handler returned"
+        group.returned.extend(Pending(seq, self._held[seq], tries=1, reason=reason) for seq in held)
         self.groups[name] = group
 
-    def append(self, envelope: Envelope) -> None:
-        """Add a message, and trim the oldest beyond the limit; groups that had not seen it have lost it."""
-        self._entries.append(Entry(self.published, envelope))
-        self.published += 1
-        while len(self) > self.max_length:
-            gone = self._entries.popleft()
-            self.trimmed += 1
-            for group in self.groups.values():
-                if group.next_seq <= gone.seq:
-                    group.next_seq = gone.seq + 1
-                    group.lost += 1
+    def extend(self, envelopes: Sequence[Envelope]) -> None:
+        """Add messages, and trim the oldest beyond the limit; groups that had not seen them have lost them."""
+        for seq, envelope in enumerate(envelopes, self.published):
+            self._held[seq] = envelope
+        self.published += len(envelopes)
+        if len(self) > self.max_length:
+            self._trim(self.published - self.max_length)
+        self.news.ring()
+
+    def _trim(self, first_seq: int) -> None:
+        for seq in range(self.first_seq, first_seq):
+            del self._held[seq]
+        self.trimmed += first_seq - self.first_seq
+        self.first_seq = first_seq
+        for group in self.groups.values():
+            if group.next_seq < first_seq:
+                group.lost += first_seq - group.next_seq
+                group.next_seq = first_seq
+
+    def has_for(self, group: Group) -> bool:
+        """Whether a group can be handed something."""
+        return bool(group.returned) or group.next_seq < self.published
 
     def take(self, group: Group) -> Pending | None:
         """Hand the next message of a group out, given-back ones first, or None where there is none."""
         if group.returned:
-            group.in_hand += 1
             return group.returned.popleft()
-        if group.next_seq >= self.published:
+        seq = group.next_seq
+        if seq >= self.published:
             return None
-        entry = self._entries[group.next_seq - self.first_seq]
-        group.next_seq += 1
-        group.in_hand += 1
-        group.pending.add(entry.seq)
-        return Pending(entry)
+        group.next_seq = seq + 1
+        group.pending.add(seq)
+        if self.moves.waiting:
+            self.moves.ring()
+        return Pending(seq, self._held[seq])
 
     def settle(self, group: Group, seq: int) -> None:
         """Note that a group is done with a message for good."""
-        group.in_hand -= 1
         group.pending.discard(seq)
+        if self.moves.waiting:
+            self.moves.ring()
 
     def give_back(self, group: Group, pending: Pending) -> None:
         """Take an unhandled message back; it stays ahead of every later one."""
-        group.in_hand -= 1
-        group.returned.append(pending)
-        group.returned = deque(sorted(group.returned, key=lambda held: held.entry.seq))
+        group.returned = deque(sorted([*group.returned, pending], key=lambda held: held.seq))
+        self.news.ring()
+
+
+class Streams:
+    """All streams of a bus, each made when it is first named.
+
+    Args:
+        codec: Knows the declared streams.
+        max_length: Messages kept per stream, where the topic does not allow fewer.
+    """
+
+    def __init__(self, codec: Codec, max_length: int) -> None:
+        self._codec, self._max_length = codec, max_length
+        self._streams: dict[str, Stream] = {}
+
+    def __getitem__(self, name: str) -> Stream:
+        try:
+            return self._streams[name]
+        except KeyError:
+            return self._streams.setdefault(name, self._made(name))
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._streams.values()))
+
+    def _made(self, name: str) -> Stream:
+        topic = self._codec.topic(name)
+        if topic is None:
+            return Stream(name, self._max_length, lossy=name.endswith(DEAD_SUFFIX))
+        return Stream(name, min(topic.max_length, self._max_length), lossy=topic.lossy)

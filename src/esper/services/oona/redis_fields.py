@@ -7,6 +7,7 @@ from typing import cast
 import msgspec
 
 from esper.contracts.envelope import Envelope
+from esper.contracts.ids import MessageId
 from esper.errors import ContractError
 from esper.services.oona.codec import DEAD_SUFFIX
 
@@ -41,7 +42,7 @@ def from_fields(entry: str, pairs: Sequence[bytes]) -> Envelope:
         return Envelope(
             type=held[b"type"].decode(),
             version=int(held[b"version"]),
-            id=held[b"id"].decode(),
+            id=MessageId(held[b"id"].decode()),
             run_id=_text(held.get(b"run_id")),
             sent_at=datetime.fromisoformat(held[b"sent_at"].decode()),
             traceparent=_text(held.get(b"traceparent")),
@@ -56,7 +57,7 @@ def as_found(entry: str, pairs: Sequence[bytes], sent_at: datetime) -> Envelope:
     return Envelope(
         type=UNREADABLE,
         version=1,
-        id=entry,
+        id=MessageId(entry),
         run_id=None,
         sent_at=sent_at,
         traceparent=None,

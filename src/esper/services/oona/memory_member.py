@@ -1,0 +1,208 @@
+"""One member of a group on the in-process bus: it takes, hands out, and acknowledges."""
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+
+from esper.contracts.envelope import DeadLetter
+from esper.errors import BusUnavailable
+from esper.ports import Acknowledge, Delivery, DeliveryHandler
+from esper.runtime.waits import is_set_within
+from esper.services.oona.codec import DEAD_SUFFIX, Codec
+from esper.services.oona.group_commit import GroupCommit
+from esper.services.oona.memory_stream import Group, Pending, Stream, Streams
+from esper.telemetry.logs import get_logger
+from esper.telemetry.tracing import traced, traceparent, usable
+
+log = get_logger("oona.memory")
+
+_TURN = 64
+"""Messages that a handler which never waits is given before everybody else in the event loop has a turn."""
+
+
+@dataclass(frozen=True)
+class Retrying:
+    """How often, and after which pauses, a message is handed out.
+
+    Attributes:
+        max_tries: How often it is handed out before it goes to the dead letters.
+        delay_s: Pause before the second try; it doubles with every further one.
+    """
+
+    max_tries: int
+    delay_s: float
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the members of one bus have in common.
+
+    Attributes:
+        streams: Where dead letters go.
+        codec: Opens envelopes.
+        retrying: What becomes of a message that fails.
+        commits: Keeps acknowledgements, where there is a journal.
+        stop: Ends every member.
+    """
+
+    streams: Streams
+    codec: Codec
+    retrying: Retrying
+    commits: GroupCommit | None
+    stop: asyncio.Event
+
+
+class Member:
+    """Handles one message at a time, and tries a failing one again before the next, so that order is kept.
+
+    Args:
+        shared: What all members have.
+        stream: What it reads.
+        group: Whose member it is.
+        handler: Is handed the messages.
+        acknowledge: When a message counts as acknowledged.
+    """
+
+    def __init__(
+        self, shared: Shared, stream: Stream, group: Group, handler: DeliveryHandler, acknowledge: Acknowledge
+    ) -> None:
+        self._streams, self._codec, self._retrying = shared.streams, shared.codec, shared.retrying
+        self._commits, self._stop = shared.commits, shared.stop
+        self._stream, self._group, self._handler = stream, group, handler
+        self._handle = self._handle_received if acknowledge == Acknowledge.ON_RECEIPT else self._handle_until_settled
+        self._limit = asyncio.timeout(None)
+
+    def cut_at(self, when: float) -> None:
+        """Cancel the handler in hand at a moment of the loop's clock."""
+        self._limit.reschedule(when)
+
+    async def run(self) -> None:
+        """Work until the bus is closed; a handler that is cut off leaves its message unacknowledged."""
+        try:
+            async with self._limit:
+                await self._work()
+        except TimeoutError:  # only close() sets the limit
+            return
+
+    async def _work(self) -> None:
+        stream, group, taken = self._stream, self._group, 0
+        while not self._stop.is_set():
+            pending = stream.take(group)
+            if pending is None:
+                await stream.news.wait_for(lambda: stream.has_for(group) or self._stop.is_set())
+                continue
+            if self._commits is not None:
+                self._commits.moved(stream, group)
+            await self._handle(pending)
+            taken += 1
+            if taken % _TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _handle_until_settled(self, pending: Pending) -> None:
+        """Hand one message out until it is acknowledged or dead; otherwise the group gets it back."""
+        try:
+            while not pending.tries or await self._may_try_again(pending):
+                pending.tries += 1
+                try:
+                    await self._call(pending)
+                except (
+                    Exception
+                ) as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
+                    pending.reason = f"{type(error).__name__}: {error}"
+                else:
+                    self._group.handled += 1
+                    self._settle(pending)
+                    return
+        finally:
+            if not pending.settled:
+                self._stream.give_back(self._group, pending)
+
+    async def _handle_received(self, pending: Pending) -> None:
+        """Acknowledge one message, then hand it out once; whatever becomes of it, it does not come again."""
+        group, handled, why = self._group, False, "the bus was closed"
+        group.received += 1
+        self._settle(pending)
+        try:
+            if await self._has_kept():
+                pending.tries += 1
+                await self._call(pending)
+                handled = True
+        except Exception as error:  # Whatever a handler raises; a message that may be lost has no second try.
+            why = f"{type(error).__name__}: {error}"
+        finally:
+            group.received -= 1
+            group.handled += handled
+            group.dropped += not handled
+            self._stream.moves.ring()
+            if not handled:
+                log.warning("message_dropped", stream=self._stream.name, group=group.name, why=why)
+
+    def _call(self, pending: Pending) -> Awaitable[None]:
+        """Call the handler, in the trace of its message."""
+        envelope = pending.envelope
+        body = self._codec.open(envelope)
+        delivery = Delivery(envelope.id, self._stream.name, body, envelope.run_id, pending.tries > 1)
+        if envelope.traceparent == traceparent():  # mostly neither has one
+            return self._handler(delivery)
+        return self._call_traced(delivery, usable(envelope.traceparent))
+
+    async def _call_traced(self, delivery: Delivery, trace: str | None) -> None:
+        with traced(trace):
+            await self._handler(delivery)
+
+    async def _may_try_again(self, pending: Pending) -> bool:
+        """Pause before another try, or bury the message after the last one."""
+        if pending.tries >= self._retrying.max_tries:
+            await self._bury(pending)
+            return False
+        await is_set_within(self._stop, self._retrying.delay_s * 2 ** (pending.tries - 1))
+        if self._stop.is_set():
+            return False
+        self._group.redelivered += 1
+        return True
+
+    async def _has_kept(self) -> bool:
+        """Wait until the journal holds the acknowledgements so far; tell whether it does before the bus is closed."""
+        while self._commits is not None:
+            try:
+                await self._commits.flush()
+                break
+            except BusUnavailable:
+                if await is_set_within(self._stop, max(self._retrying.delay_s, 0.01)):
+                    return False
+        return True
+
+    async def _bury(self, pending: Pending) -> None:
+        """Move a message to the dead letters; those of dead letters are counted and dropped."""
+        self._group.dead += 1
+        if self._stream.name.endswith(DEAD_SUFFIX):
+            self._settle(pending)
+            return
+        letter = DeadLetter(
+            stream=self._stream.name,
+            group=self._group.name,
+            tries=pending.tries,
+            reason=pending.reason,
+            envelope=pending.envelope,
+        )
+        grave = self._streams[self._stream.name + DEAD_SUFFIX]
+        sealed = self._codec.seal(grave.name, letter, run_id=pending.envelope.run_id)
+        if self._commits is None:
+            grave.extend([sealed])
+            self._settle(pending)
+            return
+        kept = self._commits.bury(grave, sealed, self._stream, self._group, pending.seq)
+        try:
+            await asyncio.shield(kept)
+        finally:
+            # A reader that is cancelled meanwhile must know whether the letter took the message's place.
+            await asyncio.wait([kept])
+            pending.settled = kept.exception() is None
+
+    def _settle(self, pending: Pending) -> None:
+        """Be done with a message; where there is a journal, that counts once it is kept there."""
+        pending.settled = True
+        if self._commits is None:
+            self._stream.settle(self._group, pending.seq)
+        else:
+            self._commits.acknowledge(self._stream, self._group, pending.seq)
