@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from esper.services.urza.database import engine_at, prepare
 from esper.testing.postgres import PostgresServer
+from esper.testing.s3 import S3Server
 from esper.testing.servers import RedisServer
 
 # A busy machine makes single examples slow; pytest's own limit stays.
@@ -98,3 +99,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite+aiosqlite:///{tmp_path / 'library.db'}"
     return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Return a store of this session's own that speaks S3."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    if not server.is_installed:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no S3 server here; the dev extra brings one")
+    with server:
+        yield server

@@ -3,7 +3,8 @@
 Each protocol states the law that every implementation keeps; `esper.testing` has the suite that checks it.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
@@ -147,10 +148,26 @@ class MessageBus(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class BlobEntry:
+    """Bytes that a store holds.
+
+    Attributes:
+        digest: Their content address.
+        size_bytes: How many.
+        stored_at: When they were stored, in seconds since the epoch.
+    """
+
+    digest: str
+    size_bytes: int
+    stored_at: float
+
+
 class BlobStore(Protocol):
     """Bytes by content address.
 
-    Laws: what ``put`` returned can be read; what is read has the digest that was asked for; nothing is overwritten.
+    Laws: what ``put`` or ``put_stream`` returned can be read; what is read has the digest that was asked for; nothing is
+    overwritten; bytes that have not the digest that was claimed are never there, not even for a moment.
     """
 
     async def put(self, data: bytes) -> str:
@@ -164,6 +181,50 @@ class BlobStore(Protocol):
             NotFound: If there are none.
             StoreUnavailable: If they do not have that digest any more, or cannot be read.
         """
+        ...
+
+    async def put_stream(self, digest: str, size_bytes: int, chunks: AsyncIterable[bytes]) -> None:
+        """Store bytes as they come, holding few of them in memory.
+
+        Raises:
+            ContractError: If they are not as many as was said, or have another digest; nothing is stored then.
+        """
+        ...
+
+    def stream(self, digest: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        """Return bytes as they are read, holding few of them in memory.
+
+        The digest is verified where all are read; the last chunk comes only if it is right.
+
+        Args:
+            digest: Their content address.
+            start: First byte.
+            stop: Byte before which to stop; at the end where it is left out.
+
+        Raises:
+            NotFound: If there are none.
+            StoreUnavailable: If they do not have that digest any more, or cannot be read.
+        """
+        ...
+
+    async def size(self, digest: str) -> int:
+        """Return how many bytes there are.
+
+        Raises:
+            NotFound: If there are none.
+        """
+        ...
+
+    async def delete(self, digest: str) -> None:
+        """Remove the bytes where there are any; only garbage collection does."""
+        ...
+
+    def entries(self) -> AsyncIterator[BlobEntry]:
+        """Return everything that is held."""
+        ...
+
+    async def link(self, digest: str, expires_s: float) -> str | None:
+        """Return an address from which anybody may read the bytes for a while, or None where the store has no such."""
         ...
 
 

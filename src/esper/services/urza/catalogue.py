@@ -1,6 +1,6 @@
 """Blueprints and kernels as trainers and controllers see them."""
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -137,11 +137,36 @@ class Catalogue:
             KernelRejected: If it is not validated.
             StoreUnavailable: If its bytes are damaged.
         """
+        return await self._blobs.get((await self._readable(kernel_id)).kernel_binary_ref)
+
+    async def stream(self, kernel_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        """Return the bytes of a validated kernel as they are read, or a range of them.
+
+        Returns:
+            Chunks; the last comes only if the digest of the whole is right.
+
+        Raises:
+            NotFound: If there is no such kernel.
+            KernelRejected: If it is not validated.
+            ContractError: If there are no such bytes in it.
+        """
+        return self._blobs.stream((await self._readable(kernel_id)).kernel_binary_ref, start, stop)
+
+    async def link(self, kernel_id: str, *, expires_s: float) -> str | None:
+        """Return an address from which a validated kernel can be read for a while, or None where the store has no such.
+
+        Raises:
+            NotFound: If there is no such kernel.
+            KernelRejected: If it is not validated.
+        """
+        return await self._blobs.link((await self._readable(kernel_id)).kernel_binary_ref, expires_s)
+
+    async def _readable(self, kernel_id: str) -> Kernel:
         async with self._database.reading() as session:
             kernel = await session.get(Kernel, kernel_id)
         if kernel is None:
             raise _no_kernel(kernel_id)
-        return await self._blobs.get(_graftable(kernel).kernel_binary_ref)
+        return _graftable(kernel)
 
     async def report(self, outcome: Outcome) -> None:
         """Record what a graft brought; a decision has one row, with what was reported last."""

@@ -1,5 +1,7 @@
 """Bytes with the row that says that somebody needs them, so that garbage collection never takes what a writer refers to."""
 
+from collections.abc import AsyncIterable
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from esper.errors import NotFound
@@ -40,6 +42,16 @@ class BlobKeeper:
         await self.blobs.get(await self.blobs.put(data))
         return digest
 
+    async def put_stream(self, digest: str, size_bytes: int, chunks: AsyncIterable[bytes]) -> None:
+        """Store bytes as they come; who refers to them does so within the grace.
+
+        Raises:
+            ContractError: If they are not what was said; nothing is stored then.
+            StoreUnavailable: If they could not be stored.
+        """
+        await self.need(digest, size_bytes)
+        await self.blobs.put_stream(digest, size_bytes, chunks)
+
     async def need(self, digest: str, size_bytes: int) -> None:
         """Say that somebody is about to store and refer to bytes."""
 
@@ -48,6 +60,7 @@ class BlobKeeper:
             if row is None:
                 row = Blob(digest=digest, size_bytes=size_bytes)
                 session.add(row)
+            row.size_bytes = size_bytes
             row.touched_at = self._clock.now_s()
 
         await self._database.transact(needed)
@@ -62,11 +75,11 @@ class BlobKeeper:
             NotFound: If they are not there.
         """
 
-        async def touched(session: AsyncSession) -> int:
+        async def touched(session: AsyncSession) -> None:
             row = await session.get(Blob, digest, with_for_update=True)
             if row is None:
                 raise NotFound(f"there are no bytes at {digest[:80]}", todo="upload them first")
             row.touched_at = self._clock.now_s()
-            return row.size_bytes
 
-        return await self._database.transact(touched)
+        await self._database.transact(touched)
+        return await self.blobs.size(digest)

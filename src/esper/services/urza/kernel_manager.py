@@ -1,5 +1,6 @@
 """The artifact store, whole."""
 
+from collections.abc import AsyncIterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -82,6 +83,15 @@ class KernelManager(Catalogue, JobQueue):
         """
         blobs = LocalBlobs(own_folder(root) / "blobs")
         return await cls.at(f"sqlite:///{root / 'library.db'}", blobs, clock=clock)
+
+    async def upload(self, digest: str, size_bytes: int, chunks: AsyncIterable[bytes]) -> None:
+        """Store the bytes of a kernel as they come, for `complete_uploaded` to refer to.
+
+        Raises:
+            ContractError: If they are not what was said; nothing is stored then.
+            StoreUnavailable: If they could not be stored.
+        """
+        await self._keeper.put_stream(digest, size_bytes, chunks)
 
     async def close(self) -> None:
         """Close the connections that `open` made."""
