@@ -18,6 +18,7 @@ CERTAIN = {
     "compiled": {"graphs compiled by a graft"},
     "kills": {"exact"},
     "startup": {"stray_bytes"},
+    "tezzeret": {"child_peak_rss_mb"},
 }
 """Targets that no clock decides."""
 
