@@ -18,7 +18,12 @@ MET, MISSED, UNKNOWN = 0, 4, 3
 def names() -> list[str]:
     """Return the benchmarks that there are: every file of this folder is one."""
     files = Path(__file__).resolve().parent.glob("*.py")
-    return sorted(path.stem for path in files if not path.stem.startswith("__"))
+    return sorted(path.stem.replace("_", "-") for path in files if not path.stem.startswith("__"))
+
+
+def module(name: str) -> str:
+    """Return the module of a benchmark."""
+    return f"benchmarks.{name.replace('-', '_')}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
         print(f"no benchmark {given.name!r}: {hint}", file=sys.stderr)
         return UNKNOWN
-    question = import_module(f"benchmarks.{given.name}")
+    question = import_module(module(given.name))
     answer = question.answer(quick=given.quick, seed=given.seed)
     found = report(given.name, answer, seed=given.seed, quick=given.quick)
     if given.out is not None:

@@ -1,6 +1,6 @@
 """Seeded plans of what goes wrong on a bus, and when."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 
@@ -36,11 +36,16 @@ class FaultKind(StrEnum):
     """Ended in good order, and started again."""
     FULL_DISK = "full disk"
     LEAP = "leap"
-    """The wall clock jumps."""
+    """The time of day jumps, and stays there."""
+    DESTROY = "destroy"
+    """Somebody destroys a consumer group."""
     RESET = "reset"
     CUT = "cut"
     HOLD = "hold"
     SWALLOW = "swallow"
+    """Half-open connections."""
+    DELAY = "delay"
+    """One command arrives long after it was given up."""
     SLOW = "slow"
     REFUSE = "refuse"
 
@@ -77,9 +82,11 @@ class Plan:
         faults: What goes wrong.
         flaw: What is wrong with the readers.
         batch: Messages that a reader reads at once.
+        longest: Messages that a stream of the in-process bus keeps, before a writer waits.
         pause_s: How long a writer rests between messages, at most.
         work_s: How long a handler takes, at most.
         fails: How often a handler fails.
+        tries: How often a writer publishes a message that was refused, under one id.
         keeps_name: Whether members of the shared group are started again under their name.
     """
 
@@ -88,9 +95,11 @@ class Plan:
     faults: tuple[Fault, ...]
     flaw: Flaw
     batch: int
+    longest: int
     pause_s: float
     work_s: float
     fails: float
+    tries: int
     keeps_name: bool
 
 
@@ -98,10 +107,12 @@ READERS = ("sole", "left", "right")
 """The sole member of one group, and two that share another."""
 WRITERS = ("one", "two")
 
-_PROCESS = (FaultKind.KILL, FaultKind.FREEZE, FaultKind.STOP)
-_NETWORK = (FaultKind.RESET, FaultKind.CUT, FaultKind.HOLD, FaultKind.SWALLOW, FaultKind.SLOW, FaultKind.REFUSE)
-_SERVER = (FaultKind.KILL, FaultKind.FREEZE)
-_JOURNAL = (FaultKind.KILL, FaultKind.KILL, FaultKind.FREEZE, FaultKind.STOP, FaultKind.FULL_DISK)
+_PROCESS = (FaultKind.KILL, FaultKind.KILL, FaultKind.FREEZE, FaultKind.STOP, FaultKind.LEAP)
+_NETWORK = (
+    FaultKind.RESET, FaultKind.CUT, FaultKind.HOLD, FaultKind.SWALLOW, FaultKind.DELAY, FaultKind.SLOW, FaultKind.REFUSE
+)  # fmt: skip
+_SERVER = (FaultKind.KILL, FaultKind.KILL, FaultKind.FREEZE, FaultKind.LEAP, FaultKind.DESTROY)
+_JOURNAL = (*_PROCESS, FaultKind.FULL_DISK)
 
 
 def plan(seed: int, *, flaw: Flaw = Flaw.NONE, bus: BusKind | None = None) -> Plan:
@@ -109,21 +120,26 @@ def plan(seed: int, *, flaw: Flaw = Flaw.NONE, bus: BusKind | None = None) -> Pl
     dice = Random(seed)
     drawn = BusKind.REDIS if dice.random() < 0.7 else BusKind.JOURNAL
     kind = bus or drawn
-    faults = [_fault(dice, kind) for _ in range(dice.randint(2, 6))]
-    if flaw is not Flaw.NONE:  # the flaw shows where a reader dies with messages in hand
-        target = "bus" if kind is BusKind.JOURNAL else dice.choice(READERS)
-        faults.append(Fault(TRAFFIC_S / 2, FaultKind.KILL, target, 0.1, 1.0))
-    return Plan(
+    drawn_plan = Plan(
         seed=seed,
         bus=kind,
-        faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
+        faults=tuple(sorted((_fault(dice, kind) for _ in range(dice.randint(2, 6))), key=lambda fault: fault.at_s)),
         flaw=flaw,
         batch=dice.choice((1, 8, 64)),
+        longest=dice.choice((50, 1000)),
         pause_s=dice.choice((0.005, 0.015, 0.04)),
         work_s=dice.choice((0.0, 0.002, 0.01)),
         fails=dice.choice((0.0, 0.02, 0.1)),
+        tries=dice.choice((1, 3)),
         keeps_name=dice.random() < 0.5,
     )
+    return drawn_plan if flaw is Flaw.NONE else _controlled(drawn_plan)
+
+
+def _controlled(plan: Plan) -> Plan:
+    """Return a schedule in which a flaw must show: readers die while they hold messages that they have handled."""
+    kills = tuple(Fault(at_s, FaultKind.KILL, "sole", 0.1, 1.0) for at_s in (0.9, 1.6, 2.3))
+    return replace(plan, bus=BusKind.REDIS, faults=kills, batch=64, pause_s=0.005, work_s=0.002, fails=0.0)
 
 
 def _fault(dice: Random, bus: BusKind) -> Fault:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from benchmarks.support.chaos_plan import READERS, TRAFFIC_S, WRITERS, BusKind, 
 from benchmarks.support.chaos_worker import QUIET, STREAM, UNDERTAKERS, Spec, effects_in
 from benchmarks.support.report import ROOT
 from esper.testing.history import Event, Kind, breaches, read
+from esper.testing.leap import LeapingClock
 from esper.testing.proxy import FaultProxy, Way
 from esper.testing.servers import RedisServer
 
@@ -44,6 +45,7 @@ class Outcome:
         faults: What went wrong.
         counts: Events of each kind, and how many messages came again.
         breaches: Broken promises.
+        struck: How often each kind of fault struck.
         crashes: What processes said that ended by themselves.
         took_s: How long it took.
     """
@@ -53,6 +55,7 @@ class Outcome:
     faults: list[str]
     counts: dict[str, int] = field(default_factory=dict)
     breaches: list[list[object]] = field(default_factory=list)
+    struck: dict[str, int] = field(default_factory=dict)
     crashes: list[str] = field(default_factory=list)
     took_s: float = 0.0
 
@@ -65,8 +68,8 @@ class Outcome:
 class Actor:
     """A process that may be killed and started again; each start has a name of its own."""
 
-    def __init__(self, folder: Path, name: str, spec: dict[str, object]) -> None:
-        self._folder, self.name, self._spec = folder, name, spec
+    def __init__(self, folder: Path, name: str, spec: dict[str, object], wrapper: Sequence[str] = ()) -> None:
+        self._folder, self.name, self._spec, self._wrapper = folder, name, spec, wrapper
         self._starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: subprocess.Popen[bytes] | None = None
@@ -81,7 +84,7 @@ class Actor:
         spec = Spec(**self._spec | {"process": process, "member": member})  # type: ignore[arg-type]
         if member and spec.readers:
             spec.readers[:] = [(group, member) for group, _ in spec.readers]
-        command = [sys.executable, "-m", "benchmarks.support.chaos_worker", json.dumps(asdict(spec))]
+        command = [*self._wrapper, sys.executable, "-m", "benchmarks.support.chaos_worker", json.dumps(asdict(spec))]
         # Through a pipe: a full disk stops the bus, and not what is noted about it.
         self._file = self._folder / f"{process}.jsonl"
         with self._file.open("ab") as file:
@@ -159,6 +162,8 @@ class Stage:
         self.server: RedisServer | None = None
         self.proxies: dict[str, FaultProxy] = {}
         self.actors: dict[str, Actor] = {}
+        self.clocks: dict[str, LeapingClock] = {}
+        self.struck: Counter[str] = Counter()
         self._locks: dict[str, asyncio.Lock] = {}
 
     @asynccontextmanager
@@ -177,7 +182,7 @@ class Stage:
 
     async def _set_redis(self, stack: AsyncExitStack) -> None:
         (self.folder / "redis").mkdir()
-        self.server = stack.enter_context(RedisServer(self.folder / "redis"))
+        self.server = stack.enter_context(RedisServer(self.folder / "redis", wrapper=self._wrapper("server")))
         for n, side in enumerate(("readers", "writers")):
             proxy = FaultProxy(self.server.port, seed=self.plan.seed + n)
             self.proxies[side] = await stack.enter_async_context(proxy)
@@ -194,9 +199,19 @@ class Stage:
         plan = self.plan
         common = {
             "folder": str(self.folder), "seed": plan.seed, "flaw": plan.flaw.value, "batch": plan.batch,
-            "pause_s": plan.pause_s, "work_s": plan.work_s, "fails": plan.fails, "member": "",
+            "longest": plan.longest, "pause_s": plan.pause_s, "work_s": plan.work_s, "fails": plan.fails,
+            "tries": plan.tries, "member": "",
         }  # fmt: skip
-        self.actors[name] = Actor(self.folder, name, common | spec)
+        self.actors[name] = Actor(self.folder, name, common | spec, self._wrapper(name))
+
+    def _wrapper(self, name: str) -> Sequence[str]:
+        """Return what lets the clock of a process leap, where the plan wants that."""
+        if not any(fault.kind is FaultKind.LEAP and fault.target == name for fault in self.plan.faults):
+            return ()
+        folder = self.folder / f"clock-{name}"
+        folder.mkdir()
+        self.clocks[name] = LeapingClock(folder)
+        return self.clocks[name].wrapper
 
     async def play(self) -> None:
         """Let writers write, let every fault strike, heal, and wait until the bus is at rest."""
@@ -213,7 +228,10 @@ class Stage:
     async def _strike(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_s)
         async with self._locks.setdefault(fault.target, asyncio.Lock()):
-            if fault.target in self.proxies:
+            self.struck[fault.kind.value] += 1
+            if fault.kind is FaultKind.LEAP:
+                self.clocks[fault.target].leap(_leap_s(fault.amount))
+            elif fault.target in self.proxies:
                 await self._disturb(self.proxies[fault.target], fault)
             elif fault.target == "server":
                 await self._strike_server(fault)
@@ -222,14 +240,18 @@ class Stage:
 
     async def _strike_server(self, fault: Fault) -> None:
         assert self.server is not None
-        if fault.kind is FaultKind.KILL:
-            self.server.kill()
-            await asyncio.sleep(fault.lasts_s)
-            await asyncio.to_thread(self.server.start)
-        else:
-            self.server.freeze()
-            await asyncio.sleep(fault.lasts_s)
-            self.server.thaw()
+        match fault.kind:
+            case FaultKind.KILL:
+                self.server.kill()
+                await asyncio.sleep(fault.lasts_s)
+                await asyncio.to_thread(self.server.start)
+            case FaultKind.DESTROY:
+                group = "sole" if fault.amount < 0.5 else "shared"
+                await asyncio.to_thread(self.server.ask, f"XGROUP DESTROY {STREAM} {group}")
+            case _:
+                self.server.freeze()
+                await asyncio.sleep(fault.lasts_s)
+                self.server.thaw()
 
     async def _strike_actor(self, actor: Actor, fault: Fault) -> None:
         match fault.kind:
@@ -252,6 +274,9 @@ class Stage:
                 proxy.reset()
             case FaultKind.CUT:
                 proxy.cut(Way.UP if fault.amount < 0.5 else Way.DOWN, after_bytes=round(3000 * fault.amount))
+            case FaultKind.DELAY:
+                command = (b"XREADGROUP", b"XACK", b"XADD", b"XAUTOCLAIM", b"XCLAIM", b"")[int(6 * fault.amount)]
+                proxy.delay(Way.UP, 0.5 + fault.lasts_s, containing=command)
             case FaultKind.HOLD:
                 proxy.hold()
             case FaultKind.SWALLOW:
@@ -259,8 +284,8 @@ class Stage:
             case FaultKind.REFUSE:
                 proxy.refuse()
             case _:
-                latency_s = 0.2 * fault.amount
-                proxy.slow(latency_s=latency_s, jitter_s=latency_s / 2, bytes_per_s=20_000 + 200_000 * fault.amount)
+                jitter_s = (0.05, 0.3, 1.0)[int(3 * fault.amount)]
+                proxy.slow(latency_s=jitter_s / 10, jitter_s=jitter_s, bytes_per_s=20_000 + 200_000 * fault.amount)
         await asyncio.sleep(fault.lasts_s)
         await proxy.heal()
 
@@ -301,6 +326,11 @@ class Stage:
         return [[breach.promise, *breach.message, breach.group, breach.why] for breach in breaches(self.events())]
 
 
+def _leap_s(amount: float) -> float:
+    """Return by how much a clock leaps: up to a second back, beyond which taking over waits, or up to an hour forward."""
+    return -2.0 * amount if amount < 0.5 else 3600.0 * (2.0 * amount - 1.0)
+
+
 async def played(plan: Plan, folder: Path) -> Outcome:
     """Play a schedule in a folder, and judge it."""
     start = monotonic()
@@ -312,8 +342,14 @@ async def played(plan: Plan, folder: Path) -> Outcome:
         events = stage.events()
     outcome.counts = dict(Counter(event.kind.value for event in events))
     outcome.counts["redelivered"] = sum(event.redelivered for event in events)
+    outcome.struck = dict(stage.struck)
     outcome.took_s = monotonic() - start
     return outcome
+
+
+def outcome_of(told: dict[str, object]) -> Outcome:
+    """Return the outcome that a process printed."""
+    return Outcome(**told)  # type: ignore[arg-type]
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from random import Random
 
 from benchmarks.support.chaos_plan import Flaw
 from esper.contracts.envelope import DeadLetter
+from esper.contracts.ids import MessageId, new_message_id
 from esper.errors import BusUnavailable
 from esper.ports import Delivery, DeliveryHandler
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
@@ -28,7 +29,7 @@ POISON_EVERY = 50
 QUIET = "quiet"
 UNDERTAKERS = "undertakers"
 _LISTEN_S = 0.05
-_LATE_S = 0.3
+_LATE_S = 0.6
 """How long after its handler the effect of an early reader follows."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS handled (group_name TEXT, id TEXT, PRIMARY KEY (group_name, id)) WITHOUT ROWID;
@@ -50,9 +51,11 @@ class Spec:
         readers: Group and name of each reader.
         flaw: What is wrong with its readers.
         batch: Messages read at once.
+        longest: Messages that a stream of the journaled bus keeps.
         pause_s: How long a writer rests between messages, at most.
         work_s: How long a handler takes, at most.
         fails: How often a handler fails.
+        tries: How often a writer publishes a message that was refused.
     """
 
     process: str
@@ -64,9 +67,11 @@ class Spec:
     readers: list[tuple[str, str]] = field(default_factory=list)
     flaw: str = Flaw.NONE.value
     batch: int = 8
+    longest: int = 1000
     pause_s: float = 0.01
     work_s: float = 0.0
     fails: float = 0.0
+    tries: int = 1
 
 
 class Effects:
@@ -147,16 +152,22 @@ class Worker:
         """Publish numbered messages, one after the other."""
         number = 0
         while not self.quiet.is_set():
-            message = Message(STREAM, writer, number)
-            self.history.note(Kind.SENT, message)
-            try:
-                id = await self.bus.publish(STREAM, {"writer": writer, "number": number, "fill": fill(message)})
-            except BusUnavailable:
-                self.history.note(Kind.REFUSED, message)
-            else:
-                self.history.note(Kind.ACKNOWLEDGED, message, id=id)
+            await self.send(Message(STREAM, writer, number), new_message_id())
             number += 1
             await asyncio.sleep(self.dice.uniform(0.0, self.spec.pause_s))
+
+    async def send(self, message: Message, id: MessageId) -> None:
+        """Publish one message, again under its id where that is refused."""
+        self.history.note(Kind.SENT, message, id=id)
+        body: dict[str, object] = {"writer": message.writer, "number": message.number, "fill": fill(message)}
+        for _ in range(self.spec.tries):
+            try:
+                await self.bus.publish(STREAM, body, message_id=id)
+            except BusUnavailable:
+                self.history.note(Kind.REFUSED, message, id=id)
+            else:
+                self.history.note(Kind.ACKNOWLEDGED, message, id=id)
+                return
 
     async def read(self, group: str, member: str) -> None:
         """Be a member of a group; one whose subscription ends because the journal cannot be written begins again."""
@@ -232,7 +243,7 @@ def message_in(body: object) -> Message:
 
 def _bus(spec: Spec) -> RedisBus | MemoryBus:
     if not spec.url:
-        config = MemoryBusConfig(retry_delay_s=0.01, publish_limit_s=2.0, close_limit_s=2.0)
+        config = MemoryBusConfig(max_length=spec.longest, retry_delay_s=0.01, publish_limit_s=2.0, close_limit_s=2.0)
         return MemoryBus(config, journal=Journal(Path(spec.folder) / "bus.journal"))
     return RedisBus(
         RedisBusConfig(

@@ -1,15 +1,20 @@
-"""What the bus on Redis does when the network between fails it, one fault at a time."""
+"""What the bus on Redis does when the network, a clock or a reader fails it, one fault at a time."""
 
 import asyncio
+import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from esper.ports import Delivery
+from esper.services.oona.once import once
 from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
 from esper.testing.bus_contract import STREAM, Reader, Reading
+from esper.testing.leap import LeapingClock
 from esper.testing.proxy import FaultProxy, Way
 from esper.testing.servers import RedisServer
 
@@ -56,3 +61,83 @@ async def test_a_read_that_arrives_late_does_not_break_the_order(redis_server: R
             await writer.publish(STREAM, {"n": n})
         await until(lambda: len(set(map(str, reader.numbers))) == 80)
     assert list(dict.fromkeys(reader.numbers)) == list(range(80))
+
+
+async def test_an_answer_that_was_cut_makes_a_second_copy_that_readers_know_by_its_id(
+    redis_server: RedisServer, proxy: FaultProxy
+) -> None:
+    every, first = Reader(), Reader()
+    async with bus_at(proxy.port) as bus, bus_at(redis_server.port) as other:
+        await bus.publish(STREAM, {"n": 0})
+        proxy.cut(Way.DOWN, after_bytes=3)
+        await bus.publish(STREAM, {"n": 1})
+        await bus.publish(STREAM, {"n": 2})
+        async with Reading(other, every), Reading(other, once(first), group="once"):
+            await every.wait_for(4)
+            await first.wait_for(3)
+    assert every.numbers == [0, 1, 1, 2]
+    assert every.deliveries[1].id == every.deliveries[2].id
+    assert first.numbers == [0, 1, 2]
+
+
+async def test_half_open_connections_are_given_up_and_nothing_is_lost(
+    redis_server: RedisServer, proxy: FaultProxy
+) -> None:
+    reader = Reader()
+    async with bus_at(proxy.port) as bus, bus_at(redis_server.port) as writer, Reading(bus, reader):
+        await bus.publish(STREAM, {"n": 0})
+        await reader.wait_for(1)
+        proxy.swallow()
+        for n in range(1, 5):
+            await writer.publish(STREAM, {"n": n})
+        late = asyncio.create_task(bus.publish(STREAM, {"n": 5}))
+        await asyncio.sleep(0.5)
+        assert reader.numbers == [0]
+        assert not late.done()
+        await proxy.heal()
+        await late
+        await until(lambda: 5 in reader.numbers)
+    assert list(dict.fromkeys(reader.numbers)) == list(range(6))
+
+
+async def test_a_server_whose_clock_leaps_ahead_loses_nothing_and_members_that_lose_leases_know_ids(
+    tmp_path: Path,
+) -> None:
+    """Redis measures leases by its time of day: all look old at once, and another member takes over what one works on."""
+    clock = leaping(tmp_path)
+    going_on, started = asyncio.Event(), asyncio.Event()
+
+    async def waits(_: Delivery) -> None:
+        started.set()
+        await going_on.wait()
+
+    reader = Reader()
+    with RedisServer(tmp_path, wrapper=clock.wrapper) as server:
+        async with bus_at(server.port) as slow, bus_at(server.port) as other, Reading(slow, waits):
+            for n in range(4):
+                await slow.publish(STREAM, {"n": n})
+            await started.wait()
+            clock.leap(3600.0)
+            async with Reading(other, reader):
+                await until(lambda: set(map(str, reader.numbers)) == set("0123"))
+                going_on.set()
+    assert all(delivery.redelivered for delivery in reader.deliveries)
+
+
+async def test_a_server_whose_clock_is_set_back_takes_over_later_and_keeps_the_order(tmp_path: Path) -> None:
+    clock = leaping(tmp_path)
+    reader = Reader()
+    with RedisServer(tmp_path, wrapper=clock.wrapper) as server:
+        async with bus_at(server.port, name="worker") as bus, Reading(bus, reader):
+            for n in range(20):
+                if n % 5 == 0:
+                    clock.leap(-60.0)
+                await bus.publish(STREAM, {"n": n})
+            await reader.wait_for(20)
+    assert reader.numbers == list(range(20))
+
+
+def leaping(folder: Path) -> LeapingClock:
+    if shutil.which("cc") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no C compiler here")
+    return LeapingClock(folder)

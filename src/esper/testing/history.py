@@ -217,12 +217,13 @@ class _Indexed:
 
     def _take(self, event: Event) -> None:
         place = (event.stream, event.group)
+        if event.id and event.kind in (Kind.SENT, Kind.ACKNOWLEDGED):
+            self.ids[event.message].add(event.id)
         match event.kind:
             case Kind.SENT:
                 self.sent.add(event.message)
             case Kind.ACKNOWLEDGED:
                 self.acknowledged.add(event.message)
-                self.ids[event.message].add(event.id)
             case Kind.JOINED:
                 self.groups.add(place)
                 self.members[place].add(event.member)

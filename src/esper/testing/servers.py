@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,11 +33,20 @@ class RedisServer:
         folder: For its files; it must exist.
         options: More options of the program by name, such as ``{"tls-port": "6380"}``.
         program: Name or path of the program; without it the first of redis-server and valkey-server that is there.
+        wrapper: Words before the command, such as those of a `esper.testing.leap.LeapingClock`.
     """
 
-    def __init__(self, folder: Path, options: Mapping[str, str] | None = None, *, program: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: Mapping[str, str] | None = None,
+        *,
+        program: str | None = None,
+        wrapper: Sequence[str] = (),
+    ) -> None:
         self.folder, self._options = folder, dict(options or {})
         named = (program,) if program else _PROGRAMS
+        self._wrapper = wrapper
         self._program = next((found for name in named if (found := shutil.which(name))), None)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
@@ -82,7 +91,7 @@ class RedisServer:
         if self._program is None:
             raise NotFound("there is no redis-server on this machine", todo="make servers, or install Redis 7 or newer")
         with (self.folder / "server.log").open("ab") as output:
-            self._process = subprocess.Popen([self._program, *arguments], stdout=output, stderr=output)
+            self._process = subprocess.Popen([*self._wrapper, self._program, *arguments], stdout=output, stderr=output)
         self._wait_until_it_answers()
 
     def kill(self) -> None:
