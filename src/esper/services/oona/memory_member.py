@@ -10,9 +10,9 @@ from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.runtime.waits import is_set_within
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.group_commit import GroupCommit
+from esper.services.oona.handing import handed
 from esper.services.oona.memory_stream import Group, Pending, Stream, Streams
 from esper.telemetry.logs import get_logger
-from esper.telemetry.tracing import traced, traceparent, usable
 
 log = get_logger("oona.memory")
 
@@ -138,17 +138,10 @@ class Member:
                 log.warning("message_dropped", stream=self._stream.name, group=group.name, why=why)
 
     def _call(self, pending: Pending) -> Awaitable[None]:
-        """Call the handler, in the trace of its message."""
         envelope = pending.envelope
         body = self._codec.open(envelope)
         delivery = Delivery(envelope.id, self._stream.name, body, envelope.run_id, pending.tries > 1)
-        if envelope.traceparent == traceparent():  # mostly neither has one
-            return self._handler(delivery)
-        return self._call_traced(delivery, usable(envelope.traceparent))
-
-    async def _call_traced(self, delivery: Delivery, trace: str | None) -> None:
-        with traced(trace):
-            await self._handler(delivery)
+        return handed(self._handler, delivery, envelope.traceparent)
 
     async def _may_try_again(self, pending: Pending) -> bool:
         """Pause before another try, or bury the message after the last one."""

@@ -5,6 +5,7 @@ import itertools
 import os
 import platform
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
@@ -18,12 +19,15 @@ from esper.errors import BusUnavailable, ConfigError
 from esper.ports import Acknowledge, DeliveryHandler
 from esper.runtime.closing import Closing
 from esper.services.oona.codec import Codec
-from esper.services.oona.redis_fields import key_of, stream_of, to_fields
-from esper.services.oona.redis_link import Link
+from esper.services.oona.redis_fields import append_many, append_one, key_of, stream_of
+from esper.services.oona.redis_link import Command, Link
 from esper.services.oona.redis_member import GroupCounts, Member, Place
 
 _CANCEL_LIMIT_S = 1.0
 """How long a cancelled handler may take to end."""
+
+_MOST_AT_ONCE = 256
+"""Messages in one command; Redis does nothing else while it appends them."""
 
 _SERIAL = itertools.count()
 
@@ -125,8 +129,28 @@ class RedisBus(Closing):
         """
         self._check_open()
         envelope = self._codec.seal(stream, message, run_id=run_id, message_id=message_id)
+        await self._sent(self.append(stream, envelope))
+        return envelope.id
+
+    async def publish_many(
+        self, stream: str, messages: Sequence[Message], *, run_id: str | None = None
+    ) -> list[MessageId]:
+        """Append messages to a stream, in order, up to 256 in one command; where one breaks the contract, none is published.
+
+        Raises:
+            BusUnavailable: As for ``publish``; messages before the one that failed may be held.
+            ContractError: If a message does not keep the topic's contract.
+        """
+        self._check_open()
+        envelopes = self._codec.seal_all(stream, messages, run_id=run_id)
+        for start in range(0, len(envelopes), _MOST_AT_ONCE):
+            part = envelopes[start : start + _MOST_AT_ONCE]
+            await self._sent(append_many(key_of(stream), self._longest_of(stream), part))
+        return [envelope.id for envelope in envelopes]
+
+    async def _sent(self, command: Command) -> None:
+        """Send a command again where its answer is lost; what it appends has the same ids then."""
         ends_at = asyncio.get_running_loop().time() + self._config.publish_limit_s
-        command = self.append(stream, envelope)
         for attempt in itertools.count():
             try:
                 await self._link.ask(*command)
@@ -136,15 +160,14 @@ class RedisBus(Closing):
                 if self._stop.is_set() or asyncio.get_running_loop().time() + pause > ends_at:
                     raise
                 await asyncio.sleep(pause)
-        return MessageId(envelope.id)
 
-    def append(self, stream: str, envelope: Envelope) -> list[str | bytes | int]:
+    def append(self, stream: str, envelope: Envelope) -> Command:
         """Return the command that appends an envelope to a stream and trims what is too old."""
-        topic = self._codec.topic(stream)
-        longest = self._longest.get(stream, self._config.max_length)
-        if topic:
-            longest = min(longest, topic.max_length)
-        return ["XADD", key_of(stream), "MAXLEN", "~", longest, "*", *to_fields(envelope)]
+        return append_one(key_of(stream), self._longest_of(stream), envelope)
+
+    def _longest_of(self, stream: str) -> int:
+        topic, longest = self._codec.topic(stream), self._longest.get(stream, self._config.max_length)
+        return longest if topic is None else min(longest, topic.max_length)
 
     async def subscribe(
         self,
@@ -224,10 +247,11 @@ class RedisBus(Closing):
         Raises:
             BusUnavailable: If a handler goes on although it was cancelled.
         """
-        self._stop.set()
         ends_at = asyncio.get_running_loop().time() + self._config.close_limit_s
-        for member in [member for members in self._members.values() for member in members.values()]:
-            member.cut_at(ends_at)
+        if not self._stop.is_set():
+            self._stop.set()
+            for member in [member for members in self._members.values() for member in members.values()]:
+                member.cut_at(ends_at)
         try:
             slowest = max(self._config.block_s, 0.0) + 2 * self._config.reply_limit_s
             async with asyncio.timeout_at(ends_at + slowest + _CANCEL_LIMIT_S):

@@ -14,6 +14,16 @@ from esper.services.oona.codec import DEAD_SUFFIX
 UNREADABLE = "unreadable"
 """The type of an envelope that holds the raw fields of an entry that is no message."""
 
+_APPEND = """
+local at = 2
+while at <= #ARGV do
+  local last = at + tonumber(ARGV[at])
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, at + 1, last))
+  at = last + 1
+end
+"""
+"""Appends many entries; each comes with the number of its names and values."""
+
 _REQUIRED = (b"type", b"version", b"id", b"sent_at", b"body")
 
 
@@ -26,6 +36,21 @@ def to_fields(envelope: Envelope) -> list[str | bytes]:
     if envelope.traceparent is not None:
         pairs += ["traceparent", envelope.traceparent]
     return [*pairs, "body", envelope.body]
+
+
+def append_one(key: str, longest: int, envelope: Envelope) -> list[str | bytes | int]:
+    """Return the command that appends an envelope to a stream, and trims it to about so many."""
+    return ["XADD", key, "MAXLEN", "~", longest, "*", *to_fields(envelope)]
+
+
+def append_many(key: str, longest: int, envelopes: Sequence[Envelope]) -> list[str | bytes | int]:
+    """Return the command that appends envelopes in order, all or none, and has one answer for all."""
+    command: list[str | bytes | int] = ["EVAL", _APPEND, 1, key, longest]
+    for envelope in envelopes:
+        fields = to_fields(envelope)
+        command.append(len(fields))
+        command += fields
+    return command
 
 
 def from_fields(entry: str, pairs: Sequence[bytes]) -> Envelope:

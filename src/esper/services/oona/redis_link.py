@@ -102,16 +102,22 @@ class Link:
 
         return await self._sent(_key(command), send, wait_s)
 
-    async def ask_all(self, commands: Sequence[Command], *, at_once: bool = False) -> list[object]:
+    async def ask_all(self, commands: Sequence[Command], *, at_once: bool = False, wait_s: float = 0.0) -> list[object]:
         """Send commands in one journey, and where ``at_once`` is set, as one transaction; their keys share a hash slot."""
 
         async def send(client: Redis) -> list[object]:
             async with client.pipeline(transaction=at_once) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
-                return cast("list[object]", await pipe.execute())
+                answers = cast("list[object]", await pipe.execute(raise_on_error=False))
+            for answer in answers:
+                if isinstance(
+                    answer, RedisError
+                ):  # redis-py itself would hide what it says behind the number of the command
+                    raise answer
+            return answers
 
-        return await self._sent(_key(commands[0]), send, 0.0)
+        return await self._sent(_key(commands[0]), send, wait_s)
 
     async def keys(self, kind: str) -> list[bytes]:
         """Return all keys of a kind, such as ``stream``, on whatever servers they are."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
@@ -10,14 +11,14 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from esper.contracts.envelope import DeadLetter, Envelope
-from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ContractError, EsperError
 from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.runtime.waits import is_set_within
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
+from esper.services.oona.handing import handed
 from esper.services.oona.redis_fields import as_found, from_fields
-from esper.services.oona.redis_link import GroupGone, GroupThere, Link
+from esper.services.oona.redis_link import Command, GroupGone, GroupThere, Link
 from esper.services.oona.redis_trim import TrimWatch
 from esper.telemetry.logs import get_logger
 
@@ -145,9 +146,9 @@ class Member:
         self._held: list[Entry] = []  # read and not settled, the one in hand first
         self._known: dict[bytes, Entry] = {}  # whose tries this process knows; Redis counts answers that were lost, too
         self._acks: list[bytes] = []
-        self._limit: asyncio.Timeout | None = None
-        self._cut_at: float | None = None
-        self._was_cut = False
+        self._is_busy = False  # the last read brought as much as it may: the next one will not wait
+        self._limit = asyncio.timeout(None)
+        self._is_working = False
         self._claims_at = 0.0
         self._late_until = 0.0
         self._cursor: bytes = b"0-0"
@@ -155,18 +156,22 @@ class Member:
 
     def cut_at(self, when: float) -> None:
         """Cancel the handler in hand at a moment of the loop's clock."""
-        self._cut_at = when
-        if self._limit is not None:
+        if self._is_working:
             self._limit.reschedule(when)
 
     async def run(self) -> None:
-        """Work until the bus is closed."""
+        """Work until the bus is closed; a handler that is cut off leaves its message unacknowledged."""
         done = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_leases(done))
             try:
-                await self._work()
+                async with self._limit:
+                    self._is_working = True
+                    await self._work()
+            except TimeoutError:  # only close() sets the limit
+                log.warning("handler_cut_off", stream=self._place.stream, group=self._place.group)
             finally:
+                self._is_working = False
                 done.set()
                 await self._leave()
 
@@ -206,19 +211,19 @@ class Member:
     async def _round(self) -> None:
         if not self._joined:
             await self._join()
-        await self._acknowledge()
+        if self._recovering or not self._is_busy:
+            await self._acknowledge()
         if self._recovering:
             await self._recover_one()
             return
         if await self._took_over():
             return
         self._held = await self._read()
+        self._is_busy = len(self._held) == self._config.batch
         if await self._was_handed_unheard():
             self._put_off()
         while self._held and not self._stop.is_set():
             await self._settle(self._held[0])
-            if len(self._acks) >= self._config.batch:
-                await self._acknowledge()
 
     async def _join(self) -> None:
         """Make the group where it is missing, and its stream with it."""
@@ -231,14 +236,15 @@ class Member:
         self._recovering = True
 
     async def _read(self) -> list[Entry]:
-        """Wait for new messages, and return them."""
-        place = self._place
-        block_ms = max(1, round(self._config.block_s * 1000))
-        found = await self._link.ask(
-            *("XREADGROUP", "GROUP", place.group, place.name, "COUNT", self._config.batch),
-            *("BLOCK", block_ms, *(("NOACK",) if self._on_receipt else ()), "STREAMS", place.key, ">"),
-            wait_s=self._config.block_s,
+        """Acknowledge what was handled, and wait for new messages, both in one journey."""
+        place, config = self._place, self._config
+        block_ms = max(1, round(config.block_s * 1000))
+        read = (
+            *("XREADGROUP", "GROUP", place.group, place.name, "COUNT", config.batch, "BLOCK", block_ms),
+            *(*(("NOACK",) if self._on_receipt else ()), "STREAMS", place.key, ">"),
         )
+        with self._acknowledging() as acks:
+            *_, found = await self._link.ask_all([*acks, read], wait_s=config.block_s)
         if not found:
             return []
         ((_, rows),) = cast("list[tuple[bytes, list[tuple[bytes, list[bytes]]]]]", found)
@@ -327,11 +333,13 @@ class Member:
                 return
             entry.tries += 1
             self._counts.redelivered += entry.tries > 1
-            if await self._tried(entry, self._delivery(entry, envelope, body)):
+            try:
+                await self._call(entry, envelope, body)
+            except Exception as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
+                entry.reason = f"{type(error).__name__}: {error}"
+            else:
                 self._acks.append(entry.at)
                 self._drop(entry)
-                return
-            if self._was_cut:
                 return
         await self._bury(entry)
 
@@ -339,16 +347,18 @@ class Member:
         """Hand a message out once that is acknowledged already."""
         entry.tries += 1
         self._counts.redelivered += entry.tries > 1
+        handled = False
         try:
-            handled = await self._tried(entry, self._delivery(entry, envelope, body))
-        except BaseException:
-            self._let_go(entry)
-            raise
-        if handled:
-            self._counts.handled += 1
-            self._drop(entry)
-        else:
-            self._let_go(entry)
+            await self._call(entry, envelope, body)
+            handled = True
+        except Exception as error:  # Whatever a handler raises; what was acknowledged has no second try.
+            entry.reason = f"{type(error).__name__}: {error}"
+        finally:
+            if handled:
+                self._counts.handled += 1
+                self._drop(entry)
+            else:
+                self._let_go(entry)
 
     def _let_go(self, entry: Entry) -> None:
         """Count a message that was acknowledged on receipt and not handled."""
@@ -356,26 +366,9 @@ class Member:
         log.warning("message_dropped", stream=self._place.stream, group=self._place.group, why=entry.reason)
         self._drop(entry)
 
-    def _delivery(self, entry: Entry, envelope: Envelope, body: Message) -> Delivery:
-        return Delivery(MessageId(envelope.id), self._place.stream, body, envelope.run_id, entry.tries > 1)
-
-    async def _tried(self, entry: Entry, delivery: Delivery) -> bool:
-        """Call the handler once, and tell whether it returned."""
-        try:
-            async with asyncio.timeout_at(self._cut_at) as self._limit:
-                try:
-                    await self._handler(delivery)
-                except (
-                    Exception
-                ) as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
-                    entry.reason = f"{type(error).__name__}: {error}"
-                    return False
-        except TimeoutError:
-            entry.reason, self._was_cut = "the bus was closed before the handler returned", True
-            return False
-        finally:
-            self._limit = None
-        return True
+    def _call(self, entry: Entry, envelope: Envelope, body: Message) -> Awaitable[None]:
+        delivery = Delivery(envelope.id, self._place.stream, body, envelope.run_id, entry.tries > 1)
+        return handed(self._handler, delivery, envelope.traceparent)
 
     async def _may_try_again(self, entry: Entry, again: int) -> bool:
         """Wait, note the coming try in Redis, and tell whether the message is still this member's."""
@@ -396,11 +389,16 @@ class Member:
 
     async def _acknowledge(self) -> None:
         """Acknowledge what was handled; where that fails it is tried again, and nothing is handled anew before."""
-        if not self._acks:
-            return
+        if self._acks:
+            with self._acknowledging() as (command,):
+                await self._link.ask(*command)
+
+    @contextmanager
+    def _acknowledging(self) -> Iterator[list[Command]]:
+        """Give the command that acknowledges what was handled, if anything was, to a block that sends it."""
         acks, self._acks = self._acks, []
         try:
-            await self._link.ask("XACK", self._place.key, self._place.group, *acks)
+            yield [("XACK", self._place.key, self._place.group, *acks)] if acks else []
         except BaseException:
             self._acks = acks + self._acks
             raise
