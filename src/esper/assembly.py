@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from esper.services.oona.redis_bus import RedisBus
     from esper.services.tolaria.budget import Budget
     from esper.services.tolaria.config import GovernorConfig
     from esper.services.tolaria.consultation import Decides
@@ -51,17 +52,24 @@ class Embedded:
         library: The artifact store in a local folder.
         advisor: The controller.
         counts: Returns what was counted from the messages so far, also after the end.
+        shared: The bus that other processes are on, too, or None.
     """
 
     bus: MessageBus
     library: Library
     advisor: Advisor
     counts: Callable[[], dict[str, dict[str, int]]]
+    shared: MessageBus | None = None
 
 
 @asynccontextmanager
 async def embedded(
-    root: str | os.PathLike[str], advisor: Advisor, *, forge_workers: int = 1, extensions: Sequence[str] = ()
+    root: str | os.PathLike[str],
+    advisor: Advisor,
+    *,
+    forge_workers: int = 1,
+    extensions: Sequence[str] = (),
+    shared: "RedisBus | None" = None,
 ) -> AsyncIterator[Embedded]:
     """Run bus, store, forge, analyzer and counters in this event loop until the block ends.
 
@@ -70,29 +78,33 @@ async def embedded(
         advisor: The controller.
         forge_workers: Child processes that compile.
         extensions: Modules with custom ops that the children import.
+        shared: A bus that other processes are on: it is opened, told what is said here, and closed.
 
     Raises:
         ConfigError: If the folder cannot be written.
         StoreUnavailable: If the library in it cannot be opened.
+        BusUnavailable: If the shared bus does not answer at the beginning.
     """
     from esper.services.nissa.counters import RunCounters
     from esper.services.oona.memory_bus import MemoryBus
+    from esper.services.oona.uplink import Uplink
     from esper.services.tamiyo.analyzer_service import AnalyzerService
     from esper.services.tezzeret.worker import TezzeretWorker, WorkerConfig
     from esper.services.urza.kernel_manager import KernelManager
     from esper.services.urza.outbox import OutboxRelay
 
-    async with await KernelManager.open(Path(root) / "library") as library, MemoryBus() as bus:
+    async with await KernelManager.open(Path(root) / "library") as library, shared or nullcontext(), MemoryBus() as bus:
         forge = TezzeretWorker(
             WorkerConfig(num_workers=forge_workers, extensions=tuple(extensions)), queue=library, bus=bus
         )
         relay = OutboxRelay(library.outbox, bus)
         counters = RunCounters(bus)
         async with asyncio.TaskGroup() as tasks:
-            for part in (forge, relay, counters, AnalyzerService(bus)):
+            uplinks = () if shared is None else (Uplink(bus, shared),)
+            for part in (forge, relay, counters, AnalyzerService(bus), *uplinks):
                 tasks.create_task(part.run())
             try:
-                yield Embedded(bus, library, advisor, counters.snapshot)
+                yield Embedded(bus, library, advisor, counters.snapshot, shared)
             finally:
                 await forge.close()
                 await relay.close()
@@ -119,6 +131,7 @@ def attach(
     incubate: int = 0,
     newborn_rate: "NewbornRate | None" = None,
     governor: "bool | GovernorConfig" = True,
+    bus: str | None = None,
     root: str | os.PathLike[str] = "./esper-runs",
 ) -> "Growth":
     """Let a wrapped model grow while the caller trains it.
@@ -146,6 +159,8 @@ def attach(
         newborn_rate: Warm-up and a decaying boost of a newborn's learning rate; without it, its host's rate.
         governor: Whether a graft is taken back at once when values are not finite or the training loss lies lasting higher
             than before it; a ``GovernorConfig`` sets how that is judged. Without a graft it touches nothing.
+        bus: Address of a Redis that other processes are on, such as ``redis://localhost:6379``: they see there what happens,
+            and may decide for this run. Without it everything stays in this process.
         root: Folder for everything that is written: ``<root>/<run>`` and ``<root>/library``.
 
     Returns:
@@ -154,6 +169,7 @@ def attach(
     Raises:
         ConfigError: If an argument cannot be used; it says why, and what to do.
         StoreUnavailable: If the library below ``root`` cannot be opened.
+        BusUnavailable: If ``bus`` does not answer.
     """
     from esper.kasmina.compiling import opened
     from esper.kasmina.quiet import preserved_rng
@@ -189,7 +205,7 @@ def attach(
     attachment.clear_dead_grafts(subject)
     folder = attachment.new_run(root, team)
     with preserved_rng():  # what the services import may draw, as rich does
-        platform = attachment.start_platform(team, lambda: start(root, advisor))
+        platform = attachment.start_platform(team, lambda: start(root, advisor, bus=bus, run_id=folder.run_id))
     try:
         growth = attachment.start_growth(
             subject, platform, folder, validate=validate, budget=limits, config=config, probe=probe,
@@ -224,17 +240,27 @@ def advisor_named(controller: "str | Decides") -> Advisor:
     )
 
 
-def start(root: str | os.PathLike[str], advisor: Advisor, *, extensions: Sequence[str] = ()) -> "Platform":
+def start(
+    root: str | os.PathLike[str],
+    advisor: Advisor,
+    *,
+    extensions: Sequence[str] = (),
+    bus: str | None = None,
+    run_id: str = "",
+) -> "Platform":
     """Start the embedded services in a background thread of their own, and wait until they answer.
 
     Args:
         root: Folder for everything that is written.
         advisor: The controller.
         extensions: Modules with custom ops that the forge's children import.
+        bus: Address of a Redis that other processes are on, or None.
+        run_id: The run that hears decisions there.
 
     Raises:
         ConfigError: If the folder cannot be written.
         StoreUnavailable: If the library in it cannot be opened.
+        BusUnavailable: If ``bus`` does not answer.
     """
     from esper.services.tolaria.platform import Platform
 
@@ -244,7 +270,8 @@ def start(root: str | os.PathLike[str], advisor: Advisor, *, extensions: Sequenc
 
     async def serve() -> None:
         try:
-            async with embedded(root, advisor, extensions=extensions) as services:
+            shared = None if bus is None else _shared(bus, run_id)
+            async with embedded(root, advisor, extensions=extensions, shared=shared) as services:
                 started.set_result(services)
                 await ending.wait()
                 await loop.end_others()
@@ -275,8 +302,23 @@ def start(root: str | os.PathLike[str], advisor: Advisor, *, extensions: Sequenc
 
     return Platform(
         bridge=Bridge(loop), library=services.library, bus=services.bus, advisor=services.advisor,
-        counts=services.counts, running=running, close=close,
+        counts=services.counts, running=running, close=close, shared=services.shared,
     )  # fmt: skip
+
+
+def _shared(url: str, run_id: str) -> "RedisBus":
+    """Return the bus that a run shares with other processes, not opened yet; the run's group there ends with it."""
+    from esper.contracts.topics import DECISIONS
+    from esper.services.oona.extra import check_redis
+
+    check_redis()
+    from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+    from esper.services.tolaria.decisions import group_of
+    from esper.settings import load
+
+    shared = RedisBus(load(RedisBusConfig, "oona").model_copy(update={"url": url}))
+    shared.end_with_it(DECISIONS.stream, group_of(run_id))
+    return shared
 
 
 __all__ = ["CONTROLLERS", "Embedded", "advisor_named", "attach", "embedded", "start"]

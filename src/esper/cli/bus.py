@@ -159,14 +159,16 @@ def _at(url: str | None, act: "Callable[[Desk], Awaitable[Result]]") -> Result:
 def _desk(url: str | None) -> "Desk":
     from pathlib import Path
 
-    from esper.services.oona.redis_bus import RedisBusConfig
-    from esper.settings import load
+    from esper.services.oona.extra import check_redis
 
     if url is not None and "://" not in url:
         from esper.services.oona.journal_desk import JournalDesk
 
         return JournalDesk(Path(url))
+    check_redis()
+    from esper.services.oona.redis_bus import RedisBusConfig
     from esper.services.oona.redis_desk import RedisDesk
+    from esper.settings import load
 
     config = load(RedisBusConfig, "oona")
     return RedisDesk(config if url is None else config.model_copy(update={"url": url}))

@@ -15,13 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from esper.contracts.envelope import Envelope
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
-from esper.errors import BusUnavailable, ConfigError
+from esper.errors import BusUnavailable, ConfigError, EsperError
 from esper.ports import Acknowledge, DeliveryHandler
 from esper.runtime.closing import Closing
 from esper.services.oona.codec import Codec
 from esper.services.oona.redis_fields import append_many, append_one, key_of, stream_of
 from esper.services.oona.redis_link import Command, Link
 from esper.services.oona.redis_member import GroupCounts, Member, Place
+from esper.telemetry.logs import get_logger
+
+log = get_logger("oona.redis")
 
 _CANCEL_LIMIT_S = 1.0
 """How long a cancelled handler may take to end."""
@@ -96,6 +99,7 @@ class RedisBus(Closing):
         self._members: dict[tuple[str, str], dict[int, Member]] = {}
         self._counts: dict[tuple[str, str], GroupCounts] = {}
         self._longest: dict[str, int] = {}
+        self._passing: list[tuple[str, str]] = []
         self._ended = asyncio.Event()
         self._ended.set()
 
@@ -230,6 +234,10 @@ class RedisBus(Closing):
         made = ("XGROUP", "CREATE", key, maker, "$", "MKSTREAM")
         await self._link.ask_all([made, ("XGROUP", "DESTROY", key, maker)], at_once=True)
 
+    def end_with_it(self, stream: str, group: str) -> None:
+        """Destroy a group when this bus is closed; for one that nobody will be a member of again, such as that of a run."""
+        self._passing.append((stream, group))
+
     async def streams(self) -> list[str]:
         """Return the names of all streams that Redis holds, sorted."""
         return sorted(stream_of(key.decode()) for key in await self._link.keys("stream"))
@@ -256,6 +264,7 @@ class RedisBus(Closing):
             slowest = max(self._config.block_s, 0.0) + 2 * self._config.reply_limit_s
             async with asyncio.timeout_at(ends_at + slowest + _CANCEL_LIMIT_S):
                 await self._ended.wait()
+            await self._destroy_passing()
         except TimeoutError as error:
             raise BusUnavailable(
                 "the bus cannot be closed",
@@ -264,6 +273,14 @@ class RedisBus(Closing):
             ) from error
         finally:
             await self._link.close()
+
+    async def _destroy_passing(self) -> None:
+        passing, self._passing = self._passing, []
+        for stream, group in passing:
+            try:
+                await self._link.ask("XGROUP", "DESTROY", key_of(stream), group)
+            except EsperError as error:  # It stays, as that of a process that was killed does.
+                log.warning("group_not_destroyed", stream=stream, group=group, why=str(error))
 
     def _check_open(self) -> None:
         if self._stop.is_set():

@@ -71,7 +71,7 @@ class Experience:
         run.seen.add(key)
         self._version += 1
         self._verdicts[outcome.verdict] += 1
-        if outcome.verdict is not Verdict.KEPT:
+        if outcome.verdict in (Verdict.CULLED, Verdict.ROLLED_BACK):  # what was withdrawn says nothing of its place
             run.undone.add((outcome.slot, outcome.blueprint))
         if outcome.gain is not None:
             self._measured += 1

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from esper.contracts.adaptation import Action, AdaptationDecision, Outcome, SystemStatePacket
 from esper.contracts.topics import DECISIONS
 from esper.errors import ConfigError, Unavailable
-from esper.ports import Advisor, MessageBus
-from esper.runtime.background import Bridge
 from esper.services.tolaria.config import GrowthConfig, Late
+from esper.services.tolaria.decisions import Decisions, Door, Refusal
 from esper.services.tolaria.distributed.team import Team
 from esper.services.tolaria.distributed.words import decision_from_bytes, decision_to_bytes
+from esper.services.tolaria.platform import Platform
 
 
 class Decides(Protocol):
@@ -69,27 +69,28 @@ class Scheduled:
 
 
 class Consultation:
-    """One question at a time, never waited for unless the user asked for it.
+    """One question at a time, never waited for unless the user asked for it; and one decision at a time, whoever took it.
 
     Args:
-        advisor: The controller.
-        bus: Where decisions are announced.
-        bridge: Way to the background loop.
+        platform: The controller, where its decisions are announced, and the way to both.
         config: Settings of the run.
+        decisions: The doors that decisions come through.
 
     Attributes:
         scheduled: A decision that waits for its boundary, or None.
+        refusals: What was refused at this boundary.
         unasked_count: How often the controller could not be asked.
         last_reason: What the controller said last.
     """
 
-    def __init__(self, advisor: Advisor, bus: MessageBus, bridge: Bridge, config: GrowthConfig) -> None:
+    def __init__(self, platform: Platform, config: GrowthConfig, decisions: Decisions) -> None:
         self.scheduled: Scheduled | None = None
+        self.refusals: list[Refusal] = []
         self.unasked_count = 0
         self.last_reason = ""
         self._next = 0
         self._failure: str | None = None
-        self._advisor, self._bus, self._bridge, self._config = advisor, bus, bridge, config
+        self._platform, self._bridge, self._config, self._decisions = platform, platform.bridge, config, decisions
         self._answer: Future[AdaptationDecision] | None = None
 
     @property
@@ -102,8 +103,8 @@ class Consultation:
         self._next = packet.boundary + packet.lead
         self._answer = self._bridge.submit(self._advised(packet))
 
-    def collect(self, topology_version: int) -> str | None:
-        """Take the answer in, where it has come; a decision for another topology is void.
+    def collect(self, topology_version: int, boundary: int) -> str | None:
+        """Take in the answer, where it has come, and what the bus brought; a decision for another topology is void.
 
         Returns:
             Why the controller could not be asked, or None where it could.
@@ -116,24 +117,34 @@ class Consultation:
         failure, self._failure = self._failure, None
         if self.scheduled is not None and self.scheduled.decision.topology_version not in (None, topology_version):
             self.scheduled = None
-        return failure
+        self._take_from_the_bus(topology_version, boundary)
+        return failure or self._decisions.deafness()
 
-    def heard(self, team: Team, topology_version: int) -> str | None:
-        """Take the answer in where it has come, at the leader; every process hears of it.
+    def _take_from_the_bus(self, topology_version: int, boundary: int) -> None:
+        """Schedule the next decision that the bus brought, where none is; one without a boundary joins like the answer would."""
+        if self.scheduled is None and (decision := self._decisions.next(topology_version)) is not None:
+            joins = boundary + self._config.lead if self._answer is None else self._next
+            self.scheduled = Scheduled(decision, joins if decision.boundary is None else decision.boundary)
+        self.refusals = self._decisions.refusals()
+
+    def heard(self, team: Team, topology_version: int, boundary: int) -> str | None:
+        """Take in what has come, at the leader; every process hears of it.
 
         Returns:
             Why the controller could not be asked, or None where it could.
         """
         if team.size == 1:
-            return self.collect(topology_version)
+            return self.collect(topology_version, boundary)
 
         def said() -> bytes:
-            why = self.collect(topology_version)
+            why = self.collect(topology_version, boundary)
             now = self.scheduled
-            return decision_to_bytes(None if now is None else now.decision, 0 if now is None else now.boundary, why)
+            refused = [(refusal.decision, refusal.why) for refusal in self.refusals]
+            return decision_to_bytes(now.decision if now else None, now.boundary if now else 0, why, refused)
 
-        decision, boundary, why = decision_from_bytes(team.told(said))
-        self.scheduled = None if decision is None else Scheduled(decision, boundary)
+        decision, joins, why, refused = decision_from_bytes(team.told(said))
+        self.scheduled = None if decision is None else Scheduled(decision, joins)
+        self.refusals = [Refusal(*one) for one in refused]
         return why
 
     def settle(self) -> None:
@@ -145,7 +156,12 @@ class Consultation:
         self._take()
 
     def void(self) -> None:
-        """Drop what was asked or decided before the model changed under it."""
+        """Drop what was asked or decided before the model changed under it; what the bus brought is refused in its turn."""
+        if self.scheduled is not None and self._decisions.came_over_the_bus(self.scheduled.decision):
+            self._decisions.hold(self.scheduled.decision, first=True)
+        self._drop()
+
+    def _drop(self) -> None:
         if self._answer is not None:
             self._answer.cancel()
         self._answer, self.scheduled = None, None
@@ -177,7 +193,8 @@ class Consultation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduled decision, and what the controller said last; ``settle`` comes first."""
-        heard = {"reason": self.last_reason, "failure": self._failure}
+        waiting = [decision.model_dump(mode="json") for decision in self._decisions.waiting()]
+        heard = {"reason": self.last_reason, "failure": self._failure, "waiting": waiting}
         if self.scheduled is None:
             return heard
         decision = self.scheduled.decision.model_dump(mode="json")
@@ -185,14 +202,17 @@ class Consultation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
-        self.void()
+        self._drop()
         self.last_reason, self._failure = state.get("reason", ""), state.get("failure")
+        self._decisions.go_on([AdaptationDecision(**decision) for decision in state.get("waiting", ())])
         if "decision" in state:
             self.scheduled = Scheduled(AdaptationDecision(**state["decision"]), state["boundary"])
 
     async def _advised(self, packet: SystemStatePacket) -> AdaptationDecision:
-        decision = await self._advisor.decide(packet)
-        await self._bus.publish(DECISIONS.stream, decision, run_id=packet.run_id)
+        decision = await self._platform.advisor.decide(packet)
+        self._decisions.claim(decision, Door.ANSWER)
+        if not self._platform.announced:
+            await self._platform.bus.publish(DECISIONS.stream, decision, run_id=packet.run_id)
         return decision
 
     def _take(self) -> None:
@@ -206,8 +226,12 @@ class Consultation:
             self._failure = str(error)
             return
         self.last_reason = decision.reason
-        if decision.action is Action.LOAD_KERNEL:
-            self.scheduled = Scheduled(decision, self._next if decision.boundary is None else decision.boundary)
+        if decision.action is not Action.LOAD_KERNEL or self._decisions.came_over_the_bus(decision):
+            return
+        if self.scheduled is not None:
+            self._decisions.hold(decision)
+            return
+        self.scheduled = Scheduled(decision, self._next if decision.boundary is None else decision.boundary)
 
 
 def _finished(answer: Future[AdaptationDecision]) -> Future[None]:

@@ -19,6 +19,7 @@ from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.candidates import Candidates
 from esper.services.tolaria.config import GrowthConfig, Late
 from esper.services.tolaria.consultation import Consultation
+from esper.services.tolaria.decisions import Decisions
 from esper.services.tolaria.distributed.agreement import standing
 from esper.services.tolaria.distributed.team import told_text
 from esper.services.tolaria.distributed.words import told_kernel
@@ -50,6 +51,7 @@ class Engine:
         trials: The book, and the operations on the training.
         governor: Watches for a training that goes wrong, or None.
         consultation: The open question to the controller.
+        decisions: The doors that decisions come through.
         observer: Watches the training.
         subject: The training, with what learns apart from it.
         before_join: Called right before a graft joins.
@@ -71,7 +73,10 @@ class Engine:
             if config.governor is None
             else Governor(subject, config.governor, self.trials, self.events, every=config.every)
         )
-        self.consultation = Consultation(parts.platform.advisor, parts.platform.bus, parts.platform.bridge, config)
+        self.decisions = Decisions(parts.folder.run_id, self._settled)
+        self.consultation = Consultation(parts.platform, config, self.decisions)
+        if parts.platform.shared is not None:
+            self.decisions.listen(parts.platform.bridge, parts.platform.shared)
         self._subject, self._parts, self._budget, self._config = subject, parts, budget, config
         self._platform, self._run_id = parts.platform, parts.folder.run_id
         self._placement: Placement = placement_of(subject.model)
@@ -254,8 +259,22 @@ class Engine:
             already, self._alone = self._alone, True
             why = "" if already else told_text(self._team, lambda: _obituary(self._platform.running))
         else:
-            why = self.consultation.heard(self._team, self.trials.topology_version) or ""
-        return [self._log(EventKind.UNASKED, why=why)] if why else []
+            position = self.trials.position
+            why = self.consultation.heard(self._team, self.trials.topology_version, position.boundary) or ""
+        return [*([self._log(EventKind.UNASKED, why=why)] if why else []), *self._refusals()]
+
+    def _refusals(self) -> list[GrowthEvent]:
+        """Write down what was refused of what the bus brought, and tell whoever decided it."""
+        refusals, self.consultation.refusals = self.consultation.refusals, []
+        for refusal in refusals if self._team.leads else ():
+            outcome = refusal.outcome(self._run_id)
+            publishing = self._platform.bus.publish(OUTCOMES.stream, outcome, run_id=self._run_id)
+            self._platform.bridge.post(publishing)
+        return [self._log(EventKind.CANCELLED, r.decision, why=r.why, kept=False) for r in refusals]
+
+    def _settled(self, decision_id: str) -> bool:
+        """Tell whether something became of a decision already."""
+        return any(e.decision_id == decision_id and e.kind is not EventKind.LATE for e in self.events)
 
     def _consult(self, observation: Observation) -> None:
         if self.consultation.open or self.ended or self._alone or not self._team.leads:
@@ -344,6 +363,7 @@ class Engine:
         if self._config.incubate:
             self.consultation.done()
             return [*events, self.trials.incubate(decision, ready, steps=self._config.incubate)]
+        self.consultation.done()
         seen = observation.held_out.seen
         with self._changing():
             events.append(self.trials.join(decision, ready, before=observation.point.validation, seen=seen))

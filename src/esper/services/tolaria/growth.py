@@ -302,12 +302,16 @@ class Growth:
 
     @property
     def counters(self) -> dict[str, dict[str, int]]:
-        """What went on in the background: under ``run`` what was dropped, failed or not asked, then messages by kind."""
+        """What went on in the background: under ``run`` what was dropped, failed, not asked, refused or came twice, then
+        messages by kind.
+        """
         bridge = self._parts.platform.bridge
         run = {
             "dropped": bridge.dropped,
             "failures": bridge.failed,
             "unasked": self._engine.consultation.unasked_count,
+            "refused": self._engine.decisions.refused,
+            "doubled": self._engine.decisions.doubled,
             "unwritten": self.events.unwritten,
         }
         return {"run": run, **self._parts.platform.counts()}

@@ -23,6 +23,8 @@ class Platform:
         counts: Returns what was counted from the messages so far, also after the end.
         running: Ends when the services end; with their error where they failed.
         close: Ends them.
+        shared: A bus that other processes are on, too, and decisions for the run may come over; or None.
+        announced: Whether the controller tells the bus itself what it decides; otherwise the run does.
     """
 
     bridge: Bridge
@@ -32,6 +34,8 @@ class Platform:
     counts: Callable[[], dict[str, dict[str, int]]]
     running: Future[None]
     close: Callable[[], None]
+    shared: MessageBus | None = None
+    announced: bool = False
 
 
 @dataclass(frozen=True)

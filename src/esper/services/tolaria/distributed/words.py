@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from esper import errors
@@ -33,19 +33,28 @@ def error_from_bytes(data: bytes) -> EsperError:
     return Unavailable("another rank failed", why=body["message"], todo="see its own output")
 
 
-def decision_to_bytes(decision: AdaptationDecision | None, boundary: int, why: str | None) -> bytes:
-    """Return what the controller said: the decision that is scheduled and its boundary, or why it was not asked."""
-    body: dict[str, Any] = {"boundary": boundary, "why": why, "decision": None}
+def decision_to_bytes(
+    decision: AdaptationDecision | None,
+    boundary: int,
+    why: str | None,
+    refused: Sequence[tuple[AdaptationDecision, str]] = (),
+) -> bytes:
+    """Return what was decided: what is scheduled and its boundary, why the controller was not asked, what was refused."""
+    told = [[refusal.model_dump(mode="json"), reason] for refusal, reason in refused]
+    body: dict[str, Any] = {"boundary": boundary, "why": why, "decision": None, "refused": told}
     if decision is not None:
         body["decision"] = decision.model_dump(mode="json")
     return json.dumps(body).encode()
 
 
-def decision_from_bytes(data: bytes) -> tuple[AdaptationDecision | None, int, str | None]:
+def decision_from_bytes(
+    data: bytes,
+) -> tuple[AdaptationDecision | None, int, str | None, list[tuple[AdaptationDecision, str]]]:
     """Read what ``decision_to_bytes`` wrote."""
     body = json.loads(data)
     decision = None if body["decision"] is None else AdaptationDecision(**body["decision"])
-    return decision, body["boundary"], body["why"]
+    refused = [(AdaptationDecision(**refusal), reason) for refusal, reason in body["refused"]]
+    return decision, body["boundary"], body["why"], refused
 
 
 def kernel_to_bytes(kernel: "ReadyKernel | None") -> bytes:
