@@ -6,6 +6,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -240,23 +242,37 @@ def test_a_full_disk_is_an_error_and_loses_nothing_acknowledged(path: Path) -> N
     assert not set(every[:acknowledged]) & set(rest)
 
 
-async def test_a_bus_goes_on_once_the_disk_has_room_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file of this process grow beyond a page."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_bus_goes_on_once_the_disk_has_room_again(path: Path) -> None:
     reader = Reader()
     async with opened(path) as bus, Reading(bus, reader):
         first = await bus.publish(STREAM, {"n": 0})
         await reader.wait_for(1)
         await bus.drain(limit_s=LIMIT_S)
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-        try:
-            for n in (1, 2):
-                with pytest.raises(BusUnavailable, match="cannot be written"):
-                    await bus.publish(STREAM, {"n": n, "fill": "x" * 10_000})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        for n in (1, 2):
+            with full_disk(), pytest.raises(BusUnavailable, match="cannot be written"):
+                await bus.publish(STREAM, {"n": n, "fill": "x" * 10_000})
         await bus.publish(STREAM, {"n": 3})
         await reader.wait_for(2)
     assert reader.deliveries[0].id == first
     assert reader.numbers == [0, 3]
     every, rest = await found(path)
     assert (every, rest) == ([0, 3], [])
+
+
+async def test_an_error_that_its_publisher_was_given_is_no_error_of_close(path: Path) -> None:
+    bus = opened(path)
+    with full_disk(), pytest.raises(BusUnavailable, match="cannot be written"):
+        await bus.publish(STREAM, {"n": 1, "fill": "x" * 10_000})
+    await bus.close()
+    assert await found(path) == ([], [])

@@ -149,6 +149,7 @@ class GroupCommit:
             self._task = asyncio.get_running_loop().create_task(self._write(), name="oona-journal")
 
     async def _write(self) -> None:
+        self.failure = None  # who waited for the last write knows; nothing of it is left but what is written now
         loop = asyncio.get_running_loop()
         while self._additions or self._moved:
             await asyncio.sleep(0)  # Lets everybody who is ready join the batch.
@@ -173,7 +174,6 @@ class GroupCommit:
         return batch
 
     def _apply(self, batch: _Batch) -> None:
-        self.failure = None
         for addition in batch.additions:
             addition.stream.reserved -= len(addition.envelopes)
             addition.stream.extend(addition.envelopes)
