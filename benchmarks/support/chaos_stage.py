@@ -19,10 +19,11 @@ from pathlib import Path
 from time import monotonic
 from typing import IO
 
+from benchmarks.support.chaos_ledger import Ledger, rows_of
 from benchmarks.support.chaos_plan import READERS, TRAFFIC_S, WRITERS, BusKind, Fault, FaultKind, Flaw, Plan, plan
-from benchmarks.support.chaos_worker import QUIET, STREAM, UNDERTAKERS, Spec, effects_in
+from benchmarks.support.chaos_worker import QUIET, STREAM, UNDERTAKERS, Spec, Worker
 from benchmarks.support.report import ROOT
-from esper.testing.history import Event, Kind, breaches, read
+from esper.testing.history import Event, History, Kind, Message, breaches, read
 from esper.testing.leap import LeapingClock
 from esper.testing.proxy import FaultProxy, Way
 from esper.testing.servers import RedisServer
@@ -30,7 +31,7 @@ from esper.testing.servers import RedisServer
 REST_S = 3.0
 """A bus is at rest when nothing has happened for so long: longer than any lease, pause and limit of a schedule."""
 LIMIT_S = 30.0
-_END_LIMIT_S = 10.0
+_END_LIMIT_S = 30.0
 _FULL_BYTES = 32_768
 _GROUPS = {"sole": "sole", "left": "shared", "right": "shared"}
 
@@ -170,6 +171,9 @@ class Stage:
     async def set(self) -> AsyncIterator["Stage"]:
         """Start every part, and end it with the block."""
         async with AsyncExitStack() as stack:
+            ledger = Ledger(self.folder)
+            await ledger.create()
+            await ledger.close()
             if self.plan.bus is BusKind.REDIS:
                 await self._set_redis(stack)
             else:
@@ -191,9 +195,22 @@ class Stage:
             stable = name == "sole" or self.plan.keeps_name
             member = name if stable else "{process}"
             self._cast(name, url=ways["readers"], member=member, readers=[(_GROUPS[name], "")])
-        self._cast("undertaker", url=self.server.url, member="undertaker", readers=[(UNDERTAKERS, "")])
+        await stack.enter_async_context(self._undertaking(self.server.url))
         for name in WRITERS:
             self._cast(name, url=ways["writers"], writers=1)
+
+    @asynccontextmanager
+    async def _undertaking(self, url: str) -> AsyncIterator[None]:
+        """Read the dead letters in this process, which nothing strikes."""
+        name = "undertaker-0"
+        spec = Spec(name, str(self.folder), self.plan.seed, url=url, member=name, readers=[(UNDERTAKERS, name)])
+        with History.at(self.folder / f"{name}.jsonl") as history:
+            task = asyncio.create_task(Worker(spec, history).run())
+            try:
+                yield
+            finally:
+                (self.folder / name).touch()
+                await task
 
     def _cast(self, name: str, **spec: object) -> None:
         plan = self.plan
@@ -247,13 +264,17 @@ class Stage:
                 await asyncio.to_thread(self.server.start)
             case FaultKind.DESTROY:
                 group = "sole" if fault.amount < 0.5 else "shared"
-                await asyncio.to_thread(self.server.ask, f"XGROUP DESTROY {STREAM} {group}")
+                with History.at(self.folder / "stage.jsonl") as history:
+                    history.note(Kind.VANISHED, Message(STREAM, "", -1), group=group)
+                    await asyncio.to_thread(self.server.ask, f"XGROUP DESTROY {STREAM} {group}")
+                    history.note(Kind.VANISHED, Message(STREAM, "", -1), group=group)
             case _:
                 self.server.freeze()
                 await asyncio.sleep(fault.lasts_s)
                 self.server.thaw()
 
     async def _strike_actor(self, actor: Actor, fault: Fault) -> None:
+        await self._until(lambda: actor.has_begun)
         match fault.kind:
             case FaultKind.FREEZE:
                 actor.signal(signal.SIGSTOP)
@@ -303,21 +324,18 @@ class Stage:
     async def _until_at_rest(self) -> None:
         ends_at, seen, since = monotonic() + LIMIT_S, -1, monotonic()
         while monotonic() < ends_at and monotonic() - since < REST_S:
-            size = sum(path.stat().st_size for path in self.folder.glob("*.jsonl")) + len(self._effects())
+            size = sum(path.stat().st_size for path in self.folder.glob("*.jsonl")) + len(rows_of(self.folder))
             if size != seen:
                 seen, since = size, monotonic()
             elif self.plan.flaw is Flaw.NONE and monotonic() - since > 0.5 and not self.breaches():
                 return
             await asyncio.sleep(0.1)
 
-    def _effects(self) -> list[tuple[str, str, str, int]]:
-        return effects_in(self.folder / "effects.db")
-
     def events(self) -> list[Event]:
         """Return what happened, with every effect that is durable."""
         effects = (
             Event(Kind.EFFECT, 0, "effects", STREAM, writer, number, id, group)
-            for group, id, writer, number in self._effects()
+            for group, id, writer, number in rows_of(self.folder)
         )
         return [*effects, *read(self.folder)]
 

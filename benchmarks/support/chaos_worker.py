@@ -6,12 +6,12 @@ SQLite file. A file named ``quiet`` beside them ends every writer, one named aft
 
 import asyncio
 import json
-import sqlite3
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from benchmarks.support.chaos_ledger import Ledger
 from benchmarks.support.chaos_plan import Flaw
 from esper.contracts.envelope import DeadLetter
 from esper.contracts.ids import MessageId, new_message_id
@@ -31,10 +31,6 @@ UNDERTAKERS = "undertakers"
 _LISTEN_S = 0.05
 _LATE_S = 0.6
 """How long after its handler the effect of an early reader follows."""
-_TABLES = """
-CREATE TABLE IF NOT EXISTS handled (group_name TEXT, id TEXT, PRIMARY KEY (group_name, id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS effects (group_name TEXT, id TEXT, writer TEXT, number INTEGER);
-"""
 
 
 @dataclass(frozen=True)
@@ -74,47 +70,6 @@ class Spec:
     tries: int = 1
 
 
-class Effects:
-    """Rows, each committed in one transaction with the id of its message.
-
-    Args:
-        path: The file.
-        remembers: Whether an id that is there already is passed over.
-    """
-
-    def __init__(self, path: Path, *, remembers: bool) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=20.0)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = OFF")  # a kill takes nothing from the page cache
-        self._db.executescript(_TABLES)
-        self._remembers = remembers
-
-    def commit(self, group: str, message: Message, id: str) -> None:
-        """Make the effect durable, unless it is."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            new = self._db.execute("INSERT OR IGNORE INTO handled VALUES (?, ?)", (group, id)).rowcount
-            if new or not self._remembers:
-                row = (group, id, message.writer, message.number)
-                self._db.execute("INSERT INTO effects VALUES (?, ?, ?, ?)", row)
-            self._db.execute("COMMIT")
-        except sqlite3.Error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
-
-def effects_in(path: Path) -> list[tuple[str, str, str, int]]:
-    """Return group, id, writer and number of every effect."""
-    if not path.exists():
-        return []
-    with sqlite3.connect(path, timeout=20.0) as db:
-        db.executescript(_TABLES)
-        rows = db.execute("SELECT group_name, id, writer, number FROM effects").fetchall()
-    db.close()
-    return rows
-
-
 class Worker:
     """Writers and readers on one bus."""
 
@@ -123,7 +78,7 @@ class Worker:
         self.dice = Random(f"{spec.seed}.{spec.process}")
         self.bus = _bus(spec)
         self.quiet, self.stop = asyncio.Event(), asyncio.Event()
-        self.effects = Effects(Path(spec.folder) / "effects.db", remembers=spec.flaw != Flaw.FORGETFUL)
+        self.ledger = Ledger(Path(spec.folder), remembers=spec.flaw != Flaw.FORGETFUL)
         self.late: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -135,6 +90,7 @@ class Worker:
                 tasks.create_task(self.read(group, member))
             await self.listen()
             await self.bus.close()
+        await self.ledger.close()
         for group, member in self.spec.readers:
             self.history.note(Kind.LEFT, Message(STREAM, "", -1), group=group, member=member)
 
@@ -194,7 +150,7 @@ class Worker:
 
             note(Kind.HANDED)
             try:
-                await self.work(group, message, delivery.id)
+                await self.work(group, message, delivery)
             except Exception:
                 note(Kind.FAILED)
                 raise
@@ -202,22 +158,22 @@ class Worker:
 
         return handle
 
-    async def work(self, group: str, message: Message, id: str) -> None:
+    async def work(self, group: str, message: Message, delivery: Delivery) -> None:
         """Have an effect, or fail."""
         if message.number % POISON_EVERY == POISON_EVERY - 1 or self.dice.random() < self.spec.fails:
             raise ValueError("planted")
         await asyncio.sleep(self.dice.uniform(0.0, self.spec.work_s))
         if self.spec.flaw == Flaw.EARLY:
-            task = asyncio.create_task(self.follow(group, message, id))
+            task = asyncio.create_task(self.follow(group, message, delivery))
             self.late.add(task)
             task.add_done_callback(self.late.discard)
         else:
-            await asyncio.to_thread(self.effects.commit, group, message, id)
+            await self.ledger.write(group, message, delivery)
 
-    async def follow(self, group: str, message: Message, id: str) -> None:
+    async def follow(self, group: str, message: Message, delivery: Delivery) -> None:
         """Have the effect when the message is acknowledged already."""
         await asyncio.sleep(_LATE_S)
-        await asyncio.to_thread(self.effects.commit, group, message, id)
+        await self.ledger.write(group, message, delivery)
 
     async def bury(self, delivery: Delivery) -> None:
         """Note that a dead letter stands for a message."""

@@ -35,6 +35,8 @@ class Kind(StrEnum):
     """Publishing raised; the bus may hold the message nevertheless."""
     JOINED = "joined"
     """A member begins to read."""
+    VANISHED = "vanished"
+    """A group was destroyed: it begins anew with the oldest message held."""
     LEFT = "left"
     """A member stopped in good order, and gave back what it had not begun."""
     HANDED = "handed"
@@ -235,7 +237,7 @@ class _Indexed:
                 self.effects[event.group, event.message] += 1
             case Kind.BURIED:
                 self.buried.add((event.group, event.message))
-            case Kind.REFUSED | Kind.FAILED | Kind.HANDLED:
+            case Kind.REFUSED | Kind.FAILED | Kind.HANDLED | Kind.VANISHED:
                 pass
 
 
@@ -292,15 +294,20 @@ def _may_be_given_back(history: _Indexed, event: Event) -> bool:
 
 
 def _passed_over(history: _Indexed, stream: str, group: str) -> Iterator[Breach]:
-    """Find messages that failed and were not the next that their only member was handed."""
+    """Find messages that failed and were not the next that their only member was handed, in a group that did not vanish."""
     failed: dict[str, Event] = {}
+    handed: set[str] = set()
     for event in history.events:
         if (event.stream, event.group) != (stream, group):
             continue
-        if event.kind is Kind.FAILED:
+        if event.kind is Kind.VANISHED:
+            handed.clear()
+            failed.clear()
+        elif event.kind is Kind.FAILED and event.process in handed:
             failed[event.process] = event
         elif event.kind is Kind.HANDED:
             before = failed.pop(event.process, event)
+            handed.add(event.process)
             if before.message != event.message and (group, before.message) not in history.buried:
                 why = f"it failed, and number {event.number} of {event.writer} was handed out next"
                 yield Breach(Promise.DISORDERED, before.message, group, why)

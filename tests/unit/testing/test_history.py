@@ -214,7 +214,7 @@ def told(*words: str) -> list[Breach]:
     for at_ns, text in enumerate(("joined -1", *words)):
         process, _, rest = text.rpartition(":")
         kind, number, *marks = rest.split()
-        about = Kind(kind) not in (Kind.JOINED, Kind.LEFT)
+        about = Kind(kind) not in (Kind.JOINED, Kind.LEFT, Kind.VANISHED)
         name = process or "one"
         events.append(
             Event(
@@ -279,6 +279,16 @@ def test_a_message_that_failed_and_was_passed_over_is_a_breach() -> None:
     (breach,) = told(*failing, "handed 1", "effect 1", "handed 0 again", "effect 0")
     assert (breach.promise, breach.message.number) == (Promise.DISORDERED, 0)
     assert "it failed" in breach.why
+
+
+@pytest.mark.parametrize("before", [(), ("failed 1",)])
+def test_a_group_that_vanished_begins_anew_and_owes_no_retry(before: tuple[str, ...]) -> None:
+    once = (*PUBLISHED, "handed 0", "effect 0", "handed 1")
+    anew = ("handed 0", "handed 1", "effect 1")
+    rest = () if before else ("failed 1",)
+    assert told(*once, *before, "vanished -1", *rest, *anew) == []
+    (breach,) = told(*once, "vanished -1", *anew[:-1], "failed 1", *anew)
+    assert breach.promise is Promise.DISORDERED
 
 
 def test_a_second_member_may_take_over_late_but_not_mix_what_is_new() -> None:
