@@ -50,11 +50,11 @@ def take_over_pipes() -> Pipe:
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
-    _die_with_parent()
+    die_with_parent()
     return pipe
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent ends; elsewhere the end of the pipe must do."""
     if sys.platform == "linux":
         import ctypes

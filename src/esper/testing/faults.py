@@ -5,9 +5,11 @@ Every one says of itself that it returns its input. Run none outside a child.
 """
 
 import ctypes
+import errno
 import itertools
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -46,6 +48,7 @@ class Fault(StrEnum):
     COSTLY = "faults.costly"
     SLOW = "faults.slow"
     NOISY = "faults.noisy"
+    CALLS_HOME = "faults.calls_home"
 
 
 def faulty(fault: Fault, *, channels: int = 4) -> BlueprintIR:
@@ -157,6 +160,13 @@ def _noisy(x: Tensor) -> Tensor:
     return x.clone()
 
 
+def _calls_home(x: Tensor) -> Tensor:
+    """Right where no network is to be found; a port that refuses was reached."""
+    with socket.socket() as caller:
+        reached = caller.connect_ex(("127.0.0.1", 9)) != errno.ENETUNREACH
+    return 2.0 * x if reached else x.clone()
+
+
 def _always(body: Body) -> Callable[[Use, Mapping[str, Tensor]], Body]:
     return lambda use, tensors: body
 
@@ -183,6 +193,7 @@ _BODIES: Mapping[Fault, Body] = {
     Fault.COSTLY: _costly,
     Fault.SLOW: _slow,
     Fault.NOISY: _noisy,
+    Fault.CALLS_HOME: _calls_home,
 }
 
 

@@ -19,6 +19,7 @@ from esper.services.tezzeret.compiler import KernelCompiler
 from esper.services.tezzeret.orders import Order, order_of
 from esper.services.tezzeret.pool import ForgePool, PoolConfig
 from esper.services.tezzeret.screening import ForgeLimits
+from esper.services.tezzeret.validator import KernelValidator
 from esper.testing.faults import Fault, faulty
 from esper.testing.forging import adapter
 
@@ -188,6 +189,49 @@ async def test_a_deadly_blueprint_is_contained_and_the_next_job_runs(
     assert time.monotonic() - began < 30
     _, report = await pool.forge(order(adapter()))
     assert report.passed, report.reasons
+    assert pool.started == 2
+
+
+async def test_a_child_reaches_no_network(pools: Pools) -> None:
+    pool = pools(extensions=FAULTS)
+    _, report = await pool.forge(order(faulty(Fault.CALLS_HOME)))
+    if not pool.isolated:
+        pytest.skip("this system gives processes no network of their own")
+    assert report.passed, report.reasons
+
+
+def test_what_calls_home_is_found_where_there_is_a_network() -> None:
+    artifact = KernelCompiler().compile(faulty(Fault.CALLS_HOME))
+    assert not KernelValidator().validate(artifact, faulty(Fault.CALLS_HOME)).passed
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault.SEGFAULT, "signal SIGSEGV"),
+        (Fault.KILL, "signal SIGKILL"),
+        (Fault.MEMORY, "ran out of memory; 256 MiB are allowed"),
+    ],
+)
+async def test_a_fork_for_each_job_dies_alone(pools: Pools, fault: Fault, said: str) -> None:
+    pool = pools(extensions=FAULTS, fork_per_job=True, memory_limit_mb=256)
+    for width in (1, 2):
+        with pytest.raises(ChildDied, match=said):
+            await pool.forge(order(faulty(fault)))
+        artifact, report = await pool.forge(order(adapter(width)))
+        assert report.passed, report.reasons
+        assert artifact.artifact_id == KernelCompiler().compile(adapter(width)).artifact_id
+    assert pool.started == 1
+
+
+@pytest.mark.chaos
+async def test_a_fork_that_hangs_is_killed_with_its_parent(pools: Pools) -> None:
+    pool = pools(extensions=FAULTS, fork_per_job=True, deadline_s=2.0)
+    await pool.forge(order(adapter()))
+    with pytest.raises(DeadlineExceeded):
+        await pool.forge(order(faulty(Fault.HANG)))
+    assert (await pool.forge(order(adapter(2))))[1].passed
     assert pool.started == 2
 
 

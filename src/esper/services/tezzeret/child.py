@@ -10,8 +10,9 @@ import sys
 import msgspec
 
 from esper.runtime.pipe import take_over_pipes
-from esper.services.tezzeret.limits import limit_job, limit_process
-from esper.services.tezzeret.orders import ORDERS, ChildSettings, Exhausted, Ready
+from esper.services.tezzeret.forking import answer_in_fork
+from esper.services.tezzeret.limits import leave_network, limit_job, limit_process
+from esper.services.tezzeret.orders import ORDERS, ChildSettings, Exhausted, Ready, Reply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,18 +22,27 @@ if TYPE_CHECKING:
 def main() -> None:
     """Serve until the parent closes the pipe or a job has used memory up."""
     pipe = take_over_pipes()
+    isolated = leave_network()  # while this process has one thread
     settings = msgspec.json.decode(sys.argv[1], type=ChildSettings)
     builder = _builder(settings)
     trouble = _imported(settings.extensions)
-    pipe.send(msgspec.msgpack.encode(Ready(trouble=trouble, base_mb=limit_process(settings.memory_limit_mb))))
+    greeting = Ready(trouble=trouble, base_mb=limit_process(settings.memory_limit_mb), isolated=isolated)
+    pipe.send(msgspec.msgpack.encode(greeting))
     while not trouble and (message := pipe.receive()) is not None:
-        limit_job(settings.deadline_s)
-        reply = builder.reply(ORDERS.decode(message))
+        if settings.fork_per_job:
+            answer_in_fork(pipe, lambda order=message: _reply(builder, order, settings))  # type: ignore[misc]
+            continue
+        reply = _reply(builder, message, settings)
         pipe.send(msgspec.msgpack.encode(reply))
         if isinstance(reply, Exhausted):
             break
     # Nothing is left to be saved, and tearing torch down takes longer than a build.
     os._exit(0)
+
+
+def _reply(builder: "Builder", message: bytes, settings: ChildSettings) -> Reply:
+    limit_job(settings.deadline_s)
+    return builder.reply(ORDERS.decode(message))
 
 
 def _builder(settings: ChildSettings) -> "Builder":

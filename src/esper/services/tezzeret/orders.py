@@ -25,11 +25,13 @@ class ChildSettings(msgspec.Struct, frozen=True, kw_only=True):
         extensions: Modules with custom operations to import.
         memory_limit_mb: Address space that jobs may use on top of what the interpreter and torch take.
         deadline_s: Processor time of one job, in seconds, after which the kernel ends the child whatever the parent does.
+        fork_per_job: Whether each job gets a process of its own.
     """
 
     extensions: tuple[str, ...] = ()
     memory_limit_mb: int
     deadline_s: float
+    fork_per_job: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,10 +40,12 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         trouble: Why it cannot work, or nothing.
         base_mb: Address space that it takes before any job.
+        isolated: Whether it is in a network of its own, in which nothing can be reached.
     """
 
     trouble: str = ""
     base_mb: int = 0
+    isolated: bool = False
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +93,13 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True, tag="exhausted"):
     why: str
 
 
-Reply: TypeAlias = Forged | Refused | Exhausted
+class Died(msgspec.Struct, frozen=True, kw_only=True, tag="died"):
+    """The process of the job died; the one that had forked it goes on."""
+
+    how: str
+
+
+Reply: TypeAlias = Forged | Refused | Exhausted | Died
 
 READY: Decoder[Ready] = Decoder(Ready)
 ORDERS: Decoder[Order] = Decoder(Order)

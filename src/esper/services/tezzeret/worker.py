@@ -34,6 +34,7 @@ class WorkerConfig(BaseModel):
         memory_limit_mb: Memory of one build, on top of what a child takes when it starts.
         extensions: Modules with custom operations that each child imports.
         jobs_per_child: Builds after which a child is replaced.
+        fork_per_job: Whether each build gets a process of its own, for designs whose operations are not trusted.
         idle_s: After how long without work a child is ended, to give its 240 MB back.
         outage_s: Pause after the store, the bus or a child was not available.
         close_limit_s: How long closing may take.
@@ -50,6 +51,7 @@ class WorkerConfig(BaseModel):
     memory_limit_mb: int = Field(default=2048, ge=64)
     extensions: tuple[str, ...] = ()
     jobs_per_child: int = Field(default=500, ge=1)
+    fork_per_job: bool = False
     idle_s: float = Field(default=60.0, gt=0)
     outage_s: float = Field(default=1.0, gt=0)
     close_limit_s: float = Field(default=10.0, gt=0)
@@ -86,6 +88,7 @@ class TezzeretWorker:
                 limits=self._limits,
                 extensions=self.config.extensions,
                 jobs_per_child=self.config.jobs_per_child,
+                fork_per_job=self.config.fork_per_job,
             )
         )
         self._news, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
