@@ -52,7 +52,7 @@ def leave_network() -> bool:
     import ctypes
 
     unshare = ctypes.CDLL(None).unshare
-    return unshare(_CLONE_NEWNET) == 0 or unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
+    return bool(unshare(_CLONE_NEWNET) == 0 or unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0)
 
 
 def limit_job(deadline_s: float) -> None:
