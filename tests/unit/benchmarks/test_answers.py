@@ -26,6 +26,7 @@ CERTAIN = {
     },
     "compiled": {"graphs compiled by a graft"},
     "kills": {"exact"},
+    "oona": {"growth_memory_mib"},
     "startup": {"stray_bytes"},
     "tezzeret": {"child_peak_rss_mb"},
 }

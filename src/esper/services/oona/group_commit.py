@@ -10,8 +10,8 @@ from esper.errors import BusUnavailable
 from esper.services.oona.journal import GroupState, Journal
 from esper.services.oona.memory_stream import Group, Stream
 
-MAX_BATCH = 2_000
-"""Messages in one commit (about), so that nobody waits long for the rest of a batch."""
+_MAX_BATCH = 2_000
+"""Messages in one commit, about, so that nobody waits long for the rest of a batch."""
 
 
 @dataclass(slots=True)
@@ -166,7 +166,7 @@ class GroupCommit:
 
     def _next_batch(self) -> _Batch:
         count, taken = 0, 0
-        while taken < len(self._additions) and count < MAX_BATCH:
+        while taken < len(self._additions) and count < _MAX_BATCH:
             count += len(self._additions[taken].envelopes)
             taken += 1
         batch = _Batch(self._additions[:taken], self._moved)

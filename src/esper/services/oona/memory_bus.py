@@ -14,7 +14,7 @@ from esper.ports import Acknowledge, DeliveryHandler
 from esper.runtime.closing import Closing
 from esper.runtime.waits import Bell
 from esper.services.oona.codec import Codec
-from esper.services.oona.group_commit import MAX_BATCH, GroupCommit
+from esper.services.oona.group_commit import GroupCommit
 from esper.services.oona.journal import Journal
 from esper.services.oona.memory_member import Member, Retrying, Shared
 from esper.services.oona.memory_stream import Stream, Streams
@@ -220,21 +220,21 @@ class MemoryBus(Closing):
         """Add messages to a stream, as many at once as it has room for."""
         self._check_usable()
         held = self._streams[stream]
-        while envelopes:
-            if (room := held.room) < 1:
+        while envelopes and (room := held.room) < len(envelopes):
+            if room < 1:
                 await self._room(held)
-                continue
-            part, envelopes = envelopes[: min(room, MAX_BATCH)], envelopes[min(room, MAX_BATCH) :]
-            if self._commits is None:
-                held.extend(part)
-                await self._yield_turn(len(part))
             else:
-                await self._commits.add(held, part)
+                await self._take(held, envelopes[:room])
+                envelopes = envelopes[room:]
+        await self._take(held, envelopes)
 
-    async def _yield_turn(self, count: int) -> None:
-        """Let readers have a turn now and then, also where writers never wait."""
-        self._since_turn += count
-        if self._since_turn >= _TURN:
+    async def _take(self, held: Stream, envelopes: list[Envelope]) -> None:
+        if self._commits is not None:
+            await self._commits.add(held, envelopes)
+            return
+        held.extend(envelopes)
+        self._since_turn += len(envelopes)
+        if self._since_turn >= _TURN:  # readers have one now and then, also where writers never wait
             self._since_turn = 0
             await asyncio.sleep(0)
 

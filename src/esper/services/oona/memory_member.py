@@ -16,8 +16,10 @@ from esper.telemetry.logs import get_logger
 
 log = get_logger("oona.memory")
 
-_TURN = 64
-"""Messages that a handler which never waits is given before everybody else in the event loop has a turn."""
+_TURN_S = 0.001
+"""How long a handler that never waits goes on before everybody else in the event loop has a turn."""
+_LOOK_EVERY = 8
+"""Messages between looks at the clock."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Member:
             return
 
     async def _work(self) -> None:
-        stream, group, taken = self._stream, self._group, 0
+        stream, group, time = self._stream, self._group, asyncio.get_running_loop().time
+        taken, ends_at = 0, time() + _TURN_S
         while not self._stop.is_set():
             pending = stream.take(group)
             if pending is None:
@@ -95,8 +98,9 @@ class Member:
                 self._commits.moved(stream, group)
             await self._handle(pending)
             taken += 1
-            if taken % _TURN == 0:
+            if taken % _LOOK_EVERY == 0 and time() > ends_at:
                 await asyncio.sleep(0)
+                ends_at = time() + _TURN_S
 
     async def _handle_until_settled(self, pending: Pending) -> None:
         """Hand one message out until it is acknowledged or dead; otherwise the group gets it back."""

@@ -135,11 +135,13 @@ class Stream:
 
     def extend(self, envelopes: Sequence[Envelope]) -> None:
         """Add messages, and trim the oldest beyond the limit; groups that had not seen them have lost them."""
-        for seq, envelope in enumerate(envelopes, self.published):
-            self._held[seq] = envelope
-        self.published += len(envelopes)
-        if len(self) > self.max_length:
-            self._trim(self.published - self.max_length)
+        held, seq = self._held, self.published
+        for envelope in envelopes:
+            held[seq] = envelope
+            seq += 1
+        self.published = seq
+        if seq - self.first_seq > self.max_length:
+            self._trim(seq - self.max_length)
         self.news.ring()
 
     def _trim(self, first_seq: int) -> None:

@@ -13,6 +13,7 @@ from esper.contracts.topics import HEALTH, Message
 from esper.errors import BusUnavailable, ContractError
 from esper.ports import MessageBus
 from esper.runtime.closing import Closing
+from esper.runtime.waits import Bell
 
 
 class MicroBatchConfig(BaseModel):
@@ -61,54 +62,47 @@ class _Batches(Generic[Key, Item]):
     ) -> None:
         self._send, self._config = send, config or MicroBatchConfig()
         self._waiting: dict[Key, list[tuple[Item, Sent]]] = {}
-        self._full: dict[Key, asyncio.Event] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
-        self._room = asyncio.Condition()
+        self._full, self._room = Bell(), Bell()
         self._count = 0
         self._closed = False
 
     async def add(self, key: Key, item: Item) -> Sent:
         """Take an item; where too many are on their way, wait for room."""
         if self._count >= self._config.max_waiting:
-            async with self._room:
-                await self._room.wait_for(lambda: self._count < self._config.max_waiting or self._closed)
+            await self._room.wait_for(lambda: self._count < self._config.max_waiting or self._closed)
         if self._closed:
             raise BusUnavailable("the batcher is closed", todo="open a new one")
         sent: Sent = asyncio.get_running_loop().create_future()
-        waiting = self._waiting.setdefault(key, [])
+        if key not in self._waiting:
+            self._waiting[key] = []
+            self._tasks[key] = asyncio.create_task(self._empty(key), name="oona-batch")
+        waiting = self._waiting[key]
         waiting.append((item, sent))
         self._count += 1
-        if key not in self._tasks:
-            self._full[key] = asyncio.Event()
-            self._tasks[key] = asyncio.create_task(self._empty(key), name="oona-batch")
-        if len(waiting) >= self._config.max_messages:
-            self._full[key].set()
+        if len(waiting) == self._config.max_messages:
+            self._full.ring()
         return sent
 
     async def close(self) -> None:
         """Send what waits, and take nothing more."""
         self._closed = True
-        async with self._room:
-            self._room.notify_all()
-        for full in self._full.values():
-            full.set()
+        self._room.ring()
+        self._full.ring()
         while self._tasks:
             await asyncio.wait(self._tasks.values())
 
     async def _empty(self, key: Key) -> None:
-        full, most = self._full[key], self._config.max_messages
-        while waiting := self._waiting[key]:
-            if len(waiting) < most and not self._closed:
-                full.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._config.max_wait_s):
-                        await full.wait()
+        most = self._config.max_messages
+        while self._waiting[key]:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._config.max_wait_s):
+                    await self._full.wait_for(lambda: len(self._waiting[key]) >= most or self._closed)
             batch, self._waiting[key] = self._waiting[key][:most], self._waiting[key][most:]
             await self._deliver(key, batch)
             self._count -= len(batch)
-            async with self._room:
-                self._room.notify_all()
-        del self._tasks[key], self._waiting[key], self._full[key]
+            self._room.ring()
+        del self._tasks[key], self._waiting[key]
 
     async def _deliver(self, key: Key, batch: list[tuple[Item, Sent]]) -> None:
         answers: Sequence[Answer]
