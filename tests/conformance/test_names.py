@@ -149,7 +149,7 @@ SPECIFIED = [
         "async KernelManager.search_kernels_by_tags(tags, status=None, min_performance=None)",
         "async KernelManager.get_kernel_lineage(kernel_id)",
     ),
-    *group("esper.services.urza.kernel_manager", STORE_OVER_HTTP, "PersistentKernelCache"),
+    *group("esper.services.urza.kernel_manager", "", "PersistentKernelCache"),
     *group("esper.services.urza.main", STORE_OVER_HTTP, "app"),
     # -- nissa ---------------------------------------------------------------------------------------------------------
     *group(

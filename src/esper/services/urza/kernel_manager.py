@@ -15,6 +15,7 @@ from esper.services.urza.catalogue import Catalogue
 from esper.services.urza.database import Database, engine_at, prepare
 from esper.services.urza.jobs import JobQueue
 from esper.services.urza.keeper import BlobKeeper
+from esper.services.urza.kernel_cache import PersistentKernelCache as PersistentKernelCache
 from esper.services.urza.outbox import Outbox
 
 
@@ -107,4 +108,4 @@ class KernelManager(Catalogue, JobQueue):
         await self.close()
 
 
-__all__ = ["KernelManager"]
+__all__ = ["KernelManager", "PersistentKernelCache"]

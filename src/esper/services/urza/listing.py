@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from esper.contracts.store import BlueprintPage, BlueprintQuery, BlueprintRecord
 from esper.services.urza.cursors import place_of, written
 from esper.services.urza.models import Blueprint
-from esper.services.urza.search import blueprint_conditions, tags_of
+from esper.services.urza.search import Beginning, blueprint_conditions, tags_of
 from esper.services.urza.words import asked_for
 
 _SHOWN = (
@@ -23,7 +23,9 @@ async def page_of_blueprints(session: AsyncSession, query: BlueprintQuery) -> Bl
     Raises:
         ContractError: If its cursor cannot be used.
     """
-    conditions = blueprint_conditions(sorted(set(query.tags)), query.match, asked_for(query.name))
+    conditions = blueprint_conditions(
+        sorted(set(query.tags)), query.match, [Beginning(word) for word in asked_for(query.name)]
+    )
     if query.status is not None:
         conditions.append(Blueprint.status == query.status)
     if query.cursor:

@@ -25,6 +25,10 @@ WORD = String(128).with_variant(String(128, collation="C"), "postgresql")
 """Words are compared byte by byte everywhere, so that those with one beginning lie together in the index."""
 
 
+FILTERS = ("target_device", "latency_ms", "size_bytes", "num_params")
+"""Columns at the end of the ordered indexes, so that a list is filtered without visiting its rows."""
+
+
 class JobStatus(StrEnum):
     """How far the forge is with a build."""
 
@@ -113,7 +117,7 @@ class Kernel(Base):
 
     __tablename__ = "kernels"
     __table_args__ = (
-        Index("ix_kernels_status_rank", "status", "rank", "id"),
+        Index("ix_kernels_status_rank", "status", "rank", "id", *FILTERS, "blueprint_id"),
         Index("ix_kernels_blueprint_rank", "blueprint_id", "status", "rank", "id"),
         Index("ix_kernels_device_rank", "target_device", "status", "rank", "id"),
         Index("ix_kernels_latency", "status", "latency_ms"),
@@ -148,18 +152,22 @@ class Kernel(Base):
 
 
 class KernelTag(Base):
-    """A tag of a kernel's blueprint beside the kernel's status and rank; triggers of the database keep it so.
+    """A tag of a kernel's blueprint beside what kernels are listed by; triggers of the database keep it so.
 
     A search by tag reads its page from the index, in order, however many kernels have the tag.
     """
 
     __tablename__ = "kernel_tags"
-    __table_args__ = (Index("ix_kernel_tags_tag", "tag", "status", "rank", "kernel_id"),)
+    __table_args__ = (Index("ix_kernel_tags_tag", "tag", "status", "rank", "kernel_id", *FILTERS),)
 
     kernel_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True)
     tag: Mapped[str] = mapped_column(NAME, primary_key=True)
     status: Mapped[KernelStatus] = mapped_column(words(KernelStatus))
     rank: Mapped[float] = mapped_column(Double)
+    target_device: Mapped[str] = mapped_column(String(64))
+    latency_ms: Mapped[float | None] = mapped_column(Double)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    num_params: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class BenchmarkResult(Base):

@@ -97,18 +97,25 @@ def _sqlite_status(subject: str) -> list[str]:
     ]
 
 
+_NAMES = ("status", "rank", "target_device", "latency_ms", "size_bytes", "num_params")
+_COPIED = ", ".join(_NAMES)
+_LISTED = f"kernel_id, tag, {_COPIED}"
+_OF_NEW = ", ".join(f"NEW.{name}" for name in _NAMES)
+_SET_TO_NEW = ", ".join(f"{name} = NEW.{name}" for name in _NAMES)
+_CHANGING = "status, throughput, target_device, latency_ms, size_bytes, num_params"
+
 _SQLITE = [
     *(statement for subject in PAIRS for statement in _sqlite_status(subject)),
     f"CREATE TRIGGER kernels_proven BEFORE UPDATE OF status ON kernels WHEN NEW.status = 'validated' AND NOT {_PROVEN}"
     f" BEGIN SELECT RAISE(ABORT, '{UNPROVEN}'); END",
     "CREATE TRIGGER kernels_tagged AFTER INSERT ON kernels BEGIN"
-    " INSERT INTO kernel_tags (kernel_id, tag, status, rank)"
-    " SELECT NEW.id, tag, NEW.status, NEW.rank FROM blueprint_tags WHERE blueprint_id = NEW.blueprint_id; END",
-    "CREATE TRIGGER kernels_ranked AFTER UPDATE OF status, throughput ON kernels BEGIN"
-    " UPDATE kernel_tags SET status = NEW.status, rank = NEW.rank WHERE kernel_id = NEW.id; END",
+    f" INSERT INTO kernel_tags ({_LISTED})"
+    f" SELECT NEW.id, tag, {_OF_NEW} FROM blueprint_tags WHERE blueprint_id = NEW.blueprint_id; END",
+    f"CREATE TRIGGER kernels_ranked AFTER UPDATE OF {_CHANGING} ON kernels BEGIN"
+    f" UPDATE kernel_tags SET {_SET_TO_NEW} WHERE kernel_id = NEW.id; END",
     "CREATE TRIGGER blueprint_tags_added AFTER INSERT ON blueprint_tags BEGIN"
-    " INSERT INTO kernel_tags (kernel_id, tag, status, rank)"
-    " SELECT id, NEW.tag, status, rank FROM kernels WHERE blueprint_id = NEW.blueprint_id; END",
+    f" INSERT INTO kernel_tags ({_LISTED})"
+    f" SELECT id, NEW.tag, {_COPIED} FROM kernels WHERE blueprint_id = NEW.blueprint_id; END",
     "CREATE TRIGGER blueprint_tags_removed AFTER DELETE ON blueprint_tags BEGIN DELETE FROM kernel_tags"
     " WHERE tag = OLD.tag AND kernel_id IN (SELECT id FROM kernels WHERE blueprint_id = OLD.blueprint_id); END",
 ]
@@ -141,19 +148,19 @@ _POSTGRESQL = [
     ),
     _function(
         "esper_kernel_tags",
-        f"{_LOCK} INSERT INTO kernel_tags (kernel_id, tag, status, rank)"
-        " SELECT NEW.id, tag, NEW.status, NEW.rank FROM blueprint_tags WHERE blueprint_id = NEW.blueprint_id; RETURN NULL;",
+        f"{_LOCK} INSERT INTO kernel_tags ({_LISTED})"
+        f" SELECT NEW.id, tag, {_OF_NEW} FROM blueprint_tags WHERE blueprint_id = NEW.blueprint_id; RETURN NULL;",
     ),
     _trigger("kernels_tagged", "AFTER INSERT ON kernels", "esper_kernel_tags"),
     _function(
         "esper_kernel_rank",
-        "UPDATE kernel_tags SET status = NEW.status, rank = NEW.rank WHERE kernel_id = NEW.id; RETURN NULL;",
+        f"UPDATE kernel_tags SET {_SET_TO_NEW} WHERE kernel_id = NEW.id; RETURN NULL;",
     ),
-    _trigger("kernels_ranked", "AFTER UPDATE OF status, throughput ON kernels", "esper_kernel_rank"),
+    _trigger("kernels_ranked", f"AFTER UPDATE OF {_CHANGING} ON kernels", "esper_kernel_rank"),
     _function(
         "esper_tag_added",
-        f"{_LOCK} INSERT INTO kernel_tags (kernel_id, tag, status, rank)"
-        " SELECT id, NEW.tag, status, rank FROM kernels WHERE blueprint_id = NEW.blueprint_id; RETURN NULL;",
+        f"{_LOCK} INSERT INTO kernel_tags ({_LISTED})"
+        f" SELECT id, NEW.tag, {_COPIED} FROM kernels WHERE blueprint_id = NEW.blueprint_id; RETURN NULL;",
     ),
     _trigger("blueprint_tags_added", "AFTER INSERT ON blueprint_tags", "esper_tag_added"),
     _function(

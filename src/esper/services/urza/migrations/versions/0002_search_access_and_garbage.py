@@ -16,6 +16,7 @@ _DIGEST = sa.String(71)
 _NAME = sa.String(128)
 _WORD = sa.String(128).with_variant(sa.String(128, collation="C"), "postgresql")
 _MOMENT = sa.DateTime(timezone=True)
+_FILTERS = ("target_device", "latency_ms", "size_bytes", "num_params")
 _RANK = "CASE WHEN throughput IS NULL THEN 1.0 ELSE -throughput END"
 
 
@@ -67,8 +68,12 @@ def _make_tables() -> None:
         sa.Column("tag", _NAME, primary_key=True),
         sa.Column("status", sa.String(32), nullable=False),
         sa.Column("rank", sa.Double, nullable=False),
+        sa.Column("target_device", sa.String(64), nullable=False),
+        sa.Column("latency_ms", sa.Double),
+        sa.Column("size_bytes", sa.BigInteger, nullable=False),
+        sa.Column("num_params", sa.BigInteger),
     )
-    op.create_index("ix_kernel_tags_tag", "kernel_tags", ["tag", "status", "rank", "kernel_id"])
+    op.create_index("ix_kernel_tags_tag", "kernel_tags", ["tag", "status", "rank", "kernel_id", *_FILTERS])
     op.create_table(
         "benchmark_results",
         sa.Column("kernel_id", _DIGEST, sa.ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True),
@@ -142,7 +147,7 @@ def _change_kernels(dialect: str) -> None:
         kernels.alter_column("updated_at", existing_type=_MOMENT, nullable=False)
         kernels.add_column(sa.Column("rank", sa.Double, sa.Computed(_RANK, persisted=True), nullable=False))
     op.create_index("ix_kernels_kernel_binary_ref", "kernels", ["kernel_binary_ref"])
-    op.create_index("ix_kernels_status_rank", "kernels", ["status", "rank", "id"])
+    op.create_index("ix_kernels_status_rank", "kernels", ["status", "rank", "id", *_FILTERS, "blueprint_id"])
     op.create_index("ix_kernels_blueprint_rank", "kernels", ["blueprint_id", "status", "rank", "id"])
     op.create_index("ix_kernels_device_rank", "kernels", ["target_device", "status", "rank", "id"])
     op.create_index("ix_kernels_latency", "kernels", ["status", "latency_ms"])
@@ -164,7 +169,8 @@ def _change_kernels_back(dialect: str) -> None:
 def _fill(dialect: str) -> None:
     """Fill what is looked up from what it is made of."""
     op.execute(
-        "INSERT INTO kernel_tags (kernel_id, tag, status, rank) SELECT kernels.id, tag, status, rank"
+        f"INSERT INTO kernel_tags (kernel_id, tag, status, rank, {', '.join(_FILTERS)})"
+        f" SELECT kernels.id, tag, status, rank, {', '.join(_FILTERS)}"
         " FROM kernels JOIN blueprint_tags ON blueprint_tags.blueprint_id = kernels.blueprint_id"
     )
     figures = "CAST(figure.value AS TEXT)" if dialect == "postgresql" else "figure.value"

@@ -1,0 +1,172 @@
+"""What does a question to the artifact store cost in PostgreSQL, and how does that grow with the library?"""
+
+import asyncio
+import json
+import statistics
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from benchmarks.support.report import Answer, Target
+from benchmarks.support.urza_library import CHAIN, SETTINGS, fill, questions
+from esper.contracts.store import KernelQuery
+from esper.ir import digest_of
+from esper.services.urza.blobs import LocalBlobs
+from esper.services.urza.database import engine_at, prepare
+from esper.services.urza.kernel_manager import KernelManager
+from esper.testing.postgres import PostgresServer
+
+P50_MS, P99_MS, LINEAGE_MS, GROWTH = 2.0, 5.0, 2.0, 1.5
+LARGE = ("kernels", "kernel_tags", "blueprints", "blueprint_tags", "blueprint_words")
+
+
+@dataclass
+class Costs:
+    """What questions cost in the server, in milliseconds: planning and execution of every statement of each."""
+
+    by_kind: dict[str, list[float]] = field(default_factory=dict)
+    scans: list[str] = field(default_factory=list)
+    wall_ms: list[float] = field(default_factory=list)
+    lineage_ms: list[float] = field(default_factory=list)
+
+    @property
+    def all_ms(self) -> list[float]:
+        """Every question's cost, in rising order."""
+        return sorted(cost for costs in self.by_kind.values() for cost in costs)
+
+
+def answer(*, quick: bool, seed: int) -> Answer:
+    """Fill libraries of rising size, ask each the same kinds of questions, and let the server say what they took."""
+    sizes = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
+    count, rounds = (150, 2) if quick else (600, 3)
+    result = Answer(
+        method=f"planning and execution time of every statement of a search, by EXPLAIN ANALYZE of the statements that the "
+        f"manager sends, caches warm; {count} questions of 15 kinds, each the least of {rounds} rounds, percentiles over "
+        f"questions; kernels {', '.join(f'{size:,}' for size in sizes)}, a tenth as many blueprints; pages of 50"
+    )
+    found = {}
+    with PostgresServer(SETTINGS) as server, TemporaryDirectory() as folder:
+        for size in sizes:
+            found[size] = asyncio.run(_measured(server, Path(folder), size, count, rounds, seed, result))
+    for size, costs in found.items():
+        _tell(result, size, costs)
+    _judge(result, found[sizes[0]], found[sizes[-1]])
+    return result
+
+
+async def _measured(
+    server: PostgresServer, folder: Path, size: int, count: int, rounds: int, seed: int, result: Answer
+) -> Costs:
+    name = server.new_database()
+    engine = engine_at(server.url(name), connections=1)
+    await prepare(engine)
+    began = perf_counter()
+    await asyncio.to_thread(fill, server, name, size, size // 10)
+    result.metrics[f"fill_s_at_{size}"] = perf_counter() - began
+    costs = Costs()
+    library = KernelManager(engine, LocalBlobs(folder))
+    explained = _Explained(engine)
+    for kind, query in questions(seed, count):
+        await _timed_search(library, query)  # the first brings pages into memory
+        costs.wall_ms.append(min([await _timed_search(library, query) for _ in range(rounds)]))
+        async with explained.listening() as statements:
+            await library.search(query)
+        plans = [await explained.plans(statements) for _ in range(rounds)]
+        costs.by_kind.setdefault(kind, []).append(min(sum(map(_cost_ms, plan)) for plan in plans))
+        costs.scans += [f"{kind}: {table}" for plan in plans[0] for table in _whole_reads(plan)]
+    youngest = digest_of(f"k{CHAIN - 1}".encode())
+    for _ in range(20):
+        async with explained.listening() as statements:
+            line = await library.get_kernel_lineage(youngest)
+        assert len(line) == CHAIN, len(line)
+        costs.lineage_ms.append(sum(map(_cost_ms, await explained.plans(statements))))
+    await engine.dispose()
+    return costs
+
+
+async def _timed_search(library: KernelManager, query: KernelQuery) -> float:
+    began = perf_counter()
+    await library.search(query)
+    return (perf_counter() - began) * 1e3
+
+
+class _Explained:
+    """Hears which statements a manager sends, and asks the server how it runs them."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[list[tuple[str, Any]]]:
+        heard: list[tuple[str, Any]] = []
+
+        def hear(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
+            if statement.lstrip().upper().startswith(("SELECT", "WITH")):
+                heard.append((statement, parameters))
+
+        event.listen(self._engine.sync_engine, "before_cursor_execute", hear)
+        try:
+            yield heard
+        finally:
+            event.remove(self._engine.sync_engine, "before_cursor_execute", hear)
+
+    async def plans(self, statements: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
+        """Run statements again, and return their plans with times."""
+        found = []
+        async with self._engine.connect() as connection:
+            for statement, parameters in statements:
+                asked = "EXPLAIN (ANALYZE, TIMING OFF, SUMMARY ON, FORMAT JSON) " + statement
+                row = (await connection.exec_driver_sql(asked, parameters)).scalar_one()
+                found.append((json.loads(row) if isinstance(row, str) else row)[0])
+        return found
+
+
+def _cost_ms(plan: dict[str, Any]) -> float:
+    return float(plan["Planning Time"] + plan["Execution Time"])
+
+
+def _whole_reads(plan: dict[str, Any]) -> list[str]:
+    """Return the large tables that a plan reads from end to end."""
+    found, rest = [], [plan["Plan"]]
+    while rest:
+        node = rest.pop()
+        rest += node.get("Plans", [])
+        if node["Node Type"] == "Seq Scan" and node.get("Relation Name") in LARGE:
+            found.append(node["Relation Name"])
+    return found
+
+
+def _tell(result: Answer, size: int, costs: Costs) -> None:
+    every = costs.all_ms
+    for name, share in (("p50", 0.50), ("p90", 0.90), ("p99", 0.99)):
+        result.metrics[f"search_{name}_ms_at_{size}"] = _percentile(every, share)
+        result.metrics[f"search_wall_{name}_ms_at_{size}"] = _percentile(sorted(costs.wall_ms), share)
+    result.metrics[f"search_mean_ms_at_{size}"] = statistics.fmean(every)
+    result.metrics[f"lineage_{CHAIN}_deep_p50_ms_at_{size}"] = statistics.median(costs.lineage_ms)
+    result.metrics[f"tables_read_whole_at_{size}"] = len(costs.scans)
+    for kind, found in costs.by_kind.items():
+        result.metrics[f"{kind.replace(' ', '_')}_worst_ms_at_{size}"] = max(found)
+
+
+def _judge(result: Answer, smallest: Costs, largest: Costs) -> None:
+    every = largest.all_ms
+    growth = statistics.fmean(every) / statistics.fmean(smallest.all_ms)
+    result.ratios["mean_cost_of_the_largest_over_the_smallest"] = growth
+    result.targets += [
+        Target("search_p50_ms", "<=", P50_MS, _percentile(every, 0.50)),
+        Target("search_p99_ms", "<=", P99_MS, _percentile(every, 0.99)),
+        Target(f"lineage_{CHAIN}_deep_ms", "<=", LINEAGE_MS, statistics.median(largest.lineage_ms)),
+        Target("large_tables_read_whole", "==", 0, len(largest.scans)),
+        Target("growth_of_the_mean_cost", "<=", GROWTH, growth),
+    ]
+
+
+def _percentile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,0 +1,191 @@
+"""What nothing refers to goes, what somebody needs stays, whoever comes first."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from esper.contracts.kernel import BuildSpec, CompiledKernelContract, KernelStatus
+from esper.errors import KernelRejected, NotFound
+from esper.ir import digest_of
+from esper.services.urza.blobs import LocalBlobs
+from esper.services.urza.database import Database, engine_at
+from esper.services.urza.garbage import GarbageCollector, RetentionConfig
+from esper.services.urza.kernel_manager import KernelManager
+from esper.testing.clock import ManualClock
+from esper.testing.forging import adapter, artifact_of, request_for, verdict_on
+
+DAY_S = 86_400.0
+
+
+class SlowBlobs(LocalBlobs):
+    """A folder that takes its time to remove things, and so lets others in between."""
+
+    async def delete(self, digest: str) -> None:
+        await asyncio.sleep(0.02)
+        await super().delete(digest)
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(4_000_000_000.0)  # later than any file here
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> SlowBlobs:
+    return SlowBlobs(tmp_path / "blobs")
+
+
+@pytest.fixture
+async def library(database_url: str, blobs: SlowBlobs, clock: ManualClock) -> AsyncIterator[KernelManager]:
+    async with await KernelManager.at(database_url, blobs, clock=clock) as manager:
+        yield manager
+
+
+@pytest.fixture
+async def collector(
+    library: KernelManager, database_url: str, blobs: SlowBlobs, clock: ManualClock
+) -> AsyncIterator[GarbageCollector]:
+    engine = engine_at(database_url)
+    yield GarbageCollector(Database(engine), blobs, clock, RetentionConfig(rejected_s=DAY_S, retired_s=DAY_S))
+    await engine.dispose()
+
+
+async def pieces(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def made(library: KernelManager, width: int, *, reasons: tuple[str, ...] = ()) -> CompiledKernelContract:
+    await library.submit(request_for(adapter(width)))
+    job = await library.claim("w", lease_s=30.0)
+    assert job is not None
+    artifact = artifact_of(job.blueprint_id, bytes([width]) * 50)
+    return await library.complete(job.job_id, "w", artifact, verdict_on(artifact, reasons=reasons))
+
+
+async def has(blobs: LocalBlobs, digest: str) -> bool:
+    try:
+        return bool(await blobs.size(digest))
+    except NotFound:
+        return False
+
+
+async def test_bytes_that_nothing_refers_to_go_after_the_grace_and_no_others(
+    library: KernelManager, collector: GarbageCollector, blobs: SlowBlobs, clock: ManualClock
+) -> None:
+    kernel = await made(library, 1)
+    orphan = digest_of(b"orphan")
+    await library.upload(orphan, 6, pieces(b"orphan"))
+    clock.advance(DAY_S)
+    assert (await collector.collect()).blobs == 0
+    clock.advance(1)
+    done = await collector.collect()
+    assert (done.blobs, done.bytes, done.kernels) == (1, 6, 0)
+    assert not await has(blobs, orphan)
+    assert await library.read(kernel.kernel_id)
+
+
+async def test_bytes_without_a_row_are_garbage_too(
+    library: KernelManager, collector: GarbageCollector, blobs: SlowBlobs
+) -> None:
+    stray = await blobs.put(b"of a database that was lost")
+    assert (await collector.collect()).blobs == 1
+    assert not await has(blobs, stray)
+
+
+async def test_refused_and_withdrawn_kernels_go_when_they_are_old_and_can_be_built_again_or_tell_why_not(
+    library: KernelManager, collector: GarbageCollector, blobs: SlowBlobs, clock: ManualClock, database_url: str
+) -> None:
+    sound, refused, retired = await made(library, 1), await made(library, 2, reasons=("off",)), await made(library, 3)
+    await library.set_kernel_status(retired.kernel_id, KernelStatus.RETIRED)
+    clock.advance(3 * DAY_S)
+    done = await collector.collect()
+    assert (done.kernels, done.blobs) == (2, 2)
+    assert await library.find(sound.blueprint_id, BuildSpec()) == sound
+    with pytest.raises(KernelRejected, match="off"):
+        await library.find(refused.blueprint_id, BuildSpec())
+    assert await library.find(retired.blueprint_id, BuildSpec()) is None
+    await library.submit(request_for(adapter(3)))
+    assert await library.claim("w", lease_s=30.0) is not None
+    engine = engine_at(database_url)
+    async with engine.connect() as connection:
+        left = await connection.scalar(text("SELECT count(*) FROM kernel_tags"))
+    await engine.dispose()
+    assert left == 0
+
+
+Sweep = Callable[[GarbageCollector, str], Awaitable[int | None]]
+COUNT = 5
+
+
+async def raced(
+    library: KernelManager, collector: GarbageCollector, clock: ManualClock, patch: pytest.MonkeyPatch, sweep: Sweep
+) -> list[str]:
+    """Complete kernels whose very bytes a sweep has found to be garbage, but did not remove yet; return the kernels."""
+    found, gate = asyncio.Event(), asyncio.Event()
+
+    async def held(of: GarbageCollector, digest: str) -> int | None:
+        found.set()
+        await gate.wait()
+        return await sweep(of, digest)
+
+    patch.setattr(GarbageCollector, "_sweep", held)
+    for width in range(1, COUNT + 1):
+        await library.upload(digest_of(bytes([width]) * 50), 50, pieces(bytes([width]) * 50))
+    clock.advance(2 * DAY_S)
+    sweeping = asyncio.ensure_future(collector.collect())
+    await found.wait()
+    kernels = [await made(library, width) for width in range(1, COUNT + 1)]
+    gate.set()
+    await sweeping
+    return [kernel.kernel_id for kernel in kernels]
+
+
+async def test_bytes_that_somebody_came_to_need_while_they_were_garbage_stay(
+    library: KernelManager, collector: GarbageCollector, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = GarbageCollector._sweep
+    for kernel_id in await raced(library, collector, clock, monkeypatch, sweep):
+        assert await library.read(kernel_id)
+
+
+async def test_a_sweep_that_does_not_look_again_is_noticed(
+    library: KernelManager,
+    collector: GarbageCollector,
+    blobs: SlowBlobs,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def careless(_: GarbageCollector, digest: str) -> int:
+        await blobs.delete(digest)
+        return 1
+
+    kernels = await raced(library, collector, clock, monkeypatch, careless)
+    assert not any([await has(blobs, kernel_id) for kernel_id in kernels])
+
+
+async def test_whoever_puts_bytes_while_they_are_removed_has_them_in_the_end(
+    library: KernelManager, collector: GarbageCollector, clock: ManualClock
+) -> None:
+    for width in range(1, COUNT + 1):
+        await library.upload(digest_of(bytes([width]) * 50), 50, pieces(bytes([width]) * 50))
+    clock.advance(2 * DAY_S)
+    sweeping = asyncio.ensure_future(collector.collect())
+    kernels = await asyncio.gather(*(made(library, width) for width in range(1, COUNT + 1)))
+    await sweeping
+    for kernel in kernels:
+        assert await library.read(kernel.kernel_id)
+
+
+async def test_two_collectors_at_once_remove_everything_once(
+    library: KernelManager, collector: GarbageCollector, clock: ManualClock
+) -> None:
+    for number in range(5):
+        data = bytes([number]) * 9
+        await library.upload(digest_of(data), 9, pieces(data))
+    clock.advance(2 * DAY_S)
+    first, second = await asyncio.gather(collector.collect(), collector.collect())
+    assert first.blobs + second.blobs == 5
