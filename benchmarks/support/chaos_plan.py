@@ -82,6 +82,7 @@ class Plan:
         faults: What goes wrong.
         flaw: What is wrong with the readers.
         batch: Messages that a reader reads at once.
+        at_once: Messages that a writer publishes at once.
         longest: Messages that a stream of the in-process bus keeps, before a writer waits.
         pause_s: How long a writer rests between messages, at most.
         work_s: How long a handler takes, at most.
@@ -95,6 +96,7 @@ class Plan:
     faults: tuple[Fault, ...]
     flaw: Flaw
     batch: int
+    at_once: int
     longest: int
     pause_s: float
     work_s: float
@@ -126,6 +128,7 @@ def plan(seed: int, *, flaw: Flaw = Flaw.NONE, bus: BusKind | None = None) -> Pl
         faults=tuple(sorted((_fault(dice, kind) for _ in range(dice.randint(2, 6))), key=lambda fault: fault.at_s)),
         flaw=flaw,
         batch=dice.choice((1, 8, 64)),
+        at_once=dice.choice((1, 1, 10)),
         longest=dice.choice((50, 1000)),
         pause_s=dice.choice((0.005, 0.015, 0.04)),
         work_s=dice.choice((0.0, 0.002, 0.01)),
@@ -139,7 +142,7 @@ def plan(seed: int, *, flaw: Flaw = Flaw.NONE, bus: BusKind | None = None) -> Pl
 def _controlled(plan: Plan) -> Plan:
     """Return a schedule in which a flaw must show: readers die while they hold messages that they have handled."""
     kills = tuple(Fault(at_s, FaultKind.KILL, "sole", 0.1, 1.0) for at_s in (0.9, 1.6, 2.3))
-    return replace(plan, bus=BusKind.REDIS, faults=kills, batch=64, pause_s=0.005, work_s=0.002, fails=0.0)
+    return replace(plan, bus=BusKind.REDIS, faults=kills, batch=64, at_once=1, pause_s=0.005, work_s=0.002, fails=0.0)
 
 
 def _fault(dice: Random, bus: BusKind) -> Fault:

@@ -6,9 +6,7 @@ The seed draws the schedule; in what moment of the work a fault strikes is the m
 import argparse
 import asyncio
 import json
-import resource
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -17,12 +15,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import IO
 
+from benchmarks.support.chaos_actor import Actor
 from benchmarks.support.chaos_ledger import Ledger, rows_of
 from benchmarks.support.chaos_plan import READERS, TRAFFIC_S, WRITERS, BusKind, Fault, FaultKind, Flaw, Plan, plan
 from benchmarks.support.chaos_worker import QUIET, STREAM, UNDERTAKERS, Spec, Worker
-from benchmarks.support.report import ROOT
 from esper.testing.history import Event, History, Kind, Message, breaches, read
 from esper.testing.leap import LeapingClock
 from esper.testing.proxy import FaultProxy, Way
@@ -31,8 +28,8 @@ from esper.testing.servers import RedisServer
 REST_S = 3.0
 """A bus is at rest when nothing has happened for so long: longer than any lease, pause and limit of a schedule."""
 LIMIT_S = 30.0
-_END_LIMIT_S = 30.0
-_FULL_BYTES = 32_768
+_COMMANDS = (b"XREADGROUP", b"XREADGROUP", b"XACK", b"XADD", b"EVAL", b"XAUTOCLAIM", b"XCLAIM", b"")
+"""Which command may come late; the last stands for any."""
 _GROUPS = {"sole": "sole", "left": "shared", "right": "shared"}
 
 
@@ -64,95 +61,6 @@ class Outcome:
     def is_sound(self) -> bool:
         """Whether every promise was kept and nothing crashed."""
         return not self.breaches and not self.crashes
-
-
-class Actor:
-    """A process that may be killed and started again; each start has a name of its own."""
-
-    def __init__(self, folder: Path, name: str, spec: dict[str, object], wrapper: Sequence[str] = ()) -> None:
-        self._folder, self.name, self._spec, self._wrapper = folder, name, spec, wrapper
-        self._starts = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: subprocess.Popen[bytes] | None = None
-        self._errors: IO[bytes] = (folder / f"{name}.err").open("wb+")
-        self.crashes: list[str] = []
-
-    def start(self) -> None:
-        """Start it under its next name."""
-        process = f"{self.name}-{self._starts}"
-        self._starts += 1
-        member = str(self._spec["member"]).format(process=process)
-        spec = Spec(**self._spec | {"process": process, "member": member})  # type: ignore[arg-type]
-        if member and spec.readers:
-            spec.readers[:] = [(group, member) for group, _ in spec.readers]
-        command = [*self._wrapper, sys.executable, "-m", "benchmarks.support.chaos_worker", json.dumps(asdict(spec))]
-        # Through a pipe: a full disk stops the bus, and not what is noted about it.
-        self._file = self._folder / f"{process}.jsonl"
-        with self._file.open("ab") as file:
-            self._pipe = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
-        self._process = subprocess.Popen(command, cwd=ROOT, stdout=self._pipe.stdin, stderr=self._errors)
-        assert self._pipe.stdin is not None
-        self._pipe.stdin.close()
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the process that was started last has noted something, or has ended."""
-        process = self._process
-        return process is None or process.poll() is not None or self._file.stat().st_size > 0
-
-    def kill(self) -> None:
-        """End it at once."""
-        if self._process is not None:
-            self._note_crash()
-            self._process.kill()
-            self._wait()
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    async def stop(self) -> None:
-        """End it in good order."""
-        if self._process is None:
-            return
-        self._note_crash()
-        (self._folder / f"{self.name}-{self._starts - 1}").touch()
-        try:
-            code = await asyncio.to_thread(self._process.wait, _END_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.crashes.append(f"{self.name} did not end")
-            self._process.kill()
-        else:
-            self._note_crash(code)
-        self._wait()
-
-    def fill_disk(self, full: bool) -> None:
-        """Let its files grow no further, or again."""
-        if self._process is not None and self._process.poll() is None:
-            soft = _FULL_BYTES if full else resource.RLIM_INFINITY
-            resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
-
-    def close(self) -> None:
-        """End it, whatever it does."""
-        if self._process is not None:
-            self._process.kill()
-            self._wait()
-        self._errors.close()
-
-    def _note_crash(self, code: int | None = None) -> None:
-        assert self._process is not None
-        code = self._process.poll() if code is None else code
-        if code:
-            self._errors.seek(0)
-            self.crashes.append(f"{self.name} ended with {code}: {self._errors.read().decode()[-3000:]}")
-
-    def _wait(self) -> None:
-        assert self._process is not None
-        assert self._pipe is not None
-        self._process.wait(_END_LIMIT_S)
-        self._pipe.wait(_END_LIMIT_S)
-        self._process = None
 
 
 class Stage:
@@ -216,7 +124,7 @@ class Stage:
         plan = self.plan
         common = {
             "folder": str(self.folder), "seed": plan.seed, "flaw": plan.flaw.value, "batch": plan.batch,
-            "longest": plan.longest, "pause_s": plan.pause_s, "work_s": plan.work_s, "fails": plan.fails,
+            "at_once": plan.at_once, "longest": plan.longest, "pause_s": plan.pause_s, "work_s": plan.work_s, "fails": plan.fails,
             "tries": plan.tries, "member": "",
         }  # fmt: skip
         self.actors[name] = Actor(self.folder, name, common | spec, self._wrapper(name))
@@ -296,7 +204,7 @@ class Stage:
             case FaultKind.CUT:
                 proxy.cut(Way.UP if fault.amount < 0.5 else Way.DOWN, after_bytes=round(3000 * fault.amount))
             case FaultKind.DELAY:
-                command = (b"XREADGROUP", b"XACK", b"XADD", b"XAUTOCLAIM", b"XCLAIM", b"")[int(6 * fault.amount)]
+                command = _COMMANDS[int(len(_COMMANDS) * fault.amount)]
                 proxy.delay(Way.UP, 0.5 + fault.lasts_s, containing=command)
             case FaultKind.HOLD:
                 proxy.hold()

@@ -47,6 +47,7 @@ class Spec:
         readers: Group and name of each reader.
         flaw: What is wrong with its readers.
         batch: Messages read at once.
+        at_once: Messages that a writer publishes at once.
         longest: Messages that a stream of the journaled bus keeps.
         pause_s: How long a writer rests between messages, at most.
         work_s: How long a handler takes, at most.
@@ -63,6 +64,7 @@ class Spec:
     readers: list[tuple[str, str]] = field(default_factory=list)
     flaw: str = Flaw.NONE.value
     batch: int = 8
+    at_once: int = 1
     longest: int = 1000
     pause_s: float = 0.01
     work_s: float = 0.0
@@ -106,24 +108,40 @@ class Worker:
 
     async def write(self, writer: str) -> None:
         """Publish numbered messages, one after the other."""
-        number = 0
+        number, at_once = 0, self.spec.at_once
         while not self.quiet.is_set():
-            await self.send(Message(STREAM, writer, number), new_message_id())
-            number += 1
-            await asyncio.sleep(self.dice.uniform(0.0, self.spec.pause_s))
+            messages = [Message(STREAM, writer, number + n) for n in range(at_once)]
+            if at_once == 1:
+                await self.send(messages[0], new_message_id())
+            else:
+                await self.send_all(messages)
+            number += at_once
+            await asyncio.sleep(self.dice.uniform(0.0, self.spec.pause_s * at_once))
 
     async def send(self, message: Message, id: MessageId) -> None:
         """Publish one message, again under its id where that is refused."""
         self.history.note(Kind.SENT, message, id=id)
-        body: dict[str, object] = {"writer": message.writer, "number": message.number, "fill": fill(message)}
         for _ in range(self.spec.tries):
             try:
-                await self.bus.publish(STREAM, body, message_id=id)
+                await self.bus.publish(STREAM, body_of(message), message_id=id)
             except BusUnavailable:
                 self.history.note(Kind.REFUSED, message, id=id)
             else:
                 self.history.note(Kind.ACKNOWLEDGED, message, id=id)
                 return
+
+    async def send_all(self, messages: list[Message]) -> None:
+        """Publish messages at once."""
+        for message in messages:
+            self.history.note(Kind.SENT, message)
+        try:
+            ids = await self.bus.publish_many(STREAM, [body_of(message) for message in messages])
+        except BusUnavailable:
+            for message in messages:
+                self.history.note(Kind.REFUSED, message)
+        else:
+            for message, id in zip(messages, ids, strict=True):
+                self.history.note(Kind.ACKNOWLEDGED, message, id=id)
 
     async def read(self, group: str, member: str) -> None:
         """Be a member of a group; one whose subscription ends because the journal cannot be written begins again."""
@@ -181,6 +199,11 @@ class Worker:
         assert isinstance(letter, DeadLetter)
         message = message_in(Codec().open(letter.envelope))
         self.history.note(Kind.BURIED, message, id=letter.envelope.id, group=letter.group)
+
+
+def body_of(message: Message) -> dict[str, object]:
+    """Return what is published."""
+    return {"writer": message.writer, "number": message.number, "fill": fill(message)}
 
 
 def fill(message: Message) -> str:
