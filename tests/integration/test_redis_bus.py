@@ -188,6 +188,31 @@ async def test_a_message_that_was_trimmed_while_it_was_pending_is_counted_and_do
     assert reader.numbers == [2]
 
 
+async def test_a_message_that_was_trimmed_while_it_was_worked_on_is_tried_again_and_buried(
+    redis_server: RedisServer, link: Link
+) -> None:
+    calls = 0
+
+    async def fails_late(_: Delivery) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await link.ask("XTRIM", STREAM, "MAXLEN", 0)
+            await asyncio.sleep(0.5)  # its lease is renewed meanwhile
+        raise RuntimeError("planted")
+
+    undertaker = Reader()
+    async with (
+        bus_on(redis_server, claim_idle_s=0.9) as bus,
+        Reading(bus, fails_late),
+        Reading(bus, undertaker, stream=f"{STREAM}.dead"),
+    ):
+        await bus.publish(STREAM, {"n": 0})
+        (burial,) = await undertaker.wait_for(1)
+    assert isinstance(burial.body, DeadLetter)
+    assert (calls, burial.body.tries) == (3, 3)
+
+
 async def test_an_entry_that_is_no_message_is_buried_as_it_was_found(redis_server: RedisServer, link: Link) -> None:
     reader, undertaker = Reader(), Reader()
     async with bus_on(redis_server) as bus, Reading(bus, reader), Reading(bus, undertaker, stream=f"{STREAM}.dead"):

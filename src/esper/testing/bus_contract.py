@@ -267,6 +267,30 @@ class BusContract:
             await asyncio.sleep(0.2)
         assert reader.numbers == [1]
 
+    async def test_what_has_had_its_last_try_is_buried_also_by_a_member_that_acknowledges_on_receipt(
+        self, bus: MessageBus
+    ) -> None:
+        taken = asyncio.Event()
+
+        async def hold(_: Delivery) -> None:
+            taken.set()
+            await asyncio.Event().wait()
+
+        message_id = await bus.publish(STREAM, {"n": 0})
+        for _ in range(3):
+            taken.clear()
+            async with Reading(bus, hold), asyncio.timeout(LIMIT_S):
+                await taken.wait()
+        reader, undertaker = Reader(), Reader()
+        async with (
+            Reading(bus, reader, acknowledge=Acknowledge.ON_RECEIPT),
+            Reading(bus, undertaker, stream=f"{STREAM}.dead"),
+        ):
+            (burial,) = await undertaker.wait_for(1)
+        assert not reader.deliveries
+        assert isinstance(burial.body, DeadLetter)
+        assert (burial.body.envelope.id, burial.body.tries) == (message_id, 3)
+
     async def test_a_message_that_is_sent_again_keeps_the_id_it_is_given(self, bus: MessageBus) -> None:
         first = await bus.publish(STREAM, {"n": 0})
         again = await bus.publish(STREAM, {"n": 0}, message_id=first)

@@ -292,7 +292,7 @@ class BusMachine(RuleBasedStateMachine):
                 if delivery.run_id != "run" or delivery.stream != STREAM:
                     raise LawBroken(f"a delivery says {delivery.run_id} and {delivery.stream}")
             reading.inbox.clear()
-        self._model.bury_spent()
+        self._model.bury_spent(self._letters)
         return self._model.due()
 
     async def _difference(self) -> str:

@@ -1,5 +1,6 @@
 """What a bus must do, as plain bookkeeping: it is told what happened, and objects to what must not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from esper.ports import Acknowledge
@@ -47,7 +48,7 @@ class Hand:
     retrying: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class MemberModel:
     """One member of a group."""
 
@@ -123,10 +124,10 @@ class BusModel:
     def delivered(self, member: MemberModel, message_id: str, *, redelivered: bool) -> None:
         """Take note that a member is handed a message, or object."""
         group, hand = self.groups[member.group], member.hand
-        if hand is not None:
-            if not (hand.retrying and hand.id == message_id):
-                raise LawBroken(f"{message_id} is handed to a member that has {hand} still")
+        if hand is not None and hand.retrying and hand.id == message_id:
             member.hand = Hand(message_id, hand.tries + 1)
+        elif hand is not None and not self._may_vanish(hand):
+            raise LawBroken(f"{message_id} is handed to a member that has {hand} still")
         elif message_id in group.returned:
             member.hand = Hand(message_id, group.returned.pop(message_id) + 1)
         elif group.next < len(self.log) and self.log[group.next] == message_id:
@@ -135,6 +136,8 @@ class BusModel:
             member.hand = Hand(message_id, 1)
         else:
             raise LawBroken(f"group {member.group} is handed {self._place(message_id)}; its next one is {group.next}")
+        if hand is not None and hand.id != message_id:
+            group.maybe_lost += 1
         if member.hand.tries > self.traits.max_tries:
             raise LawBroken(f"{message_id} is handed out for the {member.hand.tries}th time")
         if redelivered != (member.hand.tries > 1):
@@ -192,19 +195,18 @@ class BusModel:
                 )
             group.next = begins
 
-    def bury_spent(self) -> None:
-        """Bury what has no try left, where a member is free to find that out."""
+    def bury_spent(self, buried: Sequence[tuple[str, str, int]]) -> None:
+        """Bury what has no try left, where a member is free to find that out, or was before it was handed something else."""
         for name, group in self.groups.items():
-            if self._idle(name):
-                for message_id, tries in list(group.returned.items()):
-                    if tries >= self.traits.max_tries:
-                        del group.returned[message_id]
-                        self._bury(name, message_id, tries)
+            for message_id, tries in list(group.returned.items()):
+                if tries >= self.traits.max_tries and (self._idle(name) or (name, message_id, tries) in buried):
+                    del group.returned[message_id]
+                    self._bury(name, message_id, tries)
 
     def due(self) -> str:
         """Say what must still be handed out now, or nothing."""
         for member in self.members:
-            if member.hand is not None and member.hand.retrying:
+            if member.hand is not None and member.hand.retrying and not self._may_vanish(member.hand):
                 return f"{member.hand} must come again"
         for name, group in self.groups.items():
             waits = [*group.returned, *self.log[group.next :]]
@@ -231,6 +233,10 @@ class BusModel:
     def held(self) -> list[str]:
         """Messages that were not trimmed."""
         return self.log[self.first :]
+
+    def _may_vanish(self, hand: Hand) -> bool:
+        """Whether a message whose try has failed may be gone, because it was trimmed meanwhile."""
+        return hand.retrying and not self.traits.keeps_pending and hand.id not in self.held
 
     def _idle(self, group: str) -> bool:
         return any(member.group == group and member.hand is None for member in self.members)

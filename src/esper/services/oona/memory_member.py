@@ -123,6 +123,9 @@ class Member:
 
     async def _handle_received(self, pending: Pending) -> None:
         """Acknowledge one message, then hand it out once; whatever becomes of it, it does not come again."""
+        if pending.tries >= self._retrying.max_tries:  # a member that acknowledges later has had its last try
+            await self._handle_until_settled(pending)
+            return
         group, handled, why = self._group, False, "the bus was closed"
         group.received += 1
         self._settle(pending)

@@ -39,14 +39,17 @@ local kept = {}
 for n = 4, #ARGV, 2 do
   local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[n], ARGV[n], 1)
   if held[1] and held[1][2] == ARGV[2] then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[n], 'IDLE', ARGV[3], 'RETRYCOUNT', ARGV[n + 1], 'JUSTID')
+    if redis.call('XRANGE', KEYS[1], ARGV[n], ARGV[n])[1] then
+      redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[n], 'IDLE', ARGV[3], 'RETRYCOUNT', ARGV[n + 1], 'JUSTID')
+    end
     kept[#kept + 1] = ARGV[n]
   end
 end
 return kept
 """
 """Sets idle time and tries of those messages that are still this member's, and returns them: a plain XCLAIM would take back
-what another has taken over."""
+what another has taken over. One that was trimmed stays as it is: to claim it would take it out of the pending list, so that it
+could neither be tried again nor be counted as lost."""
 
 
 @dataclass
@@ -284,7 +287,7 @@ class Member:
             self._known.pop(at, None)
             return
         entry.fields = claimed[0][1]
-        if self._on_receipt:
+        if self._on_receipt and entry.tries < self._config.max_tries:
             await self._link.ask("XACK", place.key, place.group, at)
         self._held = [entry]
         await self._settle(entry)
@@ -325,7 +328,7 @@ class Member:
             else:
                 await self._bury(entry)
             return
-        if self._on_receipt:
+        if self._on_receipt and entry.tries < self._config.max_tries:
             await self._hand_over(entry, envelope, body)
             return
         for again in range(self._config.max_tries - entry.tries):
