@@ -92,6 +92,8 @@ PROOFS: tuple[Proof, ...] = (
     Proof("DDP with ZeroRedundancyOptimizer", ALL, DDP + r"partitioned\.py::test_"),
     Proof("FSDP2, two ranks", ALL, DDP + r"sharded\.py::test_a_sharded_model_grows"),
     Proof("esper.Trainer", ("graft", "resume"), r"trainer/test_keeping\.py::test_a_(growing_run_resumed|resumed_run)"),
+    Proof("esper.Trainer, two ranks", ("graft",), DDP + r"trainer\.py::test_two_ranks_train_as_one"),
+    Proof("esper.Trainer, two ranks", ("resume",), DDP + r"trainer\.py::test_a_run_of_the_trainer_goes_on"),
     Proof("Lightning", ("graft",), LIGHTNING + r"a_fit_goes_on_from_its_checkpoint"),
     Proof("Lightning", ("rollback",), LIGHTNING + r"a_rollback_within_a_fit"),
     Proof("Lightning", ("resume",), LIGHTNING + r"a_fit_(goes_on_from_its_checkpoint|with_accumulation)"),

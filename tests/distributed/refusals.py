@@ -6,9 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.utils.data import DataLoader, TensorDataset
 
 import esper
 from esper.errors import EsperError
@@ -47,9 +45,4 @@ def refused(task: SimpleNamespace) -> Any:
         found["bad validate"] = sorted([code.decode() for code in growth._subject.team.gather_bytes(seen.encode())])[
             ::-1
         ]
-    plain = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
-    data = DataLoader(TensorDataset(torch.rand(8, 2), torch.zeros(8, dtype=torch.long)), batch_size=4)
-    trainer = esper.Trainer(esper.TrainerConfig(root=f"{task.folder}/trainer", progress=False))
-    found["trainer"] = code_of(lambda: trainer.fit(plain, data))
-    assert not hasattr(plain, "load_kernel"), "it was wrapped before it was refused"
     return found

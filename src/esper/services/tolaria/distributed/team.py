@@ -20,12 +20,14 @@ class Team:
         size: How many there are.
         sharded: Whether each process holds its own share of the parameters.
         buffers_follow: Whether every process takes the leader's buffers, as DDP does before each forward pass.
+        on_cpu: Whether what the processes say travels without waiting for a device.
     """
 
     rank: int = 0
     size: int = 1
     sharded: bool = False
     buffers_follow: bool = False
+    on_cpu: bool = True
 
     @property
     def leads(self) -> bool:
@@ -103,8 +105,8 @@ class Processes(Team):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.sharded, self.buffers_follow = sharded, buffers_follow
         self._first = 0 if group is None else dist.get_global_rank(group, 0)
-        on_cpu = "gloo" in str(dist.get_backend_config(group))
-        self._device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+        self.on_cpu = "gloo" in str(dist.get_backend_config(group))
+        self._device = torch.device("cpu") if self.on_cpu else torch.device("cuda", torch.cuda.current_device())
 
     def gather(self, values: Sequence[float]) -> list[list[float]]:
         """Return every process's numbers, by rank; each gives equally many."""

@@ -51,6 +51,7 @@ class TrainerConfig:
         averaging: Exponential average of the weights, which validations then measure; or None.
         device: ``auto``, or a name such as ``cuda:1``.
         seed: Of the split, the order of the data, and the global generators during the run.
+        ddp: Further arguments of ``DistributedDataParallel``, where several processes train.
         deterministic: Whether torch uses deterministic algorithms only during the run.
         every: Optimizer steps between boundaries; None means twenty boundaries in the run.
         budget: How much the model may grow.
@@ -88,6 +89,7 @@ class TrainerConfig:
     averaging: Averaging | None = None
     device: str = "auto"
     seed: int = 0
+    ddp: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = False
     every: int | None = None
     budget: str | Budget = "+30%"

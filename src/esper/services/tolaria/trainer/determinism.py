@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from esper.kasmina.quiet import preserved_rng
+from esper.services.tolaria.trainer.drawing import mixed
 
 
 def seed_all(seed: int) -> None:
@@ -16,6 +17,11 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(seed % 2**32)
+
+
+def seed_of(seed: int, rank: int) -> int:
+    """Return the seed of one process's generators: that of the run for the first, another one for each other."""
+    return seed if rank == 0 else mixed(seed, rank, "rank")
 
 
 @contextmanager

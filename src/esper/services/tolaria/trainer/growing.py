@@ -32,7 +32,7 @@ def attached(
     steps: int,
     control: Control | None = None,
 ) -> "Growth":
-    """Attach a run of ``steps`` optimizer steps to a wrapped model."""
+    """Attach a run of ``steps`` optimizer steps to a wrapped model, or to the DistributedDataParallel around it."""
     own = {
         "every": every_of(config, steps),
         "control": control,

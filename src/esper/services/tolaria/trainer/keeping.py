@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from esper.errors import ConfigError, NotFound, StoreUnavailable
 from esper.services.tolaria.checkpoint import CheckpointManager, read_checkpoint
+from esper.services.tolaria.distributed.team import Team, told_text
 from esper.services.tolaria.trainer.choices import check
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Keeper:
         when: When.
         folder: Of the run.
         growth: The attached run.
+        team: The processes: each gives its state, and the leader writes.
         mode: ``min`` or ``max``: when a metric is best.
 
     Attributes:
@@ -63,12 +65,16 @@ class Keeper:
         last: The last checkpoint, or None.
     """
 
-    def __init__(self, when: Checkpoints, folder: Path, growth: "Growth", *, mode: str) -> None:
+    def __init__(
+        self, when: Checkpoints, folder: Path, growth: "Growth", *, mode: str, team: Team | None = None
+    ) -> None:
         self.failures = 0
         self.last: Path | None = None
-        self._when, self._growth = when, growth
-        self._manager = CheckpointManager(
-            folder / FOLDER, keep_last=when.keep_last, keep_best=when.keep_best, mode=mode
+        self._when, self._growth, self._team = when, growth, team or Team()
+        self._manager = (
+            CheckpointManager(folder / FOLDER, keep_last=when.keep_last, keep_best=when.keep_best, mode=mode)
+            if self._team.leads
+            else None
         )
         self._saved_at = -1
 
@@ -96,19 +102,23 @@ class Keeper:
 
     def last_of_all(self, loop: "Loop") -> None:
         """Write where the run ends, where that is not on the disk already, and wait for it."""
-        if self._saved_at != self._growth.spent_steps:
+        if self._team.any(self._saved_at != self._growth.spent_steps):
             self.save(loop, blocking=True)
-        self._tried(loop, self._manager.wait)
+        if self._manager is not None:
+            self._tried(loop, self._manager.wait)
 
     def save(self, loop: "Loop", *, metric: float | None = None, tag: str = "", blocking: bool) -> None:
-        """Write a checkpoint now."""
+        """Write a checkpoint now; every process gives its state, and the leader writes."""
+        manager = self._manager
         state = {**self._growth.state_dict(copy=False), KEY: {"version": VERSION, "loop": loop.state_dict()}}
         if tag == BEFORE_GRAFT:
             state["consultation"] = {}
 
         def write() -> None:
+            if manager is None:
+                return
             step = self._growth.planned_step
-            self.last = self._manager.save(state, step=step, metric=metric, tag=tag, blocking=blocking)
+            self.last = manager.save(state, step=step, metric=metric, tag=tag, blocking=blocking)
 
         if self._tried(loop, write) and not tag:
             self._saved_at = self._growth.spent_steps
@@ -116,7 +126,8 @@ class Keeper:
     def close(self) -> None:
         """End the thread that writes; what could not be written has been counted."""
         try:
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
         except StoreUnavailable:
             self.failures += 1
 
@@ -130,20 +141,23 @@ class Keeper:
         return True
 
 
-def resume(which: str | Path, root: Path, growth: "Growth", loop: "Loop") -> None:
-    """Go on from a checkpoint.
+def resume(which: str | Path, root: Path, growth: "Growth", loop: "Loop", team: Team) -> None:
+    """Go on from a checkpoint; each process reads it, and the leader says which.
 
     Args:
         which: ``latest`` of all runs below ``root``; or a checkpoint, or the folder of a run.
         root: Folder of all runs.
         growth: Attached to fresh parts.
         loop: Not begun.
+        team: The processes.
 
     Raises:
         NotFound: If there is none.
         ConfigError: If it was not written by a trainer.
     """
-    state = _found(which, root)
+    path = Path(told_text(team, lambda: str(_found(which, root))))
+    with team.together("reading the checkpoint"):
+        state = _of_folder(path) if path.name == FOLDER else read_checkpoint(path)
     own = state.pop(KEY, None)
     if own is None or own["version"] != VERSION:
         raise ConfigError(
@@ -156,10 +170,11 @@ def resume(which: str | Path, root: Path, growth: "Growth", loop: "Loop") -> Non
     loop.load_state_dict(own["loop"])
 
 
-def _found(which: str | Path, root: Path) -> dict[str, Any]:
+def _found(which: str | Path, root: Path) -> Path:
+    """Return a checkpoint, or the folder of a run's checkpoints, the newest of which is meant."""
     if which != "latest":
         path = Path(which)
-        return _of_folder(path / FOLDER) if (path / FOLDER).is_dir() else read_checkpoint(_existing(path))
+        return path / FOLDER if (path / FOLDER).is_dir() else _existing(path)
     newest: dict[Path, int] = {}
     for folder in root.glob(f"*/{FOLDER}"):
         written = [path.stat().st_mtime_ns for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
@@ -169,7 +184,7 @@ def _found(which: str | Path, root: Path) -> dict[str, Any]:
         raise NotFound(
             f"a checkpoint below {root}", why="no run there has one", todo="leave resume= out", code="ESP-5040"
         )
-    return _of_folder(max(newest, key=lambda folder: newest[folder]))
+    return max(newest, key=lambda folder: newest[folder])
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:

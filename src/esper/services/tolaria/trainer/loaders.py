@@ -1,14 +1,17 @@
 """Training data in an order that can be gone back to: mid-epoch, with workers, to the very batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
 
 from esper.errors import ConfigError
-from esper.services.tolaria.trainer.drawing import Draw, DrawnData, Sampled, Shuffled, mixed
+from esper.services.tolaria.distributed.team import Team
+from esper.services.tolaria.trainer.drawing import Draw, DrawnData, mixed
+from esper.services.tolaria.trainer.sharing import Dealt, Part, Shared, Whole
 
 
 class Feed(Protocol):
@@ -17,10 +20,12 @@ class Feed(Protocol):
     Attributes:
         epoch: Passes over the data that were begun and ended.
         position: Batches given in this pass; equal to the length where the pass is over.
+        weight: Of the last batch's mean loss in the mean over processes.
     """
 
     epoch: int
     position: int
+    weight: float
 
     def __len__(self) -> int:
         """Return the batches of a pass."""
@@ -51,7 +56,7 @@ class Recipe:
     """
 
     data: Any
-    order: Shuffled | Sampled
+    order: Whole | Shared | Dealt
     like: DataLoader[Any]
     batched: bool = True
 
@@ -81,19 +86,21 @@ class Draws:
     Attributes:
         epoch: Which epoch.
         position: The batch it begins at.
+        parts: All batches of the epoch, once it has begun.
     """
 
-    def __init__(self, order: Shuffled | Sampled, seed: int) -> None:
+    def __init__(self, order: Whole | Shared | Dealt, seed: int) -> None:
         self.seed, self.epoch, self.position = seed, 0, 0
+        self.parts: list[Part] = []
         self._order = order
 
     def __len__(self) -> int:
         return max(0, len(self._order) - self.position)
 
     def __iter__(self) -> Iterator[Draw]:
-        batches = self._order.epoch(self.seed, self.epoch)
-        for number in range(self.position, len(batches)):
-            yield Draw(mixed(self.seed, self.epoch, number), batches[number])
+        self.parts = self._order.parts(self.seed, self.epoch)
+        for part in self.parts[self.position :]:
+            yield Draw(mixed(self.seed, self.epoch, part.number), part.indices)
 
 
 class StatefulLoader:
@@ -105,7 +112,7 @@ class StatefulLoader:
     """
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
-        self.epoch, self.position = 0, 0
+        self.epoch, self.position, self.weight = 0, 0, 1.0
         self._seed, self._length = seed, len(recipe.order)
         self._draws = Draws(recipe.order, seed)
         self._loader = recipe.loader(self._draws)
@@ -122,6 +129,7 @@ class StatefulLoader:
             self._draws.epoch, self._draws.position = self.epoch, self.position
             self._coming = iter(self._loader)
         batch = next(self._coming)
+        self.weight = self._draws.parts[self.position].weight
         self.position += 1
         return batch
 
@@ -161,6 +169,21 @@ class Unmoved:
         return iter(self._loader)
 
 
+class Alternate:
+    """Held-out batches of a loader that cannot be asked by index: each process measures every so-manieth.
+
+    Args:
+        batches: The same in every process, each time they are iterated.
+        team: The processes.
+    """
+
+    def __init__(self, batches: Iterable[Any], team: Team) -> None:
+        self._batches, self._team = batches, team
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self._batches), self._team.rank, None, self._team.size)
+
+
 class OwnFeed:
     """A feed from a loader that keeps its own place, as torchdata's ``StatefulDataLoader`` does.
 
@@ -169,7 +192,7 @@ class OwnFeed:
     """
 
     def __init__(self, loader: Any) -> None:
-        self.epoch, self.position = 0, 0
+        self.epoch, self.position, self.weight = 0, 0, 1.0
         self._loader = loader
         self._coming: Iterator[Any] | None = None
 

@@ -1,6 +1,6 @@
 """The loop: step, validate, stop; where it stands can be saved after any step."""
 
-import threading
+import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from esper.services.tolaria.distributed.team import Team
 from esper.services.tolaria.observation import TrainingLoss
 from esper.services.tolaria.trainer.batches import moved
 from esper.services.tolaria.trainer.config import TrainerConfig
@@ -27,7 +28,34 @@ if TYPE_CHECKING:
 
 
 class Halted(Exception):
-    """The run was asked to stop, and did after a whole step."""
+    """The run was asked to stop, and did after a whole step.
+
+    Attributes:
+        number: The signal that asked, or that of Ctrl-C where the caller did.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Halt:
+    """Asked by whoever wants the run to stop after its present step.
+
+    Attributes:
+        number: The signal that asked last; 0 where nobody did.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def ask(self, number: int = signal.SIGINT) -> None:
+        """Ask; from any thread, or from within a signal handler."""
+        self.number = number
+
+    def agreed(self, team: Team) -> int:
+        """Return the signal that any process was asked with, the same in all of them; 0 where none was."""
+        return int(max(row[0] for row in team.gather([float(self.number)])))
 
 
 @dataclass(frozen=True)
@@ -46,6 +74,7 @@ class Work:
         average: Of the weights, or None.
         keeper: Writes checkpoints, or None.
         twin: Trains beside the run after a join, or None.
+        team: The processes that train together.
     """
 
     stepper: Stepper
@@ -59,6 +88,7 @@ class Work:
     average: AveragedModel | None = None
     keeper: "Keeper | None" = None
     twin: "Twin | None" = None
+    team: Team = field(default_factory=Team)
 
 
 @dataclass
@@ -82,14 +112,14 @@ class Loop:
     Args:
         config: How.
         work: With what.
-        halt: Set by whoever wants the run to stop after its present step.
+        halt: Asked by whoever wants the run to stop after its present step.
 
     Attributes:
         record: What came of it.
         best: The best value of the monitored metric.
     """
 
-    def __init__(self, config: TrainerConfig, work: Work, halt: threading.Event) -> None:
+    def __init__(self, config: TrainerConfig, work: Work, halt: Halt) -> None:
         self.record = Record()
         stopping = config.stopping
         self.best = Best(config.validation.mode, min_delta=stopping.min_delta if stopping else 0.0)
@@ -113,9 +143,9 @@ class Loop:
         if self.record.epoch_over:  # resumed from the state before a graft, in the middle of a step
             self.settle()
         while growth.planned_step < self._work.steps and not self.stopped_early:
-            if self._halt.is_set():
+            if asked := self._asked():
                 self._kept()
-                raise Halted
+                raise Halted(asked)
             self.step()
         if self._epoch.count:
             self.record.losses.append(self._taken(self._epoch))
@@ -124,9 +154,9 @@ class Loop:
     def step(self) -> None:
         """Take one optimizer step, and all that is due after it."""
         work = self._work
-        batches = self._batches()
+        batches, weights = self._batches()
         shown = () if work.twin is None else work.twin.shown(batches)
-        self._learn(work.stepper.step(batches))
+        self._learn(work.stepper.step(batches, weights))
         self._average()
         if work.twin is not None:
             work.twin.step(shown, work.growth.planned_step + 1)
@@ -167,7 +197,7 @@ class Loop:
             "epoch_over": self.record.epoch_over,
             "best": self.best.state_dict(),
             "skipped": self._work.stepper.precision.skipped,
-            "sums": [[mean.total, mean.count] for mean in (self._epoch, self._recent)],
+            **self._sums(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -176,8 +206,19 @@ class Loop:
         self.record = Record(list(state["losses"]), validations, state["epoch_over"])
         self.best.load_state_dict(state["best"])
         self._work.stepper.precision.skipped = state["skipped"]
-        (total, count), (recent, recent_count) = state["sums"]
+        ranks: list[list[Any]] | None = state.get("sums_of_ranks")
+        (total, count), (recent, recent_count) = (
+            state["sums"] if ranks is None else _paired(ranks[self._work.team.rank])
+        )
         self._epoch, self._recent = TrainingLoss(total, count), TrainingLoss(recent, recent_count)
+
+    def _sums(self) -> dict[str, Any]:
+        """Return the sums of losses that are under way: those of every process, which each has for itself."""
+        sums = [(mean.total, mean.count) for mean in (self._epoch, self._recent)]
+        if self._work.team.size == 1:
+            return {"sums": [list(each) for each in sums]}
+        own = [number for total, count in sums for number in (float("nan") if total is None else float(total), count)]
+        return {"sums_of_ranks": self._work.team.gather(own)}
 
     def _average(self) -> None:
         work, when = self._work, self._config.averaging
@@ -188,10 +229,21 @@ class Loop:
         if self._work.keeper is not None:
             self._work.keeper.last_of_all(self)
 
-    def _batches(self) -> list[Any]:
+    def _asked(self) -> int:
+        """Return the signal that ends the run now, or 0. Where processes speak over the device they do so rarely: it waits."""
+        step, team = self._work.growth.planned_step, self._work.team
+        due = team.size == 1 or team.on_cpu or step % self._config.log_every == 0
+        return self._halt.agreed(team) if due else 0
+
+    def _batches(self) -> tuple[list[Any], list[float]]:
+        """Return the batches of one step, and the weight of each."""
         feed = self._work.feed
         left = len(feed) - feed.position or len(feed)
-        return [moved(feed.next(), self._work.device) for _ in range(min(self._config.accumulate, left))]
+        batches, weights = [], []
+        for _ in range(min(self._config.accumulate, left)):
+            batches.append(moved(feed.next(), self._work.device))
+            weights.append(feed.weight)
+        return batches, weights
 
     def _learn(self, loss: Tensor) -> None:
         self._loss = loss
@@ -200,7 +252,7 @@ class Loop:
 
     def _taken(self, mean: TrainingLoss) -> float:
         found = mean.take()
-        return float("nan") if found is None else found
+        return self._work.team.mean(float("nan") if found is None else found)
 
     def _validates(self, step: int, *, over: bool) -> bool:
         when = self._config.validation
@@ -234,3 +286,11 @@ class Loop:
             "growth/params": float(parameters),
             "growth/spent_steps": float(self._work.growth.spent_steps),
         }
+
+
+def _paired(row: list[float]) -> list[list[Any]]:
+    """Return one process's sums and counts of losses as they were; a sum of nothing is None."""
+    return [
+        [torch.tensor(total, dtype=torch.float32) if count else None, int(count)]
+        for total, count in zip(row[::2], row[1::2], strict=True)
+    ]

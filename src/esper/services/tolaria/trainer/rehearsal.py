@@ -1,6 +1,7 @@
 """A few steps of everything, one graft included, to see before a long run that it will go."""
 
 from esper.contracts.adaptation import KERNEL_NOT_READY, OVER_BUDGET
+from esper.services.tolaria.distributed.team import told_text
 from esper.services.tolaria.trainer.config import TrainerConfig
 from esper.services.tolaria.trainer.loop import Loop, Work
 
@@ -22,13 +23,21 @@ def rehearse(loop: Loop, work: Work) -> None:
     """
     work.stepper.model.train()
     loop.step()
-    free = [c for c in work.growth.propose() if all(_is_of_the_moment(mask) for mask in c.masked)]
-    if free:
-        chosen = min(free, key=lambda candidate: candidate.params)
-        work.progress.say(str(work.growth.graft(str(chosen.slot), chosen.blueprint)))
+    slot, blueprint = told_text(work.team, lambda: "\n".join(_cheapest(work))).split("\n")
+    if blueprint:
+        work.progress.say(str(work.growth.graft(slot, blueprint)))
     else:
         work.progress.say("rehearsal: nothing can grow here; esper.plan(model, example) says why")
     loop.validate()
+
+
+def _cheapest(work: Work) -> tuple[str, str]:
+    """Return slot and blueprint of the cheapest candidate; empty where there is none."""
+    free = [c for c in work.growth.propose() if all(_is_of_the_moment(mask) for mask in c.masked)]
+    if not free:
+        return "", ""
+    chosen = min(free, key=lambda candidate: candidate.params)
+    return str(chosen.slot), chosen.blueprint
 
 
 def _is_of_the_moment(mask: str) -> bool:

@@ -1,9 +1,9 @@
 """One training from its parts to its report."""
 
-import threading
+import json
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from esper.kasmina import MorphableModel, wrap
 from esper.kasmina.quiet import preserved_rng
 from esper.services.tolaria.config import GrowthConfig
+from esper.services.tolaria.distributed.team import Team, told_text
 from esper.services.tolaria.snapshot import Stateful
 from esper.services.tolaria.trainer.batches import inputs_of, moved
 from esper.services.tolaria.trainer.config import TrainerConfig
@@ -26,15 +27,16 @@ from esper.services.tolaria.trainer.loaders import Feed
 from esper.services.tolaria.trainer.loggers.base import Loggers
 from esper.services.tolaria.trainer.loggers.lines import JsonLines
 from esper.services.tolaria.trainer.loggers.named import open_loggers
-from esper.services.tolaria.trainer.loop import Loop, Work
+from esper.services.tolaria.trainer.loop import Halt, Loop, Work
 from esper.services.tolaria.trainer.objective import Objective
 from esper.services.tolaria.trainer.optimizers import make_optimizer
 from esper.services.tolaria.trainer.precision import PRECISIONS, Precision
+from esper.services.tolaria.trainer.processes import distributed
 from esper.services.tolaria.trainer.progress import Progress, progress_for
 from esper.services.tolaria.trainer.rehearsal import VALIDATION_BATCHES, rehearsal_steps, rehearse
 from esper.services.tolaria.trainer.report import TrainingReport
 from esper.services.tolaria.trainer.schedules import make_schedule
-from esper.services.tolaria.trainer.splitting import feeds
+from esper.services.tolaria.trainer.splitting import check_equal, feeds
 from esper.services.tolaria.trainer.stepping import Stepper
 from esper.services.tolaria.trainer.validation import Validator
 from esper.services.tolaria.twin import Twin
@@ -58,6 +60,7 @@ class Parts:
         device: Where the model is.
         steps: Planned optimizer steps.
         average: Of the weights, or None.
+        team: The processes that train together.
     """
 
     stepper: Stepper
@@ -66,6 +69,12 @@ class Parts:
     device: torch.device
     steps: int
     average: AveragedModel | None = None
+    team: Team = field(default_factory=Team)
+
+    @property
+    def net(self) -> nn.Module:
+        """What is called in training."""
+        return self.stepper.model if self.stepper.net is None else self.stepper.net
 
     @property
     def state(self) -> tuple[Stateful, ...]:
@@ -74,25 +83,31 @@ class Parts:
         return tuple(other for other in others if other is not None)
 
 
-def prepare(config: TrainerConfig, model: nn.Module, dataloader: Any, held_out: Iterable[Any] | None) -> Parts:
-    """Make the parts of a training; the model is wrapped and moved, nothing is started.
+def prepare(
+    config: TrainerConfig, model: nn.Module, dataloader: Any, held_out: Iterable[Any] | None, team: Team
+) -> Parts:
+    """Make the parts of a training; the model is wrapped, moved and distributed, nothing is started.
 
     Raises:
         ConfigError: If one of them cannot be made.
     """
-    feed, aside = feeds(dataloader, held_out, ratio=config.held_out_ratio, seed=config.seed)
-    device = device_for(config.device, model)
-    model.to(device)
-    if not isinstance(model, MorphableModel):
-        wrap(model, example=_example(aside, device, config.target))
+    with team.together("preparing the training"):
+        feed, aside = feeds(dataloader, held_out, ratio=config.held_out_ratio, seed=config.seed, team=team)
+        device = device_for(config.device, model)
+        model.to(device)
+        if not isinstance(model, MorphableModel):
+            wrap(model, example=_example(aside, device, config.target))
+    check_equal(team, feed)
+    net = distributed(team, model, config.ddp)
     steps = _planned(config, feed)
     objective = Objective(config.loss, config.measured, target=config.target)
     stepper = stepper_of(config, model, objective, device, steps)
     average = None if config.averaging is None else config.averaging.of(model)
     most = VALIDATION_BATCHES if config.fast_dev_run else None
-    return Parts(
-        stepper, feed, Validator(aside, objective, stepper.precision, device, most=most), device, steps, average
-    )
+    validator = Validator(aside, objective, stepper.precision, device, most=most, team=team)
+    if net is not model:
+        stepper = replace(stepper, net=net)
+    return Parts(stepper, feed, validator, device, steps, average, team)
 
 
 def stepper_of(
@@ -127,38 +142,38 @@ def schedule_of(config: TrainerConfig, optimizer: Optimizer, steps: int) -> LRSc
 
 
 def conduct(
-    config: TrainerConfig, model: nn.Module, dataloader: Any, held_out: Iterable[Any] | None, halt: threading.Event
+    config: TrainerConfig, model: nn.Module, dataloader: Any, held_out: Iterable[Any] | None, halt: Halt, team: Team
 ) -> TrainingReport:
     """Train from the first step to the report.
 
     Raises:
-        Halted: If ``halt`` was set.
+        Halted: If ``halt`` was asked.
     """
-    parts = prepare(config, model, dataloader, held_out)
+    parts = prepare(config, model, dataloader, held_out, team)
     stepper, twin = parts.stepper, twin_of(config, parts)
     with ExitStack() as stack:
         growth = stack.enter_context(
             attached(
-                config, model, stepper.optimizer, stepper.schedule,
+                config, parts.net, stepper.optimizer, stepper.schedule,
                 validate=parts.validator.losses, state=parts.state, steps=parts.steps,
                 control=twin,
             )
         )  # fmt: skip
         folder = Path(config.root) / growth.run_id
-        opened = open_loggers(config.loggers, folder=folder, run_id=growth.run_id)
-        loggers = Loggers([JsonLines(folder / "metrics.jsonl"), *opened])
+        loggers = _loggers(config, folder, growth.run_id, team)
         stack.callback(loggers.close)
-        progress: Progress = stack.enter_context(progress_for(config.progress, steps=parts.steps))
-        keeper = None if config.checkpoints is None else _keeper(config, config.checkpoints, growth, stack)
+        shown = config.progress if team.leads else False
+        progress: Progress = stack.enter_context(progress_for(shown, steps=parts.steps))
+        keeper = None if config.checkpoints is None else _keeper(config, config.checkpoints, growth, stack, team)
         work = Work(
             stepper, parts.feed, parts.validator, growth, parts.device, loggers, progress, parts.steps, parts.average, keeper,
-            twin,
+            twin, team,
         )  # fmt: skip
         loop = Loop(config, work, halt)
         if keeper is not None:
             growth.before_graft(lambda: keeper.before_graft(loop))
         if config.resume is not None:
-            resume(config.resume, Path(config.root), growth, loop)
+            resume(config.resume, Path(config.root), growth, loop, team)
         if config.fast_dev_run:
             rehearse(loop, work)
         loop.run()
@@ -180,14 +195,23 @@ def _example(held_out: Iterable[Any], device: torch.device, target: str) -> Any:
     return None
 
 
-def _keeper(config: TrainerConfig, when: Checkpoints, growth: "Growth", stack: ExitStack) -> Keeper:
-    keeper = Keeper(when, Path(config.root) / growth.run_id, growth, mode=config.validation.mode)
+def _loggers(config: TrainerConfig, folder: Path, run_id: str, team: Team) -> Loggers:
+    """Return the loggers of a run, which the process that leads alone has."""
+    with team.together("opening the loggers"):
+        opened = open_loggers(config.loggers, folder=folder, run_id=run_id) if team.leads else ()
+    return Loggers([JsonLines(folder / "metrics.jsonl"), *opened] if team.leads else [])
+
+
+def _keeper(config: TrainerConfig, when: Checkpoints, growth: "Growth", stack: ExitStack, team: Team) -> Keeper:
+    keeper = Keeper(when, Path(config.root) / growth.run_id, growth, mode=config.validation.mode, team=team)
     stack.callback(keeper.close)
     return keeper
 
 
 def _report(config: TrainerConfig, parts: Parts, work: Work, loop: Loop) -> TrainingReport:
-    growth, keeper = work.growth, work.keeper
+    growth = work.growth
+    kept = json.loads(told_text(parts.team, lambda: json.dumps(_kept(work))))
+    checkpoint = kept["checkpoint"]
     return TrainingReport(
         losses=tuple(loop.record.losses),
         events=tuple(growth.events),
@@ -200,8 +224,18 @@ def _report(config: TrainerConfig, parts: Parts, work: Work, loop: Loop) -> Trai
         folder=None if config.fast_dev_run else Path(config.root) / growth.run_id,
         flops=dict(growth.flops),
         skipped_steps=parts.stepper.precision.skipped,
-        log_failures=dict(work.loggers.failures),
-        checkpoint=keeper.last if keeper is not None and not config.fast_dev_run else None,
+        log_failures=kept["log_failures"],
+        checkpoint=None if checkpoint is None or config.fast_dev_run else Path(checkpoint),
         average=None if parts.average is None else parts.average.module,
-        checkpoint_failures=0 if keeper is None else keeper.failures,
+        checkpoint_failures=kept["checkpoint_failures"],
     )
+
+
+def _kept(work: Work) -> dict[str, Any]:
+    """Return what the process that leads, which alone writes, has to say about what it wrote."""
+    keeper = work.keeper
+    return {
+        "checkpoint": None if keeper is None or keeper.last is None else str(keeper.last),
+        "checkpoint_failures": 0 if keeper is None else keeper.failures,
+        "log_failures": dict(work.loggers.failures),
+    }

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from esper.errors import ConfigError
 from esper.kasmina.quiet import quiet_eval
+from esper.services.tolaria.distributed.agreement import synchronise_buffers
+from esper.services.tolaria.distributed.team import Team
 from esper.services.tolaria.trainer.batches import moved
 from esper.services.tolaria.trainer.choices import check
 from esper.services.tolaria.trainer.objective import Objective
@@ -53,12 +55,14 @@ class Validator:
         precision: Autocast, as in training.
         device: Where the model is.
         most: Batches that are looked at; None means all.
+        team: The processes, each of which has held-out batches of its own; a metric is the mean over all examples.
     """
 
     def __init__(
         self, batches: Iterable[Any], objective: Objective, precision: Precision, device: torch.device,
-        *, most: int | None = None,
+        *, most: int | None = None, team: Team | None = None,
     ) -> None:  # fmt: skip
+        self._team = team or Team()
         self._batches, self._objective, self._precision = batches, objective, precision
         self._device, self._most = device, most
 
@@ -69,10 +73,16 @@ class Validator:
         return torch.cat(_some(found)).float()
 
     def metrics(self, model: nn.Module) -> dict[str, float]:
-        """Return the mean of the losses and of every metric over all examples."""
-        with quiet_eval(model), self._precision.autocast():
+        """Return the mean of the losses and of every metric over all examples of all processes."""
+        synchronise_buffers(self._team, model)
+        with self._team.together("validating"), quiet_eval(model), self._precision.autocast():
             found = _some([self._objective.measured(model, batch) for batch in self._moved()])
-        return {name: float(torch.cat([values[name].double() for values in found]).mean()) for name in found[0]}
+            values = {name: torch.cat([each[name].double() for each in found]) for name in found[0]}
+        if self._team.size == 1:
+            return {name: float(each.mean()) for name, each in values.items()}
+        rows = self._team.gather([number for each in values.values() for number in (float(each.sum()), len(each))])
+        sums = [sum(column) for column in zip(*rows, strict=True)]
+        return {name: sums[2 * at] / sums[2 * at + 1] for at, name in enumerate(values)}
 
     def _moved(self) -> Iterable[Any]:
         return (moved(batch, self._device) for batch in islice(iter(self._batches), self._most))
@@ -82,6 +92,8 @@ def _some(found: list[Any]) -> list[Any]:
     if found:
         return found
     raise ConfigError(
-        "the validation loader is empty", todo="give it at least one batch, and one that can be iterated again",
+        "the validation loader is empty",
+        why="or it has fewer examples, or batches, than there are processes",
+        todo="give it at least one batch for each process, and one that can be iterated again",
         code="ESP-2162",
     )  # fmt: skip
