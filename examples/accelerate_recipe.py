@@ -1,6 +1,10 @@
-"""A training loop of Accelerate that grows: python examples/accelerate_recipe.py --steps 60 --folder runs/recipe [--resume]."""
+"""A training loop of Accelerate that grows: python examples/accelerate_recipe.py --steps 60 --folder runs/recipe [--resume].
+
+In several processes: accelerate launch --cpu --num_processes 2 examples/accelerate_recipe.py ...
+"""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import esper
 from esper.integrations.accelerate import attach_prepared, keep_with
 from esper.integrations.held_out import held_out
+from esper.services.tolaria.growth import Growth
 
 
 def spirals(count: int, seed: int) -> TensorDataset:
@@ -29,9 +34,16 @@ def losses(model: nn.Module, batch: list[Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
+def make_model() -> nn.Module:
+    """Return a network that is too small for its task."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
 def train(
-    steps: int, folder: Path, *, until: int | None = None, resume: bool = False, every: int = 10, **options: object
-) -> list[float]:
+    steps: int, folder: Path, *, until: int | None = None, resume: bool = False, every: int = 10,
+    watch: Callable[[Growth], object] | None = None, **options: object,
+) -> list[float]:  # fmt: skip
     """Train to a step, save, and return the losses of the steps taken.
 
     Args:
@@ -40,18 +52,17 @@ def train(
         until: Step after which to stop; the end by default.
         resume: Whether to go on from the state in the folder.
         every: Steps from one boundary to the next.
+        watch: Called with the run after each step.
         options: Further arguments of ``esper.attach``.
     """
-    torch.manual_seed(0)
     order = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0)  # so that an epoch can be entered anywhere
     accelerator = Accelerator(cpu=True, dataloader_config=order)
-    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    model = esper.wrap(make_model(), example=torch.zeros(1, 2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.999**step)
     loader = DataLoader(spirals(256, seed=0), batch_size=32, shuffle=True)
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
 
-    esper.wrap(accelerator.unwrap_model(model), example=torch.zeros(1, 2))
     growth = attach_prepared(
         accelerator, model, optimizer, schedule, validate=held_out(DataLoader(spirals(64, seed=1), batch_size=64), losses),
         every=every, steps=steps, budget="x20", root=folder, **options,
@@ -76,6 +87,8 @@ def train(
                 taken.append(float(loss.detach()))
                 for event in growth.step(loss):
                     accelerator.print(event)
+                if watch is not None:
+                    watch(growth)
                 if growth.spent_steps == until:
                     break
         accelerator.save_state(str(folder / "state"))

@@ -101,6 +101,12 @@ PROOFS: tuple[Proof, ...] = (
     Proof("transformers.Trainer", ("rollback",), TRANSFORMERS + r"a_rollback_within_a_training"),
     Proof("transformers.Trainer", ("resume",), TRANSFORMERS + r"a_training_(goes_on|is_resumed)"),
     Proof("Accelerate", ("graft", "resume"), r"frameworks/test_accelerate\.py::test_the_recipe_grows"),
+    Proof("Accelerate", ("rollback",), r"frameworks/test_accelerate\.py::test_a_rollback_within"),
+    Proof("Lightning, two ranks", ("graft", "rollback", "resume"), DDP + r"frameworks\.py::test_a_fit_of_lightning"),
+    Proof(
+        "transformers.Trainer, two ranks", ("graft", "rollback", "resume"), DDP + r"frameworks\.py::test_a_training_of"
+    ),
+    Proof("Accelerate, two ranks", ("graft", "rollback", "resume"), DDP + r"frameworks\.py::test_a_loop_of_accelerate"),
     Proof("CUDA", ALL, r"gpu/test_laws_on_a_device\.py::test_the_laws_hold_in_any_order\["),
 )
 """Which test shows what; a test that shows a feature in passing, such as a fit that grows, counts."""

@@ -16,6 +16,7 @@ from esper.runtime.background import BackgroundLoop, Bridge, close_at_exit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.nn.parallel import DistributedDataParallel
     from torch.optim import Optimizer
 
     from esper.services.oona.redis_bus import RedisBus
@@ -131,6 +132,7 @@ def attach(
     incubate: int = 0,
     newborn_rate: "NewbornRate | None" = None,
     governor: "bool | GovernorConfig" = True,
+    ddp: "DistributedDataParallel | None" = None,
     bus: str | None = None,
     root: str | os.PathLike[str] = "./esper-runs",
 ) -> "Growth":
@@ -159,6 +161,8 @@ def attach(
         newborn_rate: Warm-up and a decaying boost of a newborn's learning rate; without it, its host's rate.
         governor: Whether a graft is taken back at once when values are not finite or the training loss lies lasting higher
             than before it; a ``GovernorConfig`` sets how that is judged. Without a graft it touches nothing.
+        ddp: The DistributedDataParallel around something of which the model is a part; where it is around the model itself,
+            give it as the model.
         bus: Address of a Redis that other processes are on, such as ``redis://localhost:6379``: they see there what happens,
             and may decide for this run. Without it everything stays in this process.
         root: Folder for everything that is written: ``<root>/<run>`` and ``<root>/library``.
@@ -190,7 +194,7 @@ def attach(
         newborn_rate=newborn_rate,
         governor=governor,
     )
-    formation = formation_of(opened(model))
+    formation = formation_of(opened(model), ddp)
     trained = model if formation.model is opened(model) else formation.model
     model, team = opened(trained), formation.team
     check_apart(team, incubate)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
 
 import esper
 from esper.errors import EsperError
@@ -29,6 +30,7 @@ def refused(task: SimpleNamespace) -> Any:
     found: dict[str, Any] = {"wrapped": code_of(lambda: esper.wrap(net))}
     rank.net = rank.model
     found["bare"] = code_of(rank.attach)
+    found["ddp of another"] = code_of(lambda: rank.attach(ddp=DistributedDataParallel(torch.nn.Linear(2, 2))))
     rank.net = net
     found["incubate"] = code_of(lambda: rank.attach(incubate=5))
     rank.optimizer = ZeroRedundancyOptimizer(rank.model.parameters(), torch.optim.SGD, lr=0.1, overlap_with_ddp=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from esper.assembly import attach
@@ -48,13 +49,14 @@ def attach_prepared(
         options: Further arguments of ``esper.attach``; a scaler is added to ``state=``.
 
     Raises:
-        ConfigError: As ``esper.attach`` does, or where several processes train.
+        ConfigError: As ``esper.attach`` does, or where several processes train otherwise than with DistributedDataParallel.
     """
-    if accelerator.num_processes > 1:
+    ddp = model if isinstance(model, DistributedDataParallel) else None
+    if accelerator.num_processes > 1 and ddp is None:
         raise ConfigError(
-            "growth does not work with several processes of Accelerate",
-            why="it was tried within Accelerate in one process only",
-            todo="train with your own loop, esper.attach and torchrun",
+            f"growth does not work with {accelerator.distributed_type} of Accelerate",
+            why="it was tried within Accelerate in one process, and in several with DistributedDataParallel",
+            todo="prepare the model for one of these, or use esper.attach in a loop of your own",
             code="ESP-2465",
         )
     state = tuple(options.pop("state", ()))
@@ -65,7 +67,7 @@ def attach_prepared(
     if isinstance(scheduler, AcceleratedScheduler):
         scheduler = scheduler.scheduler
     own = accelerator.unwrap_model(model, keep_fp32_wrapper=True)
-    return attach(own, optimizer, scheduler=scheduler, state=state, **options)
+    return attach(own, optimizer, scheduler=scheduler, state=state, ddp=ddp, **options)
 
 
 def keep_with(accelerator: Accelerator, growth: Growth) -> None:
@@ -76,8 +78,9 @@ def keep_with(accelerator: Accelerator, growth: Growth) -> None:
     """
 
     def save(_models: Any, _weights: Any, folder: str) -> None:
+        state = growth.state_dict()  # every process has a part of it
         if accelerator.is_main_process:
-            _manager(folder).save(growth.state_dict(), step=growth.spent_steps)
+            _manager(folder).save(state, step=growth.spent_steps)
 
     def load(_models: Any, folder: str) -> None:
         try:

@@ -15,16 +15,19 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from esper.assembly import attach
 from esper.errors import ConfigError
 from esper.integrations.extras import missing
 from esper.integrations.held_out import Losses, held_out
 from esper.integrations.options import check_called, checked, part_of, wrapped
-from esper.integrations.saved import put_back, regrow, saved_run, share_tensors
+from esper.integrations.saved import learn_slots, put_back, regrow, saved_run, share_tensors
 from esper.kasmina.discovery import Wanted
+from esper.kasmina.placement import CHILD
 from esper.kasmina.quiet import preserved_rng
 from esper.services.tolaria.budget import Budget
+from esper.services.tolaria.distributed.formation import formation_of
 from esper.services.tolaria.growth import Growth as Run
 from esper.services.tolaria.held_out import Validate
 from esper.services.tolaria.snapshot import Stateful, Subject
@@ -32,7 +35,7 @@ from esper.services.tolaria.snapshot import Stateful, Subject
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import WeightAveraging
-    from lightning.pytorch.strategies import SingleDeviceStrategy
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
     from lightning.pytorch.utilities import rank_zero_info
 except ImportError as error:
     raise missing("lightning", error) from error
@@ -110,7 +113,10 @@ class Growth(Callback):
         _hear_loading(pl_module, self._on_checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the optimizer and the schedule the groups of a saved run, before Lightning loads both by position."""
+        """Give the optimizer and the schedule the groups of a saved run, before Lightning loads both by position.
+
+        The DDP knows the host alone then; what averages the gradients of newborns must see that before a graft is back.
+        """
         _stop_hearing(pl_module)
         check_optimizers(trainer)
         if self._resumed is not None:
@@ -122,7 +128,7 @@ class Growth(Callback):
         run = attach(
             model, subject.optimizer, validate=self._held_out(trainer), every=self._every,
             steps=self._planned(trainer), scheduler=subject.schedule, state=subject.others, budget=self._budget,
-            **self._options,
+            ddp=_ddp_of(trainer), **self._options,
         )  # fmt: skip
         if self._resumed is not None:
             saved, self._resumed = self._resumed, None
@@ -164,10 +170,17 @@ class Growth(Callback):
         share_tensors(saved["growth"], self._subject(trainer, pl_module))
         checkpoint[KEY] = {**saved, "epoch_ended": trainer.is_last_batch}
 
-    def _on_checkpoint(self, module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-        if KEY in checkpoint:
-            self._resumed = checkpoint[KEY]
+    def _on_checkpoint(self, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if KEY not in checkpoint:
+            return
+        self._resumed = checkpoint[KEY]
+        if not (module.trainer.training and _is_ddp(module.trainer)):
             regrow(self._target(module), checkpoint[KEY])
+            return
+        # DDP is made next. A graft that it knew could not be undone, so the host comes first and the grafts on_fit_start.
+        learn_slots(self._target(module), checkpoint[KEY])
+        values = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: values[name] for name in values if CHILD not in name.split(".")}
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -194,7 +207,8 @@ class Growth(Callback):
         schedule = configs[0].scheduler if configs else None
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         others = self._state if scaler is None else (*self._state, scaler)
-        return Subject(self._target(module), trainer.optimizers[0], schedule, others)
+        formation = formation_of(self._target(module), _ddp_of(trainer))
+        return Subject(formation.model, trainer.optimizers[0], schedule, others, formation.followers(), formation.team)
 
     def _planned(self, trainer: Trainer) -> int | None:
         planned = trainer.estimated_stepping_batches
@@ -246,11 +260,11 @@ def check_trainer(trainer: Trainer, module: LightningModule) -> None:
             why="only training_step knows when which optimizer steps",
             todo="call esper.attach and growth.step there yourself",
         )
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+    if not (isinstance(trainer.strategy, SingleDeviceStrategy) or _is_ddp(trainer)):
         raise _refusal(
             f"the strategy {type(trainer.strategy).__name__}",
-            why="growth was tried within Lightning on one device only",
-            todo="Trainer(devices=1), or train with your own loop, esper.attach and torchrun",
+            why='growth was tried within Lightning on one device, and with strategy="ddp"',
+            todo="use one of these, or train with your own loop, esper.attach and torchrun",
         )
     if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise _refusal(
@@ -258,6 +272,17 @@ def check_trainer(trainer: Trainer, module: LightningModule) -> None:
             why="it pairs parameters by position, and a graft shifts them",
             todo="average the weights in a run of its own, when nothing grows any more",
         )
+
+
+def _is_ddp(trainer: Trainer) -> bool:
+    """Tell whether the strategy is that of DistributedDataParallel, and none that builds on it."""
+    return type(trainer.strategy) is DDPStrategy
+
+
+def _ddp_of(trainer: Trainer) -> DistributedDataParallel | None:
+    """Return what averages the gradients, once the strategy has made it."""
+    model = trainer.strategy.model
+    return model if isinstance(model, DistributedDataParallel) else None
 
 
 def check_optimizers(trainer: Trainer) -> None:
@@ -291,7 +316,7 @@ _HOOK = "on_load_checkpoint"
 _HEARD = "_esper_hears"
 
 
-def _hear_loading(module: LightningModule, hear: Callable[[LightningModule, Mapping[str, Any]], None]) -> None:
+def _hear_loading(module: LightningModule, hear: Callable[[LightningModule, dict[str, Any]], None]) -> None:
     """Be told of a checkpoint as the LightningModule is; Lightning tells callbacks only when the values are loaded."""
     _stop_hearing(module)
     own = getattr(module, _HOOK)

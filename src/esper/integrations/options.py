@@ -12,7 +12,7 @@ from esper.kasmina import MorphableModel, placement_of
 from esper.kasmina.discovery import Wanted
 from esper.kasmina.wrapping import wrap
 
-OWN = ("model", "optimizer", "scheduler", "validate", "every", "steps", "budget", "state")
+OWN = ("model", "optimizer", "scheduler", "validate", "every", "steps", "budget", "state", "ddp")
 """Arguments of ``attach`` that a callback finds itself or names in its own signature."""
 
 

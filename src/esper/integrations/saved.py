@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from esper.errors import ConfigError
 from esper.kasmina import GraftEntry, MorphableModel, Place, placement_of, restore_topology
 from esper.kasmina.morph import take_role
+from esper.services.tolaria.distributed.shares import with_own_share
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.optimizer import name_parameters
 from esper.services.tolaria.resuming import check_fit, described
@@ -93,7 +94,7 @@ def put_back(subject: Subject, saved: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: If the saved run is that of another model, optimizer or schedule.
     """
-    state = saved["growth"]
+    state = with_own_share(subject.team, saved["growth"])
     check_fit(subject, {**state, "subject": {**state["subject"], "state": described(subject)["state"]}})
     snapshot = Snapshot.from_dict(state["training"])
     restore(replace(subject, others=()), replace(snapshot, others=()))

@@ -9,12 +9,14 @@ trainer.train(resume_from_checkpoint=True)
 ```
 """
 
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from esper.assembly import attach
@@ -28,6 +30,7 @@ from esper.kasmina.discovery import Wanted
 from esper.kasmina.quiet import preserved_rng
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.checkpoint import CheckpointManager
+from esper.services.tolaria.distributed.formation import formation_of
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.held_out import Validate
 from esper.services.tolaria.snapshot import Stateful, Subject
@@ -106,11 +109,11 @@ class GrowthCallback(TrainerCallback):
         wrapped(model, self._slots, self._example)
         if saved is not None:
             learn_slots(model, saved)
-        self._subject = subject = self._read(model, parts)
+        self._subject = subject = self._read(args, model, parts)
         run = attach(
             model, subject.optimizer, validate=self._validate, every=self._every,
             steps=self._steps or state.max_steps, scheduler=subject.schedule, state=subject.others,
-            budget=self._budget, **self._options,
+            budget=self._budget, ddp=_ddp_around(args, parts["model"]), **self._options,
         )  # fmt: skip
         if saved is not None:
             run.load_state_dict(saved["growth"])
@@ -128,14 +131,13 @@ class GrowthCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
         """Put the run into the trainer's checkpoint."""
-        if self.run is None or self._subject is None or not args.should_save:
+        if self.run is None or self._subject is None:
+            return
+        whole = saved_run(self.run, self._subject.model)  # every process has a part of it
+        if not args.should_save:
             return
         folder = _folder(args, state)
-        saved = {
-            **saved_run(self.run, self._subject.model),
-            "global_step": state.global_step,
-            "token": _marks(state)[KEY]["token"],
-        }
+        saved = {**whole, "global_step": state.global_step, "token": _marks(state)[KEY]["token"]}
         _manager(folder).save(saved, step=state.global_step)
         _write_host_part(folder, self._subject)
 
@@ -169,13 +171,14 @@ class GrowthCallback(TrainerCallback):
             )
         return saved
 
-    def _read(self, model: nn.Module, parts: Mapping[str, Any]) -> Subject:
+    def _read(self, args: TrainingArguments, model: nn.Module, parts: Mapping[str, Any]) -> Subject:
         optimizer, scaler = bare_optimizer(parts["optimizer"])
         schedule = parts["lr_scheduler"]
         if isinstance(schedule, AcceleratedScheduler):
             schedule = schedule.scheduler
         others = self._state if scaler is None else (*self._state, scaler)
-        return Subject(model, optimizer, schedule, others)
+        formation = formation_of(model, _ddp_around(args, parts["model"]))
+        return Subject(model, optimizer, schedule, others, formation.followers(), formation.team)
 
 
 def read_run(checkpoint: str | Path) -> dict[str, Any]:
@@ -213,16 +216,28 @@ def check_arguments(args: TrainingArguments, state: TrainerState) -> None:
     Raises:
         ConfigError: With the reason.
     """
-    spread = args.n_gpu > 1 or args.world_size > 1 or bool(args.deepspeed) or bool(args.fsdp)
+    spread = args.n_gpu > 1 or bool(args.deepspeed) or bool(args.fsdp)
     if spread or state.is_hyper_param_search:
         raise ConfigError(
-            "growth does not work with " + ("several processes or devices" if spread else "hyperparameter search"),
-            why="it was tried within transformers.Trainer in one process on one device only"
+            "growth does not work with "
+            + ("several devices in one process, deepspeed or fsdp" if spread else "hyperparameter search"),
+            why="it was tried within transformers.Trainer on one device, and in several processes with DistributedDataParallel"
             if spread
             else "each trial trains a model of its own",
-            todo="train with your own loop, esper.attach and torchrun" if spread else "grow with the parameters found",
+            todo="start one process for each device, as torchrun does" if spread else "grow with the parameters found",
             code="ESP-2465",
         )
+
+
+def _ddp_around(args: TrainingArguments, model: nn.Module) -> DistributedDataParallel | None:
+    """Return the DistributedDataParallel that the trainer has made of its model, where several processes train.
+
+    The trainer hands a callback the model inside, from which nothing leads outwards; so it is looked for among what there is.
+    """
+    if args.world_size == 1:
+        return None
+    found = [one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel) and one.module is model]
+    return found[-1] if found else None
 
 
 class _Losses:

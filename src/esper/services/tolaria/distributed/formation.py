@@ -40,12 +40,18 @@ class Formation:
     ddp: DistributedDataParallel | None = None
 
 
-def formation_of(model: nn.Module) -> Formation:
+def formation_of(model: nn.Module, ddp: DistributedDataParallel | None = None) -> Formation:
     """Find out how a model is trained.
+
+    Args:
+        model: The wrapped model, or the DistributedDataParallel around it.
+        ddp: The DistributedDataParallel around something of which the model is a part, or None.
 
     Raises:
         ConfigError: If other processes train beside this one, and nothing says how this model's are kept equal.
     """
+    if ddp is not None:
+        return _part_of(ddp, model)
     if isinstance(model, DataParallel):
         raise ConfigError(
             "the model is in a DataParallel",
@@ -54,10 +60,7 @@ def formation_of(model: nn.Module) -> Formation:
             code="ESP-2140",
         )
     if isinstance(model, DistributedDataParallel):
-        group = model.process_group
-        alone = dist.get_world_size(group) == 1
-        team = Team() if alone else Processes(group, buffers_follow=bool(model.broadcast_buffers))
-        return Formation(cast(nn.Module, model.module), team, model)
+        return Formation(cast(nn.Module, model.module), _team_of(model), model)
     if is_sharded(model):
         return Formation(model, Processes(sharded=True))
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -68,6 +71,25 @@ def formation_of(model: nn.Module) -> Formation:
             code="ESP-2141",
         )
     return Formation(model, Team())
+
+
+def _part_of(ddp: DistributedDataParallel, model: nn.Module) -> Formation:
+    """Return the formation of a part of what a DistributedDataParallel is around."""
+    if not isinstance(ddp, DistributedDataParallel) or all(part is not model for part in ddp.modules()):
+        raise ConfigError(
+            f"ddp= is a {type(ddp).__name__} that does not hold the model",
+            why="its gradients would be averaged by nobody",
+            todo="give the DistributedDataParallel whose module the model is, or is a part of",
+            code="ESP-2149",
+        )
+    return Formation(model, _team_of(ddp), ddp)
+
+
+def _team_of(ddp: DistributedDataParallel) -> Team:
+    group = ddp.process_group
+    if dist.get_world_size(group) == 1:
+        return Team()
+    return Processes(group, buffers_follow=bool(ddp.broadcast_buffers))
 
 
 def check_apart(team: Team, incubate: int) -> None:
