@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-STORE_OVER_HTTP = "the store is not served over HTTP yet"
 CLIENTS = "clients over HTTP are not there yet"
 TAMIYO = "the controller on its own is not there yet"
 NISSA = "observability on its own is not there yet"
@@ -150,7 +149,7 @@ SPECIFIED = [
         "async KernelManager.get_kernel_lineage(kernel_id)",
     ),
     *group("esper.services.urza.kernel_manager", "", "PersistentKernelCache"),
-    *group("esper.services.urza.main", STORE_OVER_HTTP, "app"),
+    *group("esper.services.urza.main", "", "app"),
     # -- nissa ---------------------------------------------------------------------------------------------------------
     *group(
         "esper.services.nissa.service", NISSA,
@@ -195,13 +194,13 @@ SPECIFIED = [
         "esper.services.clients", CLIENTS,
         "TamiyoClient(base_url)",
         "async TamiyoClient.get_adaptation_decision(system_state)",
+    ),
+    *group(
+        "esper.services.clients", "",
         "UrzaClient(base_url)",
         "async UrzaClient.submit_blueprint(request)",
         "async UrzaClient.search_kernels(tags, status=None, min_performance=None)",
         "async UrzaClient.upload_kernel(artifact)",
-    ),
-    *group(
-        "esper.services.clients", "",
         "CircuitBreaker(failure_threshold=5, recovery_timeout=60)",
         "CircuitBreaker.can_proceed()",
         "CircuitBreaker.record_success()",

@@ -43,6 +43,7 @@ ENDPOINTS = (
     ("tamiyo", "GET", "/metrics"),
     ("nissa", "GET", "/metrics"),
 )
+SERVED = ("urza",)
 DEPLOYED = {
     "urza": ("8000:8000", "DATABASE_URL", "S3_BUCKET"),
     "tamiyo": ("8001:8001", "REDIS_URL", "URZA_URL"),
@@ -140,8 +141,12 @@ def test_the_latency_of_a_kernel_has_the_specified_buckets() -> None:
     assert bounds == [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, float("inf")]
 
 
-@pytest.mark.xfail(reason="nothing is served over HTTP yet", strict=True, raises=ImportError)
-@pytest.mark.parametrize(("part", "method", "path"), ENDPOINTS)
+def _endpoints() -> list[Any]:
+    later = pytest.mark.xfail(reason="this part is not served over HTTP yet", strict=True, raises=ImportError)
+    return [pytest.param(*row, marks=() if row[0] in SERVED else later) for row in ENDPOINTS]
+
+
+@pytest.mark.parametrize(("part", "method", "path"), _endpoints())
 def test_a_specified_endpoint_is_served(part: str, method: str, path: str) -> None:
     app = importlib.import_module(f"esper.services.{part}.main").app
     assert (method, path) in {

@@ -7,6 +7,8 @@ import typer
 from esper.cli.bus import bus
 from esper.cli.demo import demo
 from esper.cli.export import export
+from esper.cli.keys import keys
+from esper.cli.serve import serve
 
 app = typer.Typer(name="esper", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,3 +33,5 @@ def esper(
 app.command(name="demo")(demo)
 app.command(name="export")(export)
 app.add_typer(bus)
+app.add_typer(keys)
+app.add_typer(serve)

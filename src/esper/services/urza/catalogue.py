@@ -168,6 +168,15 @@ class Catalogue:
             raise _no_kernel(kernel_id)
         return _graftable(kernel)
 
+    async def readable_size(self, kernel_id: str) -> int:
+        """Return how many bytes a validated kernel has.
+
+        Raises:
+            NotFound: If there is no such kernel.
+            KernelRejected: If it is not validated.
+        """
+        return (await self._readable(kernel_id)).size_bytes
+
     async def report(self, outcome: Outcome) -> None:
         """Record what a graft brought; a decision has one row, with what was reported last."""
 

@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from esper.errors import ConfigError, Conflict, ContractError, IllegalTransition, StoreUnavailable
 from esper.services.urza import access, models, transitions
+from esper.services.urza.audit import note
 from esper.services.urza.base import Base
 from esper.services.urza.transitions import REFUSAL, UNPROVEN
 
@@ -110,6 +111,7 @@ class Database:
         async with _translated(), self._sessions() as session, session.begin():
             await session.connection(execution_options={_WRITING: True})
             yield session
+            await note(session)
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from esper.ports import Clock
 from esper.services.urza.database import Database
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.models import BenchmarkResult, CompileJobRow, JobStatus, Kernel, ValidationReport
-from esper.services.urza.records import job_of, kernel_contract, kernel_row
+from esper.services.urza.records import job_of, kernel_contract, kernel_row, measure
 
 MAX_ATTEMPTS = 5
 """A build that was tried so often without a result is given up; submitting it again starts over."""
@@ -125,7 +125,10 @@ class JobQueue:
             _check_blueprint(row, artifact.blueprint_id)
             kernel = await session.get(Kernel, artifact.artifact_id)
             if kernel is None:
-                kernel = await add_kernel(session, kernel_row(artifact, size_bytes, report), report)
+                kernel = kernel_row(artifact, size_bytes)
+                session.add(kernel)
+            if kernel.status is KernelStatus.PENDING_VALIDATION:
+                await judge(session, kernel, report)
             row.kernel_id, row.reason = kernel.id, "; ".join(report.reasons)
             _end(row, JobStatus.DONE if report.passed else JobStatus.REJECTED, self._clock)
             if not report.passed:
@@ -254,9 +257,9 @@ async def _demote(session: AsyncSession, row: CompileJobRow, status: BlueprintSt
         row.blueprint.status = status
 
 
-async def add_kernel(session: AsyncSession, kernel: Kernel, report: ValidationResult) -> Kernel:
-    """Write a kernel and its report; only then is it validated, and only if every gate let it pass."""
-    session.add(kernel)
+async def judge(session: AsyncSession, kernel: Kernel, report: ValidationResult) -> None:
+    """Write the report of a kernel; only then is it validated, and only if every gate let it pass."""
+    measure(kernel, report)
     await session.flush()
     session.add(ValidationReport(kernel_id=kernel.id, passed=report.passed, content=report.model_dump(mode="json")))
     figures = {name: value for name, value in kernel.benchmark_results.items() if isinstance(value, float | int)}
@@ -268,7 +271,6 @@ async def add_kernel(session: AsyncSession, kernel: Kernel, report: ValidationRe
     kernel.validation_passed, kernel.safety_checks_passed = report.passed, report.safety.passed
     kernel.status = KernelStatus.VALIDATED if report.passed else KernelStatus.REJECTED
     await session.flush()
-    return kernel
 
 
 def _end(row: CompileJobRow, status: JobStatus, clock: Clock) -> None:

@@ -17,9 +17,10 @@ from esper.services.urza.jobs import JobQueue
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.kernel_cache import PersistentKernelCache as PersistentKernelCache
 from esper.services.urza.outbox import Outbox
+from esper.services.urza.uploads import Uploads
 
 
-class KernelManager(Catalogue, JobQueue):
+class KernelManager(Catalogue, JobQueue, Uploads):
     """Keeps blueprints and kernels: implements `esper.ports.Library` and `esper.ports.CompileQueue`.
 
     ```python
@@ -31,6 +32,10 @@ class KernelManager(Catalogue, JobQueue):
         db_session: An engine whose tables exist (see `esper.services.urza.database.prepare`), or a factory of sessions.
         s3_client: Where the bytes of kernels are kept.
         clock: Measures leases.
+
+    Attributes:
+        database: Its transactions, for what lies beside it in the same database.
+        outbox: Announcements that wait.
     """
 
     def __init__(
@@ -41,11 +46,12 @@ class KernelManager(Catalogue, JobQueue):
         clock: Clock | None = None,
     ) -> None:
         database, clock = Database(db_session), clock or SystemClock()
-        self.outbox = Outbox(database)
+        self.database, self.outbox = database, Outbox(database)
         self._engine: AsyncEngine | None = None
         Catalogue.__init__(self, database, s3_client, self.outbox, clock)
         self._keeper = BlobKeeper(database, s3_client, clock)
         JobQueue.__init__(self, database, self._keeper, clock)
+        Uploads.__init__(self, database, self._keeper)
 
     @classmethod
     async def at(cls, url: str, blobs: BlobStore, *, clock: Clock | None = None) -> Self:

@@ -38,10 +38,8 @@ def job_of(row: CompileJobRow) -> CompileJob:
     )
 
 
-def kernel_row(artifact: CompiledKernelArtifact, size_bytes: int, report: ValidationResult) -> Kernel:
-    """Return the row of a new kernel, not validated yet."""
-    metrics = all_metrics(report)
-    params = metrics.get("params")
+def kernel_row(artifact: CompiledKernelArtifact, size_bytes: int) -> Kernel:
+    """Return the row of a new kernel, of which nothing was measured yet."""
     return Kernel(
         id=artifact.artifact_id,
         blueprint_id=artifact.blueprint_id,
@@ -52,12 +50,19 @@ def kernel_row(artifact: CompiledKernelArtifact, size_bytes: int, report: Valida
         target_device=artifact.target_device,
         optimization_level=artifact.optimization_level,
         compiler_version=artifact.metadata.get("compiler_version", "unknown"),
-        validation_metrics=dict(metrics),
-        benchmark_results=dict(_finite(report.performance.metrics)),
-        throughput=metrics.get("throughput_per_s"),
-        latency_ms=metrics.get("latency_p50_ms"),
-        num_params=None if params is None else int(params),
+        validation_metrics={},
+        benchmark_results={},
     )
+
+
+def measure(kernel: Kernel, report: ValidationResult) -> None:
+    """Write what a report measured into the row of its kernel."""
+    metrics = all_metrics(report)
+    params = metrics.get("params")
+    kernel.validation_metrics = dict(metrics)
+    kernel.benchmark_results = dict(_finite(report.performance.metrics))
+    kernel.throughput, kernel.latency_ms = metrics.get("throughput_per_s"), metrics.get("latency_p50_ms")
+    kernel.num_params = None if params is None else int(params)
 
 
 def all_metrics(report: ValidationResult) -> dict[str, float]:

@@ -1,0 +1,131 @@
+"""What the artifact store is sent over HTTP, beside blueprints and queries."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from esper.contracts.kernel import (
+    BlueprintContract,
+    BlueprintStatus,
+    Certificate,
+    CompiledKernelArtifact,
+    KernelStatus,
+    ValidationResult,
+    Written,
+)
+
+MAX_LEASE_S = 3600.0
+
+
+class Body(Written):
+    """A body; a name or a reason has a bounded length."""
+
+
+class KernelSummary(BaseModel):
+    """A kernel as a search shows it.
+
+    Attributes:
+        performance: Throughput in examples per second; None where it was not measured.
+        device: Device that it was built for.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kernel_id: str
+    blueprint_id: str
+    tags: list[str]
+    performance: float | None
+    device: str
+
+
+class BlueprintPut(Body):
+    """Store a blueprint without queueing a build; the address names its design."""
+
+    blueprint: BlueprintContract
+    parent_id: str | None = Field(default=None, max_length=71)
+
+
+class Held(Body):
+    """Speak for the job that a worker holds."""
+
+    worker: str = Field(min_length=1, max_length=128)
+
+
+class Claim(Held):
+    """Take the most urgent job."""
+
+    lease_s: float = Field(gt=0, le=MAX_LEASE_S, allow_inf_nan=False)
+
+
+class Renewal(Held):
+    """Keep a job that takes long."""
+
+    lease_s: float = Field(gt=0, le=MAX_LEASE_S, allow_inf_nan=False)
+
+
+class ArtifactHead(Body):
+    """What the forge made, without its bytes, which were uploaded under their content address.
+
+    Inference forms are no part of it: the store keeps what training grafts.
+    """
+
+    artifact_id: str = Field(max_length=71)
+    blueprint_id: str = Field(max_length=71)
+    compilation_time_ms: float = Field(ge=0, allow_inf_nan=False)
+    target_device: str = Field(max_length=64)
+    optimization_level: str = Field(max_length=8)
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
+    certificate: Certificate | None = None
+
+    @classmethod
+    def of(cls, artifact: CompiledKernelArtifact) -> "ArtifactHead":
+        """Return the head of an artifact."""
+        return cls.model_validate(artifact.model_dump(exclude={"kernel_binary", "inference"}))
+
+    def artifact(self) -> CompiledKernelArtifact:
+        """Return the artifact with its bytes left empty."""
+        return CompiledKernelArtifact.model_validate({"kernel_binary": b"", **self.model_dump()})
+
+
+class Completion(Held):
+    """Store a kernel with its report, and end the job."""
+
+    artifact: ArtifactHead
+    report: ValidationResult
+
+
+class Failure(Held):
+    """Give a job up."""
+
+    reason: str = Field(max_length=4000)
+    retry: bool
+    killed: bool = False
+
+
+class Became(BaseModel):
+    """What became of a blueprint."""
+
+    status: BlueprintStatus
+
+
+class KernelStatusChange(Body):
+    """Give a kernel another status."""
+
+    status: KernelStatus
+
+
+class BlueprintStatusChange(Body):
+    """Give a blueprint another status."""
+
+    status: BlueprintStatus
+
+
+class Stored(BaseModel):
+    """Bytes that are stored."""
+
+    digest: str
+    size_bytes: int
+
+
+class Link(BaseModel):
+    """An address of bytes that needs no key, or None where they have no such."""
+
+    url: str | None

@@ -1,0 +1,141 @@
+"""Runs the service: one process, one event loop, limits on connections as well as on requests."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from esper.errors import ConfigError
+from esper.services.urza.rest.config import UrzaConfig
+from esper.services.urza.rest.state import Serving
+from esper.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_log = get_logger("urza.rest")
+
+
+class StoreServer(uvicorn.Server):
+    """A server that says that it is not ready for a while before it stops accepting connections.
+
+    Args:
+        app: The application.
+        config: Its settings.
+        tls: Certificate and key, where it speaks HTTPS itself.
+    """
+
+    def __init__(self, app: "FastAPI", config: UrzaConfig, *, tls: tuple[Path, Path] | None = None) -> None:
+        self._app, self._config = app, config
+        super().__init__(_uvicorn(app, config, tls))
+
+    @property
+    def port(self) -> int:
+        """Port that it listens on, once it has started."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop: first say so, then accept no more connections, then end what is in hand."""
+        parts: Serving | None = getattr(self._app.state, "serving", None)
+        if parts is None or parts.draining or not self._config.drain_s:
+            super().handle_exit(sig, frame)
+            return
+        parts.draining = True
+        _log.info("store_draining", seconds=self._config.drain_s)
+        asyncio.get_running_loop().call_later(self._config.drain_s, super().handle_exit, sig, frame)
+
+
+def patient(config: UrzaConfig) -> type[asyncio.Protocol]:
+    """Return the protocol of connections that may not keep the server waiting for the head of a request.
+
+    uvicorn itself sets no limit to how long or how large a head may be.
+    """
+
+    class PatientProtocol(HttpToolsProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._head_bytes, self._head_timer = 0, self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head_timer.cancel()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._head_bytes = 0
+            self._head_timer.cancel()
+            self._head_timer = self._wait()
+
+        def on_url(self, url: bytes) -> None:
+            self._weigh(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._weigh(len(name) + len(value))
+            super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            self._head_timer.cancel()
+            super().on_headers_complete()
+
+        def _weigh(self, length: int) -> None:
+            self._head_bytes += length
+            if self._head_bytes > config.max_header_bytes:
+                raise ValueError("the head of the request is too large")
+
+        def _wait(self) -> asyncio.TimerHandle:
+            return asyncio.get_running_loop().call_later(config.header_limit_s, self._give_up)
+
+        def _give_up(self) -> None:
+            if self.transport is not None and not self.transport.is_closing():
+                self.transport.close()
+
+    return PatientProtocol
+
+
+def _uvicorn(app: "FastAPI", config: UrzaConfig, tls: tuple[Path, Path] | None) -> uvicorn.Config:
+    options: dict[str, Any] = {}
+    if tls is not None:
+        options = {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1]), "ssl_version": ssl.PROTOCOL_TLS_SERVER}
+    return uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        loop="uvloop",
+        http=patient(config),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=config.max_concurrency,
+        timeout_keep_alive=config.keep_alive_s,
+        timeout_graceful_shutdown=config.close_limit_s,
+        **options,
+    )
+
+
+def run(make: Callable[[], "FastAPI"], config: UrzaConfig, *, tls: tuple[Path, Path] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        make: Makes the application.
+        config: Its settings.
+        tls: Certificate and key.
+
+    Raises:
+        ConfigError: If it cannot listen there, or does not start.
+    """
+    server = StoreServer(make(), config, tls=tls)
+    try:
+        server.run()
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {config.host}:{config.port}", why=str(error), code="ESP-2570") from error
+    if not server.started:
+        raise ConfigError("the store did not start", why="the reason stands above", code="ESP-2571")
