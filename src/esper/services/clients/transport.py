@@ -1,6 +1,7 @@
 """Requests with deadlines, retries and a circuit breaker, and answers as typed errors."""
 
 import asyncio
+import io
 import random
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -177,7 +178,7 @@ class Transport:
 
     async def _once(self, request: Request, headers: Mapping[str, str]) -> Reply:
         limits = aiohttp.ClientTimeout(total=self.config.try_s)
-        response = await self._sent(request, headers, limits, data=request.body)
+        response = await self._sent(request, headers, limits, data=_payload(request.body))
         try:
             return Reply(response.status, response.headers, await self._body(response))
         finally:
@@ -189,7 +190,7 @@ class Transport:
         headers: Mapping[str, str],
         limits: aiohttp.ClientTimeout,
         *,
-        data: bytes | AsyncIterator[bytes] | None = None,
+        data: bytes | io.BytesIO | AsyncIterator[bytes] | None = None,
     ) -> aiohttp.ClientResponse:
         """Send a request and return the answer with its body unread; redirects are not followed, or the key would be too."""
         response = await self._opened().request(
@@ -335,6 +336,11 @@ async def _noting(pieces: AsyncIterator[bytes], own: list[Exception]) -> AsyncIt
     except Exception as error:
         own.append(error)
         raise
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """Return a body as aiohttp likes it: a long one is written in pieces."""
+    return io.BytesIO(body) if body is not None and len(body) > _CHUNK_BYTES else body
 
 
 def _base(address: str) -> URL:
