@@ -356,7 +356,7 @@ async def test_health_readiness_metrics_and_status(service: Service) -> None:
     text = body.decode()
     assert 'esper_urza_requests_total{endpoint="/api/v1/kernels/{kernel_id}",method="GET",status="404"} 1.0' in text
     assert 'endpoint="other",method="other",status="404"} 1.0' in text
-    assert "0000" not in text
+    assert ZERO not in text
     _, status, _ = await service.ask("GET", "/status")
     assert (status["database"], status["draining"]) == ("sqlite", False)
 
