@@ -134,7 +134,7 @@ def test_hundreds_of_drawn_requests_meet_no_fault(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_thousands_of_drawn_requests_meet_no_fault(tmp_path: Path) -> None:
     with running(tmp_path) as service:
-        asked(service, 170, first_seed=1)
+        asked(service, 190, first_seed=1)
     assert sum(service.statuses.values()) >= 5000
     assert not [status for status in service.statuses if status >= 500]
 
