@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from esper.services.tolaria.platform import Platform
     from esper.services.tolaria.schedules import Schedule
     from esper.services.tolaria.snapshot import Stateful
+    from esper.telemetry.metrics import Metrics
 
 START_LIMIT_S = 60.0
 """A library is opened within milliseconds; a locked one is waited for as long as its own limits say, and no longer."""
@@ -53,6 +54,7 @@ class Embedded:
         library: The artifact store in a local folder.
         advisor: The controller.
         counts: Returns what was counted from the messages so far, also after the end.
+        metrics: The same for Prometheus, and what the buses are measured by.
         shared: The bus that other processes are on, too, or None.
     """
 
@@ -60,6 +62,7 @@ class Embedded:
     library: Library
     advisor: Advisor
     counts: Callable[[], dict[str, dict[str, int]]]
+    metrics: "Metrics"
     shared: MessageBus | None = None
 
 
@@ -93,6 +96,7 @@ async def embedded(
     from esper.services.tezzeret.worker import TezzeretWorker, WorkerConfig
     from esper.services.urza.kernel_manager import KernelManager
     from esper.services.urza.outbox import OutboxRelay
+    from esper.telemetry.bus_metrics import BusCollector
 
     async with await KernelManager.open(Path(root) / "library") as library, shared or nullcontext(), MemoryBus() as bus:
         forge = TezzeretWorker(
@@ -100,12 +104,13 @@ async def embedded(
         )
         relay = OutboxRelay(library.outbox, bus)
         counters = RunCounters(bus)
+        counters.metrics.registry.register(BusCollector({"local": bus} | ({"shared": shared} if shared else {})))
         async with asyncio.TaskGroup() as tasks:
             uplinks = () if shared is None else (Uplink(bus, shared),)
             for part in (forge, relay, counters, AnalyzerService(bus), *uplinks):
                 tasks.create_task(part.run())
             try:
-                yield Embedded(bus, library, advisor, counters.snapshot, shared)
+                yield Embedded(bus, library, advisor, counters.snapshot, counters.metrics, shared)
             finally:
                 await forge.close()
                 await relay.close()

@@ -1,6 +1,7 @@
 """Many publishers and readers, one commit: what waits while the journal writes goes into the next batch."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from esper.contracts.envelope import Envelope
 from esper.errors import BusUnavailable
 from esper.services.oona.journal import GroupState, Journal
 from esper.services.oona.memory_stream import Group, Stream
+from esper.telemetry.bus_metrics import BusTimes
 
 _MAX_BATCH = 2_000
 """Messages in one commit, about, so that nobody waits long for the rest of a batch."""
@@ -83,10 +85,11 @@ class GroupCommit:
 
     Args:
         journal: The file.
+        times: Where it is noted how long acknowledgements take to be kept.
     """
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, journal: Journal, times: BusTimes) -> None:
+        self._journal, self._times = journal, times
         self._additions: list[_Addition] = []
         self._moved: dict[Group, Stream] = {}
         self._kept_from: dict[str, int] = {}
@@ -156,6 +159,7 @@ class GroupCommit:
             batch = self._next_batch()
             trims = batch.trims(self._kept_from)
             states = [move.state() for move in batch.moves.values()]
+            began = time.perf_counter()
             try:
                 await loop.run_in_executor(self._thread, self._journal.commit, batch.messages(), states, trims)
             except BusUnavailable as error:
@@ -163,6 +167,8 @@ class GroupCommit:
                 return
             self._kept_from.update(trims)
             self._apply(batch)
+            for name in {move.stream.name for move in batch.moves.values() if move.settled}:
+                self._times[name].acknowledge.observe(time.perf_counter() - began)
 
     def _next_batch(self) -> _Batch:
         count, taken = 0, 0

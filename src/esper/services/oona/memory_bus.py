@@ -1,6 +1,7 @@
 """The bus of one process: one event loop, no server; what it holds survives the process where it has a journal."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from esper.services.oona.group_commit import GroupCommit
 from esper.services.oona.journal import Journal
 from esper.services.oona.memory_member import Member, Retrying, Shared
 from esper.services.oona.memory_stream import Stream, Streams
+from esper.telemetry.bus_metrics import BusTimes, Tally, Waiting
 
 _CANCEL_LIMIT_S = 1.0
 """How long a cancelled handler may take to end."""
@@ -94,6 +96,9 @@ class MemoryBus(Closing):
         config: Limits.
         codec: Knows the declared streams.
         journal: Keeps messages and acknowledgements; the bus closes it.
+
+    Attributes:
+        times: How long things take, by stream. A message that nothing had to wait for counts as published at once.
     """
 
     def __init__(
@@ -107,7 +112,8 @@ class MemoryBus(Closing):
         self._left = Bell()
         self._stop = asyncio.Event()
         self._since_turn = 0
-        self._commits = None if journal is None else GroupCommit(journal)
+        self.times = BusTimes()
+        self._commits = None if journal is None else GroupCommit(journal, self.times)
         for name, state in journal.load().items() if journal is not None else ():
             held = self._streams[name]
             held.restore(state.next_seq, state.messages)
@@ -168,7 +174,7 @@ class MemoryBus(Closing):
             self._commits.moved(held, readers)
             await self._commits.flush()
         retrying = Retrying(self._config.max_tries, self._config.retry_delay_s)
-        shared = Shared(self._streams, self._codec, retrying, self._commits, self._stop)
+        shared = Shared(self._streams, self._codec, retrying, self._commits, self._stop, self.times)
         member = Member(shared, held, readers, handler, acknowledge)
         self._members.add(member)
         try:
@@ -216,10 +222,29 @@ class MemoryBus(Closing):
         """Return what every stream holds, has handed out and has lost."""
         return {stream.name: _counted(stream) for stream in self._streams}
 
+    def tallies(self) -> list[Tally]:
+        """Return the same as metrics have it."""
+        groups = [(stream.name, group) for stream in self._streams for group in list(stream.groups.values())]
+        return [Tally(name, group.name, group.redelivered, group.dead, group.lost) for name, group in groups]
+
+    def waiting(self) -> list[Waiting]:
+        """Return what waits for each group."""
+        groups = [(stream, group) for stream in self._streams for group in list(stream.groups.values())]
+        lags = [stream.published - group.next_seq + len(group.returned) for stream, group in groups]
+        return [
+            Waiting(stream.name, group.name, lag, lag + group.in_hand)
+            for (stream, group), lag in zip(groups, lags, strict=True)
+        ]
+
     async def _append(self, stream: str, envelopes: list[Envelope]) -> None:
         """Add messages to a stream, as many at once as it has room for."""
         self._check_usable()
-        held = self._streams[stream]
+        held, publish = self._streams[stream], self.times[stream].publish
+        if self._commits is None and held.room >= len(envelopes):
+            publish.instant()
+            await self._take(held, envelopes)
+            return
+        began = time.perf_counter()
         while envelopes and (room := held.room) < len(envelopes):
             if room < 1:
                 await self._room(held)
@@ -227,6 +252,7 @@ class MemoryBus(Closing):
                 await self._take(held, envelopes[:room])
                 envelopes = envelopes[room:]
         await self._take(held, envelopes)
+        publish.observe(time.perf_counter() - began)
 
     async def _take(self, held: Stream, envelopes: list[Envelope]) -> None:
         if self._commits is not None:

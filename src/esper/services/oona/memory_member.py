@@ -12,6 +12,7 @@ from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.group_commit import GroupCommit
 from esper.services.oona.handing import handed
 from esper.services.oona.memory_stream import Group, Pending, Stream, Streams
+from esper.telemetry.bus_metrics import BusTimes, since
 from esper.telemetry.logs import get_logger
 
 log = get_logger("oona.memory")
@@ -45,6 +46,7 @@ class Shared:
         retrying: What becomes of a message that fails.
         commits: Keeps acknowledgements, where there is a journal.
         stop: Ends every member.
+        times: How long things take, by stream.
     """
 
     streams: Streams
@@ -52,6 +54,7 @@ class Shared:
     retrying: Retrying
     commits: GroupCommit | None
     stop: asyncio.Event
+    times: BusTimes
 
 
 class Member:
@@ -70,6 +73,7 @@ class Member:
     ) -> None:
         self._streams, self._codec, self._retrying = shared.streams, shared.codec, shared.retrying
         self._commits, self._stop = shared.commits, shared.stop
+        self._waits = shared.times[stream.name].consume
         self._stream, self._group, self._handler = stream, group, handler
         self._handle = self._handle_received if acknowledge == Acknowledge.ON_RECEIPT else self._handle_until_settled
         self._limit = asyncio.timeout(None)
@@ -88,19 +92,23 @@ class Member:
 
     async def _work(self) -> None:
         stream, group, time = self._stream, self._group, asyncio.get_running_loop().time
-        taken, ends_at = 0, time() + _TURN_S
+        taken, ends_at, is_first = 0, time() + _TURN_S, True
         while not self._stop.is_set():
             pending = stream.take(group)
             if pending is None:
                 await stream.news.wait_for(lambda: stream.has_for(group) or self._stop.is_set())
+                is_first = True
                 continue
+            if is_first:
+                self._waits.observe(since(pending.envelope.sent_at))
+                is_first = False
             if self._commits is not None:
                 self._commits.moved(stream, group)
             await self._handle(pending)
             taken += 1
             if taken % _LOOK_EVERY == 0 and time() > ends_at:
                 await asyncio.sleep(0)
-                ends_at = time() + _TURN_S
+                ends_at, is_first = time() + _TURN_S, True
 
     async def _handle_until_settled(self, pending: Pending) -> None:
         """Hand one message out until it is acknowledged or dead; otherwise the group gets it back."""

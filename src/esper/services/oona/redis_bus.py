@@ -5,6 +5,7 @@ import itertools
 import os
 import platform
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -22,6 +23,7 @@ from esper.services.oona.codec import Codec
 from esper.services.oona.redis_fields import append_many, append_one, key_of, stream_of
 from esper.services.oona.redis_link import Command, Link
 from esper.services.oona.redis_member import GroupCounts, Member, Place
+from esper.telemetry.bus_metrics import BusTimes, Tally, Waiting
 from esper.telemetry.logs import get_logger
 
 log = get_logger("oona.redis")
@@ -88,6 +90,9 @@ class RedisBus(Closing):
     Args:
         config: Address and limits.
         codec: Knows the declared streams.
+
+    Attributes:
+        times: How long things take, by stream.
     """
 
     def __init__(self, config: RedisBusConfig | None = None, *, codec: Codec | None = None) -> None:
@@ -98,6 +103,7 @@ class RedisBus(Closing):
         self._stop = asyncio.Event()
         self._members: dict[tuple[str, str], dict[int, Member]] = {}
         self._counts: dict[tuple[str, str], GroupCounts] = {}
+        self.times = BusTimes()
         self._longest: dict[str, int] = {}
         self._passing: list[tuple[str, str]] = []
         self._ended = asyncio.Event()
@@ -133,7 +139,7 @@ class RedisBus(Closing):
         """
         self._check_open()
         envelope = self._codec.seal(stream, message, run_id=run_id, message_id=message_id)
-        await self._sent(self.append(stream, envelope))
+        await self._sent(stream, self.append(stream, envelope))
         return envelope.id
 
     async def publish_many(
@@ -149,15 +155,17 @@ class RedisBus(Closing):
         envelopes = self._codec.seal_all(stream, messages, run_id=run_id)
         for start in range(0, len(envelopes), _MOST_AT_ONCE):
             part = envelopes[start : start + _MOST_AT_ONCE]
-            await self._sent(append_many(key_of(stream), self._longest_of(stream), part))
+            await self._sent(stream, append_many(key_of(stream), self._longest_of(stream), part))
         return [envelope.id for envelope in envelopes]
 
-    async def _sent(self, command: Command) -> None:
+    async def _sent(self, stream: str, command: Command) -> None:
         """Send a command again where its answer is lost; what it appends has the same ids then."""
+        began = time.perf_counter()
         ends_at = asyncio.get_running_loop().time() + self._config.publish_limit_s
         for attempt in itertools.count():
             try:
                 await self._link.ask(*command)
+                self.times[stream].publish.observe(time.perf_counter() - began)
                 break
             except BusUnavailable:
                 pause = random.uniform(0.5, 1.0) * min(0.05 * 2**attempt, 1.0)
@@ -245,6 +253,15 @@ class RedisBus(Closing):
     def counts(self) -> dict[tuple[str, str], GroupCounts]:
         """Return what the members of this process have done and missed, by stream and group."""
         return {place: counts.copy() for place, counts in self._counts.items()}
+
+    def tallies(self) -> list[Tally]:
+        """Return the same as metrics have it; what waits for a group is looked at from outside (`FiguresWatch`)."""
+        counts = list(self._counts.items())
+        return [Tally(stream, group, c.redelivered, c.dead, c.lost) for (stream, group), c in counts]
+
+    def waiting(self) -> list[Waiting]:
+        """Return nothing: a process sees its own part of a group only."""
+        return []
 
     async def close(self) -> None:
         """Take no more messages, let each handler finish the one in hand, acknowledge, and end every subscription.

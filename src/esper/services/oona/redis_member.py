@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from esper.services.oona.handing import handed
 from esper.services.oona.redis_fields import as_found, from_fields
 from esper.services.oona.redis_link import Command, GroupGone, GroupThere, Link
 from esper.services.oona.redis_trim import TrimWatch
+from esper.telemetry.bus_metrics import since
 from esper.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -143,12 +145,14 @@ class Member:
     ) -> None:
         self._bus, self._link, self._codec, self._config = bus, link, codec, config
         self._place, self._handler, self._stop, self._counts = place, handler, stop, counts
+        self._times = bus.times[place.stream]
         self._on_receipt = place.acknowledge == Acknowledge.ON_RECEIPT
         self._joined = False
         self._recovering = True
         self._held: list[Entry] = []  # read and not settled, the one in hand first
         self._known: dict[bytes, Entry] = {}  # whose tries this process knows; Redis counts answers that were lost, too
         self._acks: list[bytes] = []
+        self._is_first = False  # of what was read at once
         self._is_busy = False  # the last read brought as much as it may: the next one will not wait
         self._limit = asyncio.timeout(None)
         self._is_working = False
@@ -222,6 +226,7 @@ class Member:
         if await self._took_over():
             return
         self._held = await self._read()
+        self._is_first = True
         self._is_busy = len(self._held) == self._config.batch
         if await self._was_handed_unheard():
             self._put_off()
@@ -320,6 +325,9 @@ class Member:
         try:
             envelope = from_fields(entry.at.decode(), entry.fields)
             body = self._codec.open(envelope)
+            if self._is_first:
+                self._is_first = False
+                self._times.consume.observe(since(envelope.sent_at))
         except ContractError as error:
             # Another try reads the same bytes.
             entry.tries, entry.reason = max(entry.tries, 1), str(error)
@@ -400,11 +408,14 @@ class Member:
     def _acknowledging(self) -> Iterator[list[Command]]:
         """Give the command that acknowledges what was handled, if anything was, to a block that sends it."""
         acks, self._acks = self._acks, []
+        began = time.perf_counter()
         try:
             yield [("XACK", self._place.key, self._place.group, *acks)] if acks else []
         except BaseException:
             self._acks = acks + self._acks
             raise
+        if acks:
+            self._times.acknowledge.observe(time.perf_counter() - began)
         self._counts.handled += len(acks)
 
     async def _bury(self, entry: Entry) -> None:
