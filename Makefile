@@ -66,6 +66,7 @@ contracts: env ## write docs/topics.md, contracts/schemas and contracts/openapi 
 lock: env ## pin every dependency again
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --allow-unsafe --no-annotate --output-file requirements.lock pyproject.toml
 	sed -i -e "s/^\(torch==[0-9.]*\)+.*/\1/" -e "/^esper-morphogenesis /d" requirements.lock  # a build label or a path would bind it to one machine
+	$(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --allow-unsafe --no-annotate --constraint requirements.lock --output-file requirements-urza.lock requirements-urza.in
 
 clean: ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,6 +8,7 @@ from esper.cli.bus import bus
 from esper.cli.demo import demo
 from esper.cli.export import export
 from esper.cli.keys import keys
+from esper.cli.library import library
 from esper.cli.serve import serve
 
 app = typer.Typer(name="esper", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -34,4 +35,5 @@ app.command(name="demo")(demo)
 app.command(name="export")(export)
 app.add_typer(bus)
 app.add_typer(keys)
+app.add_typer(library)
 app.add_typer(serve)

@@ -1,0 +1,161 @@
+"""A library as files that any other can take in: JSON Lines for what is known, and the bytes beside them.
+
+Taking in goes the way that everything else goes: designs are checked, bytes have their digest, and a kernel opens with its
+report only. Jobs, outcomes, keys and the audit log stay where they are.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from esper.contracts.kernel import BlueprintContract, CompiledKernelArtifact, KernelStatus, ValidationResult
+from esper.contracts.store import MAX_PAGE, BlueprintQuery, BlueprintRecord, KernelQuery, KernelRecord
+from esper.errors import ConfigError, ContractError, NotFound
+from esper.runtime.files import own_folder, write_whole
+from esper.services.urza.blobs import LocalBlobs
+from esper.services.urza.kernel_manager import KernelManager
+
+Line = TypeVar("Line", bound=BaseModel)
+
+BLUEPRINTS, KERNELS, BLOBS = "blueprints.jsonl", "kernels.jsonl", "blobs"
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What was written or taken in.
+
+    Attributes:
+        blueprints: Designs.
+        kernels: Kernels that are validated.
+        size_bytes: Their bytes.
+    """
+
+    blueprints: int
+    kernels: int
+    size_bytes: int
+
+
+class KernelLine(BaseModel):
+    """One kernel, with the report that opens it."""
+
+    kernel: KernelRecord
+    report: ValidationResult
+
+
+async def export_library(manager: KernelManager, folder: Path) -> Exchanged:
+    """Write every blueprint, and every validated kernel with its report and its bytes.
+
+    Args:
+        manager: The library.
+        folder: A folder that does not exist or is empty.
+
+    Raises:
+        ConfigError: If the folder is not empty or cannot be written.
+    """
+    if own_folder(folder, argument="DIR") and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty", todo="choose another folder", code="ESP-2580")
+    blobs = LocalBlobs(folder / BLOBS)
+    kernels, size = [], 0
+    async for kernel in _kernels(manager):
+        await blobs.put_stream(kernel.kernel_id, kernel.size_bytes, await manager.stream(kernel.kernel_id))
+        line = KernelLine(kernel=kernel, report=await manager.get_report(kernel.kernel_id))
+        kernels.append(line.model_dump_json())
+        size += kernel.size_bytes
+    blueprints = [blueprint.model_dump_json() async for blueprint in _blueprints(manager)]
+    for name, lines in ((BLUEPRINTS, blueprints), (KERNELS, kernels)):
+        write_whole(folder / name, "".join(f"{line}\n" for line in lines).encode())
+    return Exchanged(len(blueprints), len(kernels), size)
+
+
+async def import_library(manager: KernelManager, folder: Path) -> Exchanged:
+    """Take in what `export_library` wrote; what is there already stays as it is, so that it can be done again.
+
+    Raises:
+        ContractError: If a line is not what it must be, or bytes are not what was said.
+        InvalidBlueprint: If a design breaks a rule.
+        NotFound: If bytes are missing.
+    """
+    blueprints = _lines(folder / BLUEPRINTS, BlueprintRecord)
+    for parents in (False, True):  # a parent may stand after its child
+        for line in blueprints:
+            if not parents or line.parent_id is not None:
+                await manager.store_blueprint(_contract(line), line.parent_id if parents else None)
+    blobs, size = LocalBlobs(folder / BLOBS), 0
+    kernels = _lines(folder / KERNELS, KernelLine)
+    for entry in kernels:
+        await _take_in(manager, blobs, entry)
+        size += entry.kernel.size_bytes
+    return Exchanged(len(blueprints), len(kernels), size)
+
+
+async def _take_in(manager: KernelManager, blobs: LocalBlobs, line: KernelLine) -> None:
+    kernel = line.kernel
+    try:
+        if (await manager.get_kernel(kernel.kernel_id)).status is not KernelStatus.PENDING_VALIDATION:
+            return
+    except NotFound:
+        pass
+    if line.report.kernel_id != kernel.kernel_id:
+        raise ContractError(f"the report of {kernel.kernel_id[:19]} is about another kernel", code="ESP-3220")
+    await manager.upload(kernel.kernel_id, kernel.size_bytes, blobs.stream(kernel.kernel_id))
+    await manager.register_uploaded(
+        CompiledKernelArtifact(
+            artifact_id=kernel.kernel_id,
+            blueprint_id=kernel.blueprint_id,
+            kernel_binary=b"",
+            compilation_time_ms=kernel.compilation_time_ms,
+            target_device=kernel.target_device,
+            optimization_level=kernel.optimization_level,
+            metadata={"compiler_version": kernel.compiler_version},
+        )
+    )
+    await manager.store_report(line.report)
+
+
+def _contract(record: BlueprintRecord) -> BlueprintContract:
+    return BlueprintContract(
+        blueprint_id=record.blueprint_id,
+        name=record.name,
+        architecture_ir=record.architecture_ir,
+        tags=record.tags,
+        metadata=record.metadata,
+    )
+
+
+async def _blueprints(manager: KernelManager) -> AsyncIterator[BlueprintRecord]:
+    cursor = None
+    while True:
+        page = await manager.search_blueprints(BlueprintQuery(limit=MAX_PAGE, cursor=cursor))
+        for blueprint in page.blueprints:
+            yield blueprint
+        if (cursor := page.cursor) is None:
+            return
+
+
+async def _kernels(manager: KernelManager) -> AsyncIterator[KernelRecord]:
+    cursor = None
+    while True:
+        page = await manager.search(KernelQuery(status=KernelStatus.VALIDATED, limit=MAX_PAGE, cursor=cursor))
+        for kernel in page.kernels:
+            yield kernel
+        if (cursor := page.cursor) is None:
+            return
+
+
+def _lines(path: Path, kind: type[Line]) -> list[Line]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ContractError(
+            f"{path} cannot be read", why=str(error), todo="give what esper library export wrote"
+        ) from error
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            found.append(kind.model_validate_json(line))
+        except ValidationError as error:
+            raise ContractError(f"line {number} of {path} is no {kind.__name__}", code="ESP-3220") from error
+    return found
