@@ -142,6 +142,9 @@ def test_dead_letters_are_listed_with_their_reason_and_message(site: Site) -> No
     assert letter["id"] == first.split()[0]
     assert letter["message"]["body"] == {"n": 1}  # type: ignore[index]
     assert letter["message"]["run_id"] == "run-1"  # type: ignore[index]
+    history: list[dict[str, str]] = letter["history"]  # type: ignore[assignment]
+    assert [attempt["reason"] for attempt in history] == ["RuntimeError: no ink for 1"] * 2
+    assert history[0]["at"] < history[1]["at"]
     assert told("dead", "--url", site.url, "--last", "1")["total"] == 2
     assert "1 older" in esper("dead", STREAM, "--url", site.url, "--last", "1")
     assert '"n": 1' in esper("dead", "--url", site.url, "--full")

@@ -29,6 +29,18 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     body: bytes
 
 
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """A try at a message that failed.
+
+    Attributes:
+        at: When, in UTC.
+        reason: What the handler said.
+    """
+
+    at: datetime
+    reason: str
+
+
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """A message that no try could deliver, as it lies in the stream ``{stream}.dead``.
 
@@ -38,6 +50,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         tries: How often it was handed out.
         reason: What the handler said at the last try.
         envelope: The message as it was sent.
+        history: The tries of the member that buried it, oldest first; those of members that died are not known.
     """
 
     stream: str
@@ -45,3 +58,4 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     tries: int
     reason: str
     envelope: Envelope
+    history: tuple[Attempt, ...] = ()

@@ -10,7 +10,7 @@ from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.runtime.waits import is_set_within
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.group_commit import GroupCommit
-from esper.services.oona.handing import handed
+from esper.services.oona.handing import handed, noted
 from esper.services.oona.memory_stream import Group, Pending, Stream, Streams
 from esper.telemetry.bus_metrics import BusTimes, since
 from esper.telemetry.logs import get_logger
@@ -120,7 +120,8 @@ class Member:
                 except (
                     Exception
                 ) as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
-                    pending.reason = f"{type(error).__name__}: {error}"
+                    pending.history = noted(pending.history, error)
+                    pending.reason = pending.history[-1].reason
                 else:
                     self._group.handled += 1
                     self._settle(pending)
@@ -192,6 +193,7 @@ class Member:
             tries=pending.tries,
             reason=pending.reason,
             envelope=pending.envelope,
+            history=pending.history,
         )
         grave = self._streams[self._stream.name + DEAD_SUFFIX]
         sealed = self._codec.seal(grave.name, letter, run_id=pending.envelope.run_id)

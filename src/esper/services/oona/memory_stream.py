@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from esper.contracts.envelope import Envelope
+from esper.contracts.envelope import Attempt, Envelope
 from esper.runtime.waits import Bell
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 
@@ -21,6 +21,7 @@ class Pending(msgspec.Struct, gc=False):
         tries: How often it was handed out.
         reason: What the handler said at the last try.
         settled: Whether it was acknowledged, or a dead letter took its place.
+        history: The tries that failed, in this process.
     """
 
     seq: int
@@ -28,6 +29,7 @@ class Pending(msgspec.Struct, gc=False):
     tries: int = 0
     reason: str = ""
     settled: bool = False
+    history: tuple[Attempt, ...] = ()
 
 
 @dataclass(eq=False)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from esper.contracts.envelope import DeadLetter, Envelope
+from esper.contracts.envelope import Attempt, DeadLetter, Envelope
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ContractError, EsperError
 from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.runtime.waits import is_set_within
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
-from esper.services.oona.handing import handed
+from esper.services.oona.handing import handed, noted
 from esper.services.oona.redis_fields import as_found, from_fields
 from esper.services.oona.redis_link import Command, GroupGone, GroupThere, Link
 from esper.services.oona.redis_trim import TrimWatch
@@ -116,13 +116,15 @@ class Entry:
         fields: What it holds, names and values by turns.
         tries: How often it was handed out.
         reason: Why the last try failed.
+        history: The tries that failed, in this process.
     """
 
-    __slots__ = ("at", "fields", "reason", "tries")
+    __slots__ = ("at", "fields", "history", "reason", "tries")
 
     def __init__(self, at: bytes, fields: Sequence[bytes], tries: int = 0) -> None:
         self.at, self.fields, self.tries = at, fields, tries
         self.reason = "no member that had it lived to acknowledge it"
+        self.history: tuple[Attempt, ...] = ()
 
 
 class Member:
@@ -347,7 +349,8 @@ class Member:
             try:
                 await self._call(entry, envelope, body)
             except Exception as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
-                entry.reason = f"{type(error).__name__}: {error}"
+                entry.history = noted(entry.history, error)
+                entry.reason = entry.history[-1].reason
             else:
                 self._acks.append(entry.at)
                 self._drop(entry)
@@ -443,6 +446,7 @@ class Member:
             tries=entry.tries,
             reason=entry.reason,
             envelope=envelope,
+            history=entry.history,
         )
         sealed = self._codec.seal(self._place.stream + DEAD_SUFFIX, letter, run_id=envelope.run_id)
         return msgspec.structs.replace(sealed, id=f"{envelope.id}.dead.{self._place.group}")

@@ -25,6 +25,7 @@ def letter_to_json(letter: Letter) -> dict[str, object]:
         "group": content.group,
         "tries": content.tries,
         "reason": content.reason,
+        "history": [{"at": one.at.isoformat(), "reason": one.reason} for one in content.history],
         "message": envelope_to_json(content.envelope),
     }
 
