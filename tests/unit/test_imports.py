@@ -14,6 +14,7 @@ TORCH_FREE = (
     "esper.ports",
     "esper.telemetry",
     "esper.runtime",
+    "esper.signing",
     "esper.settings",
     "esper.detect",
     "esper.services.contracts",
