@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from esper.errors import ContractError, EsperError, StoreUnavailable
 from esper.services.urza.audit import Deed, done_by
 from esper.services.urza.rest.answers import REQUEST_ID, Refusal, problem
-from esper.services.urza.rest.caller import CALLER, NOBODY, Caller, Right
+from esper.services.urza.rest.caller import CALLER, Caller, Right
 from esper.services.urza.rest.callers import OPEN_PATHS
 from esper.services.urza.rest.config import UrzaConfig
 from esper.services.urza.rest.metrics import OUTSIDE
@@ -88,9 +88,6 @@ def _count(serving: Serving, scope: Scope, status: int, seconds: float) -> None:
     method = scope["method"] if endpoint != OUTSIDE else OUTSIDE
     serving.metrics.requests.labels(endpoint, method, str(status)).inc()
     serving.metrics.seconds.labels(endpoint).observe(seconds)
-    if scope["path"] not in OPEN_PATHS:
-        _log.debug("request", endpoint=endpoint, method=method, status=status, seconds=round(seconds, 6),
-                   caller=scope.get(CALLER, NOBODY).name, request_id=scope[REQUEST_ID])  # fmt: skip
 
 
 class _Answering:
