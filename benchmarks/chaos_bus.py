@@ -46,7 +46,7 @@ def judged(outcomes: list[Outcome], controls: list[tuple[tuple[int, Flaw], Outco
         if not outcome.is_sound:
             _tell(outcome)
     result = Answer(
-        method=f"{len(outcomes)} seeded schedules of 2 to 6 faults within 3 s of traffic, {LANES} at a time, on Redis Streams "
+        method=f"{len(outcomes)} seeded schedules of 2 to 12 faults within 3 s of traffic, {LANES} at a time, on Redis Streams "
         "(AOF always) and on the journaled in-process bus; two writers, one group of one reader and one of two; effects are rows "
         "committed with the id of their message; then every fault heals, and what all processes noted is checked"
     )

@@ -125,7 +125,12 @@ def plan(seed: int, *, flaw: Flaw = Flaw.NONE, bus: BusKind | None = None) -> Pl
     drawn_plan = Plan(
         seed=seed,
         bus=kind,
-        faults=tuple(sorted((_fault(dice, kind) for _ in range(dice.randint(2, 6))), key=lambda fault: fault.at_s)),
+        faults=tuple(
+            sorted(
+                (_fault(dice, kind) for _ in range(dice.choice((dice.randint(2, 6), dice.randint(8, 12))))),
+                key=lambda fault: fault.at_s,
+            )
+        ),
         flaw=flaw,
         batch=dice.choice((1, 8, 64)),
         at_once=dice.choice((1, 1, 10)),

@@ -27,7 +27,7 @@ from esper.testing.servers import RedisServer
 
 REST_S = 3.0
 """A bus is at rest when nothing has happened for so long: longer than any lease, pause and limit of a schedule."""
-LIMIT_S = 30.0
+LIMIT_S = 90.0
 _COMMANDS = (b"XREADGROUP", b"XREADGROUP", b"XACK", b"XADD", b"EVAL", b"XAUTOCLAIM", b"XCLAIM", b"")
 """Which command may come late; the last stands for any."""
 _GROUPS = {"sole": "sole", "left": "shared", "right": "shared"}

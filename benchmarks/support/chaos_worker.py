@@ -28,6 +28,8 @@ POISON_EVERY = 50
 """Each so-manyth message of a writer fails for ever."""
 QUIET = "quiet"
 UNDERTAKERS = "undertakers"
+_MOST = 500
+"""Messages of a writer, so that what waited for a reader that was gone long is worked off in seconds."""
 _LISTEN_S = 0.05
 _LATE_S = 0.6
 """How long after its handler the effect of an early reader follows."""
@@ -109,7 +111,7 @@ class Worker:
     async def write(self, writer: str) -> None:
         """Publish numbered messages, one after the other."""
         number, at_once = 0, self.spec.at_once
-        while not self.quiet.is_set():
+        while not self.quiet.is_set() and number < _MOST:
             messages = [Message(STREAM, writer, number + n) for n in range(at_once)]
             if at_once == 1:
                 await self.send(messages[0], new_message_id())
