@@ -88,6 +88,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("esper.compile, by slots", ("rollback", "resume"), TRAINED + r"a_rollback_and_a_resume_are_exact"),
     Proof("DDP, two ranks", ("graft", "cull", "rollback"), DDP + r"law_7_distributed\.py::test_ranks_are_equal"),
     Proof("DDP, two ranks", ("graft",), DDP + r"newborn_gradients"),
+    Proof("DDP, two ranks", ("apart",), DDP + r"apart\.py::test_what_learns_apart"),
     Proof("DDP, two ranks", ("resume",), DDP + r"resuming\.py::test_a_run_goes_on_to_the_bit"),
     Proof("DDP with ZeroRedundancyOptimizer", ALL, DDP + r"partitioned\.py::test_"),
     Proof("FSDP2, two ranks", ALL, DDP + r"sharded\.py::test_a_sharded_model_grows"),

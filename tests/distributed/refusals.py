@@ -1,7 +1,6 @@
 """What is refused on several ranks."""
 
 import asyncio
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,17 +9,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import esper
-from esper.errors import EsperError
-from tests.distributed.training import Rank, Scripted
-
-
-def code_of(act: Callable[[], Any]) -> str:
-    """Return the code of the error that something ends with."""
-    try:
-        act()
-    except EsperError as error:
-        return error.code
-    return ""
+from tests.distributed.training import Rank, Scripted, code_of
 
 
 def refused(task: SimpleNamespace) -> Any:
@@ -32,7 +21,6 @@ def refused(task: SimpleNamespace) -> Any:
     found["bare"] = code_of(rank.attach)
     found["ddp of another"] = code_of(lambda: rank.attach(ddp=DistributedDataParallel(torch.nn.Linear(2, 2))))
     rank.net = net
-    found["incubate"] = code_of(lambda: rank.attach(incubate=5))
     rank.optimizer = ZeroRedundancyOptimizer(rank.model.parameters(), torch.optim.SGD, lr=0.1, overlap_with_ddp=True)
     found["zero"] = code_of(rank.attach)
     rank.optimizer = optimizer

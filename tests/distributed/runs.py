@@ -1,17 +1,20 @@
 """Runs under DDP: grown, undone, saved, gone on with, and one whose rank dies."""
 
+import gc
 import os
 import signal
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.distributed.reducer import reducer_of
-from tests.distributed.training import Rank, Scripted, shortened
+from tests.distributed.training import Rank, Scripted, digest_of_parameters, gloo_threads, shortened
 
 
 def whole_run(task: SimpleNamespace) -> Any:
@@ -128,3 +131,76 @@ def restarted(task: SimpleNamespace) -> Any:
     with growth:
         growth.load_state_dict(CheckpointManager(Path(task.folder) / "saved").load("latest"))
         return {"after": _train(rank, noise, growth, range(26, 61)), "events": shortened(growth)}
+
+
+def apart(task: SimpleNamespace) -> Any:
+    """A kernel that learns apart for 20 steps before it joins, another that fails on rank 1, and a run from in between."""
+    rank = Rank(task)
+    first, second = rank.slots[:2]
+    growth = rank.attach(controller=Scripted({3: (first, task.blueprint)}), incubate=20, steps=100)
+    told: list[Any] = []
+    with growth:
+        for step in range(1, 101):
+            if step == 63:
+                growth.graft(second, task.blueprint, incubate=20)
+            if step == 67 and task.rank == 1:
+                (sick,) = growth._engine.trials.incubator.apprentices.values()
+                next(sick.kernel.parameters()).data.fill_(float("nan"))
+            if step == 46:
+                state = growth.state_dict()
+                if task.rank == 0:
+                    CheckpointManager(Path(task.folder) / "saved").save(state, step=45)
+            rank.step(step, growth)
+            told.append([digest_of_parameters(rank.model), _learning(growth), growth.digest()])
+        dist.barrier()
+        events = shortened(growth)
+        growth.load_state_dict(CheckpointManager(Path(task.folder) / "saved").load("latest"))
+        again = []
+        for step in range(46, 61):
+            rank.step(step, growth)
+            again.append([digest_of_parameters(rank.model), _learning(growth), growth.digest()])
+        return {"told": told, "again": again, "events": events}
+
+
+def _learning(growth: Any) -> list[str]:
+    """Return a digest of each kernel that learns apart, and how far it is."""
+    found = growth._engine.trials.incubator.apprentices.values()
+    return [f"{digest_of_parameters(each.kernel)} {each.taken} {len(each.moments)}" for each in found]
+
+
+def late(task: SimpleNamespace) -> Any:
+    """A kernel that the forge has not done on rank 0 when it is due, and that slips to a later boundary."""
+    rank = Rank(task)
+    growth = rank.attach(controller=Scripted({2: (rank.slots[0], task.blueprint)}), late="slip", steps=100)
+    shelf, step = growth._engine._parts.shelf, 0
+    growth._engine._parts.shelf.settle(limit_s=30) if task.rank == 0 else None
+    found = shelf.by_id
+    shelf.by_id = lambda kernel_id: None if step < 50 else found(kernel_id)
+    digests = []
+    with growth:
+        for step in range(1, 81):
+            rank.step(step, growth)
+            digests.append(digest_of_parameters(rank.model))
+        return {"digests": digests, "events": shortened(growth)}
+
+
+HELD: list[Any] = []
+
+
+def ended(task: SimpleNamespace) -> Any:
+    """A run with a graft, after which DDP is gone once it is collected; or one that somebody still holds."""
+    ddp = _trained_once(task)
+    if task.held:
+        HELD.append(dist.group.WORLD)
+    gc.collect()
+    return {"collected": ddp() is None, "running": len(gloo_threads()) > 0}
+
+
+def _trained_once(task: SimpleNamespace) -> Any:
+    rank = Rank(task)
+    with rank.attach(controller=Scripted({}), steps=30) as growth:
+        for step in range(1, 31):
+            if step == 10:
+                growth.graft(rank.slots[0], task.blueprint)
+            rank.step(step, growth)
+    return weakref.ref(rank.net)

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from esper.services.tolaria.checkpoint import CheckpointManager
-from tests.distributed.training import Rank, Scripted, shortened
+from tests.distributed.training import Rank, Scripted, code_of, shortened
 
 
 class Sharded(Rank):
@@ -40,6 +40,8 @@ def sharded(task: SimpleNamespace) -> Any:
     found: dict[str, Any] = {"losses": []}
     with growth:
         for step in range(1, 121):
+            if step == 70 and task.size > 1:
+                found["apart"] = code_of(lambda: growth.graft(second, task.blueprint, incubate=3))
             if step == 75:
                 before, whole_before = growth.digest(), whole(rank.model)
                 undo = growth.graft(second, task.blueprint)

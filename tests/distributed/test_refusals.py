@@ -15,7 +15,7 @@ from tests.distributed.launching import ROOT, environment, results
 def test_what_cannot_grow_on_several_ranks_is_refused(tmp_path: Path) -> None:
     for found in results("refusals.refused", tmp_path):
         assert found == {
-            "bare": "ESP-2141", "ddp of another": "ESP-2149", "incubate": "ESP-2145", "zero": "ESP-2147", "wrapped": "ESP-2208",
+            "bare": "ESP-2141", "ddp of another": "ESP-2149", "zero": "ESP-2147", "wrapped": "ESP-2208",
             "load_kernel": "ESP-2144", "no such blueprint": "ESP-5010", "bad validate": ["ESP-4000", "ESP-2120"],
             "fewer ranks": "ESP-2146",
         }  # fmt: skip

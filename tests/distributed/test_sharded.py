@@ -15,6 +15,7 @@ def test_a_sharded_model_grows_as_a_whole_one_does(tmp_path: Path) -> None:
     for rank in (first, second):
         assert (rank["undone"], rank["loaded"], rank["resumed"]) == (True, True, True)
         assert rank["placed"] == ["DTensor"]
+        assert rank["apart"] == "ESP-2145"
     assert first["events"] == second["events"]
     assert first["parameters"] == second["parameters"]
     assert {"grafted", "culled", "rolled_back"} <= {event[1] for event in first["events"]}

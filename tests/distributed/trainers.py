@@ -3,7 +3,6 @@
 import hashlib
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 import esper
-from esper.errors import EsperError
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.trainer import Averaging, Checkpoints, Stopping, TolariaTrainer, TrainingReport, Validation
+from tests.distributed.training import code_of
 from tests.unit.tolaria.trainer.support import GraftAt, config, data, held_out, host
 
 
@@ -144,15 +143,6 @@ def rehearsed(task: SimpleNamespace) -> Any:
     settings = _settings(task, fast_dev_run=True, averaging=Averaging(), controller=GraftAt())
     report = TolariaTrainer(settings).fit(model, DataLoader(data(64), batch_size=8, shuffle=True), held_out())
     return {"kinds": sorted({event.kind.value for event in report.events}), "folder": report.folder}
-
-
-def code_of(act: Callable[[], Any]) -> str:
-    """Return the code of the error that something ends with."""
-    try:
-        act()
-    except EsperError as error:
-        return error.code
-    return ""
 
 
 class Placed(DataLoader[Any]):

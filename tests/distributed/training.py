@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import esper
 from esper.blueprints import initial_state, pack_kernel
 from esper.contracts.adaptation import Action, AdaptationDecision, SystemStatePacket
+from esper.errors import EsperError
 from esper.ir import REGISTRY, BlueprintIR
 from esper.kasmina import placement_of, plan, topology
 from esper.services.urza.kernel_manager import KernelManager
@@ -138,3 +140,18 @@ def digest_of_parameters(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         total.update(name.encode() + parameter.detach().contiguous().numpy().tobytes())
     return total.hexdigest()
+
+
+def code_of(act: Callable[[], Any]) -> str:
+    """Return the code of the error that something ends with."""
+    try:
+        act()
+    except EsperError as error:
+        return error.code
+    return ""
+
+
+def gloo_threads() -> list[str]:
+    """Return the names of gloo's own threads that are alive; nothing where the system does not tell."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional  # before the group exists, or its defaults keep the group
 
+from tests.distributed.training import gloo_threads
+
 
 def main() -> None:
     task = SimpleNamespace(**json.loads(sys.argv[1]))
@@ -30,6 +32,7 @@ def main() -> None:
         gc.collect()  # a DDP that is still there would keep the group, and with it gloo's threads
         dist.barrier()
         dist.destroy_process_group()
+        (Path(task.place) / f"threads{task.rank}.json").write_text(json.dumps(gloo_threads()))
 
 
 if __name__ == "__main__":

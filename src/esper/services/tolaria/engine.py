@@ -63,7 +63,7 @@ class Engine:
         self._team = subject.team
         self.events = EventLog(parts.folder.events if parts.folder.writes else None, parts.platform.bridge.watched)
         self.observer = observer
-        incubator = Incubator.beside(subject.model, subject.optimizer, subject.others)
+        incubator = Incubator.beside(subject.model, subject.optimizer, subject.others, subject.team)
         self.subject = subject = replace(subject, others=(*subject.others, incubator))
         self.trials = Trials(
             subject, config, self.events, run_id=parts.folder.run_id, incubator=incubator, control=parts.control

@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 
 from esper.blueprints import KernelModule
 from esper.contracts.adaptation import AdaptationDecision
-from esper.errors import ConfigError
 from esper.kasmina.graft import prepared, rebuilt
 from esper.kasmina.incubation import Incubation, plant, uproot
 from esper.kasmina.placement import placement_of
+from esper.services.tolaria.distributed.partition import holder_of
+from esper.services.tolaria.distributed.team import Team
 from esper.services.tolaria.kernels import ReadyKernel
 from esper.services.tolaria.optimizer import (
     LIKE,
@@ -76,18 +77,23 @@ class Incubator:
         model: Wrapped.
         host: The user's optimizer; only its options are read.
         scaler: The user's gradient scaler, if it is in ``state=``: gradients are unscaled for an apprentice.
+        team: The processes that train: an apprentice learns from the mean of their gradients, and is the same in each.
     """
 
     model: nn.Module
     host: Optimizer
     scaler: "torch.amp.GradScaler | None" = None
+    team: Team = field(default_factory=Team)
     apprentices: dict[Place, Apprentice] = field(default_factory=dict)
     _kept: bool = False
 
     @classmethod
-    def beside(cls, model: nn.Module, host: Optimizer, others: Iterable[object]) -> "Incubator":
+    def beside(
+        cls, model: nn.Module, host: Optimizer, others: Iterable[object], team: Team | None = None
+    ) -> "Incubator":
         """Return an empty incubator for a training with these things in ``state=``."""
-        return cls(model, host, next((other for other in others if isinstance(other, torch.amp.GradScaler)), None))
+        scaler = next((other for other in others if isinstance(other, torch.amp.GradScaler)), None)
+        return cls(model, host, scaler, team or Team())
 
     def take_in(self, decision: AdaptationDecision, ready: ReadyKernel, *, steps: int) -> Apprentice:
         """Let a kernel learn apart.
@@ -96,7 +102,6 @@ class Incubator:
             KernelRejected: If the bytes are not that kernel.
             ConfigError: If it does not fit the slot, or nothing can learn apart in this training.
         """
-        check_alone()
         slot, seed_idx = str(decision.target_layer), decision.seed_idx
         kernel = prepared(self.model, slot, seed_idx, ready.data, kernel_id=ready.kernel_id)
         like = host_group_of(self.host, placement_of(self.model).place(slot).module.parameters())
@@ -114,7 +119,7 @@ class Incubator:
         """
         failed = []
         for apprentice in list(self.apprentices.values()):
-            why = _ailment(apprentice.incubation, look=look)
+            why = self._agreed_ailment(apprentice.incubation, look=look)
             if why is None:
                 self._step(apprentice)
             else:
@@ -150,7 +155,18 @@ class Incubator:
         for saved in state_dict["apprentices"]:
             self._resume(saved)
 
+    def learned(self, apprentice: Apprentice) -> bool:
+        """Tell whether a gradient has reached a kernel, in whichever process."""
+        return self.team.any(apprentice.incubation.passes > 0)
+
+    def _agreed_ailment(self, incubation: Incubation, *, look: bool) -> str | None:
+        """Return why a kernel cannot go on in one of the processes, or None."""
+        own = _ailment(incubation, look=look)
+        words = self.team.gather_bytes((own or "").encode())
+        return next((word.decode() for word in words if word), None)
+
     def _step(self, apprentice: Apprentice) -> None:
+        self.team.average(list(apprentice.kernel.parameters()))
         _follow(apprentice.optimizer, self.host.param_groups[apprentice.like], alike=self._alike(apprentice))
         _move_moments(apprentice.optimizer)
         apprentice.optimizer.step()
@@ -159,7 +175,7 @@ class Incubator:
         apprentice.taken += 1
 
     def _alike(self, apprentice: Apprentice) -> bool:
-        return type(apprentice.optimizer) is type(self.host)
+        return type(apprentice.optimizer) is type(holder_of(self.host))
 
     def _planted(
         self, kernel: KernelModule, decision: AdaptationDecision, ready: ReadyKernel, *, like: int, left: int
@@ -194,22 +210,6 @@ class Incubator:
         restore_optimizer(apprentice.optimizer, state, dict(kernel.named_parameters()))
 
 
-def check_alone() -> None:
-    """Refuse to let anything learn apart in a training of several processes.
-
-    Raises:
-        ConfigError: If there are several: each would train a kernel of its own.
-    """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if distributed and torch.distributed.get_world_size() > 1:
-        raise ConfigError(
-            "nothing can learn apart in a distributed training",
-            why="each process would train a kernel of its own on its own batches, and they would join as different ones",
-            todo="graft without incubate=",
-            code="ESP-2225",
-        )
-
-
 def _ailment(incubation: Incubation, *, look: bool) -> str | None:
     """Return why a kernel cannot go on, or None."""
     if incubation.failure is not None:
@@ -224,7 +224,7 @@ def _ailment(incubation: Incubation, *, look: bool) -> str | None:
 
 def _own_optimizer(host: Optimizer, like: int, parameters: list[nn.Parameter]) -> Optimizer:
     group = host.param_groups[like]
-    kind = type(host)
+    kind = type(holder_of(host))
     if kind.__module__.startswith("torch.optim.") and kind.__name__ not in REFUSED:
         accepted = inspect.signature(kind).parameters
         return kind(parameters, **{key: value for key, value in group.items() if key in accepted and key != "params"})

@@ -214,6 +214,13 @@ def restore_optimizer(
         held[key] = copied(value)
 
 
+def give_moments(optimizer: Optimizer, parameter: nn.Parameter, moments: Moments) -> None:
+    """Give a parameter moments that it has from elsewhere; where they are partitioned its owner takes them."""
+    own = _owned(optimizer)
+    if own is None or id(parameter) in own:
+        holder_of(optimizer).state[parameter] = moments
+
+
 def _owned(optimizer: Optimizer) -> set[int] | None:
     """Return the parameters whose moments fall to this rank; None where all do."""
     if not is_partitioned(optimizer):

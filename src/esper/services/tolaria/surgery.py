@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from esper.errors import GraftFailed
 from esper.kasmina import Newborn, detach, join, placement_of, topology
 from esper.kasmina.graft import adopt
+from esper.services.tolaria.distributed.partition import holder_of
 from esper.services.tolaria.incubator import Apprentice
 from esper.services.tolaria.newborn_rate import NewbornRate, born_at
-from esper.services.tolaria.optimizer import add_newborn, host_group_of, remove_parameters
+from esper.services.tolaria.optimizer import add_newborn, give_moments, host_group_of, remove_parameters
 from esper.services.tolaria.schedules import regrouped
 from esper.services.tolaria.snapshot import Snapshot, Subject, capture, restore, whole, withdraw
 from esper.services.tolaria.soundness import Soundness
@@ -73,6 +74,7 @@ class Surgeon:
             GraftFailed: If it cannot be joined, is not neutral or not finite on the probe; the host was restored.
         """
         before = capture(self.subject)
+        alpha = 1.0 if apprentice is None else self._agreed_strength(apprentice.kernel, seen)
         try:
             with self.subject.team.together(f"grafting at {cut.slot}"):
                 if (fault := self.soundness.fault()) is not None:
@@ -80,7 +82,7 @@ class Surgeon:
                 if apprentice is None:
                     newborn = self._joined(cut, data, kernel_id, blueprint, seen)
                 else:
-                    newborn = self._adopted(cut, apprentice, blueprint, seen)
+                    newborn = self._adopted(cut, apprentice, blueprint, seen, alpha)
         except BaseException as error:
             withdraw(self.subject, before)
             if not isinstance(error, Exception):
@@ -147,20 +149,30 @@ class Surgeon:
         self._enrol(newborn, like)
         return newborn
 
-    def _adopted(self, cut: Cut, apprentice: Apprentice, blueprint: str, seen: Tensor | None) -> Newborn:
+    def _agreed_strength(self, kernel: nn.Module, seen: Tensor | None) -> float:
+        """Return the strength at which a kernel may join on every rank; 0 where it may not join on one of them."""
+        team = self.subject.team
+        team.synchronise([buffer for _, buffer in sorted(kernel.named_buffers())])
+        try:
+            own = first_strength(kernel, seen, self._tolerance)
+        except GraftFailed:
+            own = 0.0
+        return min(row[0] for row in team.gather([own]))
+
+    def _adopted(self, cut: Cut, apprentice: Apprentice, blueprint: str, seen: Tensor | None, alpha: float) -> Newborn:
         """Join what learned apart, so weakly that the slot returns what it did; its moments come with it."""
         kernel = apprentice.kernel
-        alpha = first_strength(kernel, seen, self._tolerance)
+        first_strength(kernel, seen, self._tolerance)  # says why it may not join on this rank, where it may not
         newborn = adopt(
             self.subject.model, cut.slot, cut.seed_idx, kernel,
             kernel_id=apprentice.ready.kernel_id, blueprint=blueprint, alpha=alpha,
         )  # fmt: skip
         self._enrol(newborn, apprentice.like)
-        if type(apprentice.optimizer) is type(self.subject.optimizer):
+        if type(apprentice.optimizer) is type(holder_of(self.subject.optimizer)):
             moments = apprentice.moments
             for name, parameter in kernel.named_parameters():
                 if name in moments:
-                    self.subject.optimizer.state[parameter] = moments[name]
+                    give_moments(self.subject.optimizer, parameter, moments[name])
         return newborn
 
     def _enrol(self, newborn: Newborn, like: int) -> None:

@@ -142,8 +142,9 @@ class Trials:
 
     def graduate(self, apprentice: Apprentice, *, before: float, seen: Tensor | None) -> GrowthEvent:
         """Let a kernel that has learned apart join, at a strength that rises from almost nothing; see ``join``."""
+        learned = self.incubator.learned(apprentice)
         self.incubator.release(apprentice)
-        if not apprentice.incubation.passes:
+        if not learned:
             return self._failed(apprentice, "no gradient reached it")
         return self.join(apprentice.decision, apprentice.ready, before=before, seen=seen, apprentice=apprentice)
 

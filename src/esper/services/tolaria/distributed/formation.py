@@ -93,15 +93,15 @@ def _team_of(ddp: DistributedDataParallel) -> Team:
 
 
 def check_apart(team: Team, incubate: int) -> None:
-    """Refuse to let a kernel learn apart on several ranks.
+    """Refuse to let a kernel learn apart from a sharded model.
 
     Raises:
         ConfigError: If it would.
     """
-    if team.size > 1 and incubate:
+    if team.sharded and incubate:
         raise ConfigError(
-            f"incubate={incubate} on {team.size} ranks",
-            why="a kernel that learns apart would become another one on every rank",
+            f"incubate={incubate} for a sharded model",
+            why="what learns apart is whole on every rank, and would have to be sharded with its moments when it joins",
             todo="leave incubate out; a graft is neutral when it joins",
             code="ESP-2145",
         )

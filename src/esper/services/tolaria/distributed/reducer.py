@@ -92,7 +92,7 @@ class NewbornReducer:
         self._awaited = False
         unused = {p for p in self._marks if p not in self._used}
         for bucket in self._buckets():
-            _average(bucket, unused, self._ddp.process_group)
+            average_gradients(bucket, unused, self._ddp.process_group)
         self._used.clear()
 
     def _buckets(self) -> list[list[nn.Parameter]]:
@@ -111,7 +111,7 @@ class NewbornReducer:
             )
 
 
-def _average(bucket: list[nn.Parameter], unused: set[nn.Parameter], group: dist.ProcessGroup) -> None:
+def average_gradients(bucket: list[nn.Parameter], unused: set[nn.Parameter], group: dist.ProcessGroup | None) -> None:
     """Replace the gradients of a bucket by their mean over the ranks."""
     size = dist.get_world_size(group)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]

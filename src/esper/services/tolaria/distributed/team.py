@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper.errors import Conflict, Unavailable
+from esper.services.tolaria.distributed.reducer import average_gradients
 from esper.services.tolaria.distributed.words import error_from_bytes, error_to_bytes
 
 
@@ -57,6 +58,9 @@ class Team:
 
     def synchronise(self, tensors: Sequence[Tensor]) -> None:
         """Give tensors the values that the leader's have."""
+
+    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let the gradients of parameters be their mean over the processes; one that has none anywhere keeps none."""
 
     def told(self, make: Callable[[], bytes]) -> bytes:
         """Return what ``make`` returns at the leader, where alone it is called.
@@ -139,6 +143,16 @@ class Processes(Team):
             dist.broadcast(value, self._first, group=self._group)
             if not self.leads:
                 tensor.data.copy_(value)
+
+    @torch.no_grad()
+    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let the gradients of parameters be their mean over the processes; one that has none anywhere keeps none."""
+        buckets: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+        for parameter in parameters:
+            buckets.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+        for bucket in buckets.values():
+            unused = {parameter for parameter in bucket if parameter.grad is None}
+            average_gradients(bucket, unused, self._group)
 
     def told(self, make: Callable[[], bytes]) -> bytes:
         """Return what ``make`` returns at the leader, where alone it is called."""
