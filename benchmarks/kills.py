@@ -204,8 +204,12 @@ def _started(folder: Path, seed: int, *how: str) -> "subprocess.Popen[str]":
 
 
 def _run(folder: Path, seed: int, *how: str) -> None:
+    """Resume a run; one that hangs is ended, and leaves no end to compare."""
     with _started(folder, seed, *how) as child:
-        child.communicate(timeout=LIMIT_S)
+        try:
+            child.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
 
 
 def _end(folder: Path) -> dict[str, Any]:
