@@ -372,7 +372,7 @@ def test_it_joins_at_the_boundary_after_its_steps_so_weakly_that_nothing_moves_a
         strengths = []
         for _ in range(EVERY):
             training.train(1, growth)
-            strengths.append(trial.alpha(engine.trials.position.step))
+            strengths.append(trial.rise.alpha(engine.trials.position.step))
         assert strengths == sorted(strengths, key=float)
         assert strengths[-1] == 1.0
         assert any(name.endswith("alpha") and float(b) == 1.0 for name, b in training.model.named_buffers())
