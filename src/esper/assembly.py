@@ -74,8 +74,12 @@ async def embedded(
     forge_workers: int = 1,
     extensions: Sequence[str] = (),
     shared: "RedisBus | None" = None,
+    run_id: str | None = None,
 ) -> AsyncIterator[Embedded]:
     """Run bus, store, forge, analyzer and counters in this event loop until the block ends.
+
+    Decisions and outcomes go through a journal below ``root``: what a process that was killed left there is read on by the
+    next one.
 
     Args:
         root: Folder for everything that is written; its library is shared by all runs below it.
@@ -83,6 +87,7 @@ async def embedded(
         forge_workers: Child processes that compile.
         extensions: Modules with custom ops that the children import.
         shared: A bus that other processes are on: it is opened, told what is said here, and closed.
+        run_id: The run whose messages are counted, where it is not every one.
 
     Raises:
         ConfigError: If the folder cannot be written.
@@ -90,6 +95,7 @@ async def embedded(
         BusUnavailable: If the shared bus does not answer at the beginning.
     """
     from esper.services.nissa.counters import RunCounters
+    from esper.services.oona.journal import Journal
     from esper.services.oona.memory_bus import MemoryBus
     from esper.services.oona.uplink import Uplink
     from esper.services.tamiyo.analyzer_service import AnalyzerService
@@ -98,12 +104,18 @@ async def embedded(
     from esper.services.urza.outbox import OutboxRelay
     from esper.telemetry.bus_metrics import BusCollector
 
-    async with await KernelManager.open(Path(root) / "library") as library, shared or nullcontext(), MemoryBus() as bus:
+    # Who reads on is in the journal too: one with an uplink would wait for it in a process that has none.
+    name = "alone" if shared is None else "shared"
+    async with (
+        await KernelManager.open(Path(root) / "library") as library,
+        shared or nullcontext(),
+        MemoryBus(journal=Journal.first_free(Path(root) / "bus", name)) as bus,
+    ):
         forge = TezzeretWorker(
             WorkerConfig(num_workers=forge_workers, extensions=tuple(extensions)), queue=library, bus=bus
         )
         relay = OutboxRelay(library.outbox, bus)
-        counters = RunCounters(bus)
+        counters = RunCounters(bus, run_id=run_id)
         counters.metrics.registry.register(BusCollector({"local": bus} | ({"shared": shared} if shared else {})))
         async with asyncio.TaskGroup() as tasks:
             uplinks = () if shared is None else (Uplink(bus, shared),)
@@ -264,7 +276,7 @@ def start(
         advisor: The controller.
         extensions: Modules with custom ops that the forge's children import.
         bus: Address of a Redis that other processes are on, or None.
-        run_id: The run that hears decisions there.
+        run_id: The run: it hears decisions there, and its messages are counted.
 
     Raises:
         ConfigError: If the folder cannot be written.
@@ -280,7 +292,7 @@ def start(
     async def serve() -> None:
         try:
             shared = None if bus is None else _shared(bus, run_id)
-            async with embedded(root, advisor, extensions=extensions, shared=shared) as services:
+            async with embedded(root, advisor, extensions=extensions, shared=shared, run_id=run_id or None) as services:
                 started.set_result(services)
                 await ending.wait()
                 await loop.end_others()

@@ -25,6 +25,7 @@ class Topic:
         readers: Parts that consume it.
         max_length: Messages kept before the oldest are trimmed.
         lossy: Whether the oldest message may be dropped, and counted, when a reader falls behind; otherwise the writer waits.
+        durable: Whether a journal keeps its messages. What is said again anyway, or only wakes somebody, is not worth a disk.
     """
 
     stream: str
@@ -34,13 +35,14 @@ class Topic:
     readers: tuple[str, ...]
     max_length: int = 10_000
     lossy: bool = False
+    durable: bool = True
 
     @property
     def retention(self) -> str:
-        """What is kept, and who gives way where a reader falls behind."""
-        if self.lossy:
-            return f"newest {self.max_length:,}; a slow reader loses the oldest, counted"
-        return f"newest {self.max_length:,}; a slow reader makes the writer wait"
+        """What is kept, who gives way where a reader falls behind, and whether a journal keeps it."""
+        slow = "loses the oldest, counted" if self.lossy else "makes the writer wait"
+        journal = "; journaled" if self.durable else ""
+        return f"newest {self.max_length:,}; a slow reader {slow}{journal}"
 
     def to_json(self) -> dict[str, object]:
         """Return the topic as an object for JSON."""
@@ -52,14 +54,15 @@ class Topic:
             "readers": list(self.readers),
             "max_length": self.max_length,
             "lossy": self.lossy,
+            "durable": self.durable,
         }
 
 
-HEALTH = Topic("telemetry.seed.health", HealthBatch, 1, ("tolaria",), ("tamiyo", "nissa"), lossy=True)
+HEALTH = Topic("telemetry.seed.health", HealthBatch, 1, ("tolaria",), ("tamiyo", "nissa"), lossy=True, durable=False)
 DECISIONS = Topic("control.adaptation.decision", AdaptationDecision, 1, ("tamiyo",), ("tolaria", "nissa"))
-SUBMITTED = Topic("blueprints.submitted", BlueprintSubmitted, 1, ("urza",), ("tezzeret",))
+SUBMITTED = Topic("blueprints.submitted", BlueprintSubmitted, 1, ("urza",), ("tezzeret",), durable=False)
 EPOCHS = Topic("system.events.epoch", EpochEvent, 1, ("tolaria",), ("nissa",))
 OUTCOMES = Topic("innovation.field_reports", Outcome, 1, ("tolaria",), ("urza", "tamiyo", "nissa"))
-COMPILATIONS = Topic("compilation.events", CompilationEvent, 1, ("tezzeret",), ("nissa",))
+COMPILATIONS = Topic("compilation.events", CompilationEvent, 1, ("tezzeret",), ("nissa",), durable=False)
 
 TOPICS: dict[str, Topic] = {t.stream: t for t in (HEALTH, DECISIONS, SUBMITTED, EPOCHS, OUTCOMES, COMPILATIONS)}

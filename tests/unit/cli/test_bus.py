@@ -27,5 +27,5 @@ def test_the_topics_are_listed_for_programs() -> None:
     assert [topic["stream"] for topic in found] == list(TOPICS)
     assert health == {
         "stream": "telemetry.seed.health", "model": "HealthBatch", "version": 1, "writers": ["tolaria"],
-        "readers": ["tamiyo", "nissa"], "max_length": 10_000, "lossy": True,
+        "readers": ["tamiyo", "nissa"], "max_length": 10_000, "lossy": True, "durable": False,
     }  # fmt: skip

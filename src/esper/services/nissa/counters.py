@@ -30,11 +30,12 @@ class RunCounters:
     Args:
         bus: Where messages come from.
         metrics: Where they are counted; new ones where it is left out.
+        run_id: Whose messages are counted; a bus may still hold some of a run that was killed. None: everybody's.
     """
 
-    def __init__(self, bus: MessageBus, metrics: Metrics | None = None) -> None:
+    def __init__(self, bus: MessageBus, metrics: Metrics | None = None, *, run_id: str | None = None) -> None:
         self.metrics = metrics or Metrics()
-        self._bus = bus
+        self._bus, self._run_id = bus, run_id
         self._strategies, self._statuses = BoundedLabel(), BoundedLabel()
 
     async def run(self) -> None:
@@ -67,6 +68,8 @@ class RunCounters:
             _log.exception("stream_failed", topic=topic.stream)
 
     async def _read(self, delivery: Delivery) -> None:
+        if self._run_id is not None and delivery.run_id not in (None, self._run_id):
+            return
         try:
             self._count(delivery.body)
         except Exception:

@@ -1,5 +1,6 @@
 """The journal of the in-process bus: a SQLite file that a killed process leaves whole."""
 
+import itertools
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -61,6 +62,10 @@ class StreamState:
     groups: list[GroupState] = field(default_factory=list)
 
 
+class JournalHeld(StoreUnavailable):
+    """Another process holds the journal."""
+
+
 class Journal:
     """Keeps messages and acknowledgements of one bus; one process at a time may hold it.
 
@@ -70,25 +75,39 @@ class Journal:
     Args:
         path: The file; it is made where it is missing.
         sync: ``normal`` or ``full``.
+        wait_s: How long to wait for another process that holds it.
 
     Raises:
         ConfigError: If ``sync`` is neither.
-        StoreUnavailable: If the file cannot be opened, is damaged or newer, or is held by another process.
+        JournalHeld: If another process holds the file.
+        StoreUnavailable: If the file cannot be opened, or is damaged or newer.
     """
 
-    def __init__(self, path: Path, *, sync: Literal["normal", "full"] = "normal") -> None:
+    def __init__(self, path: Path, *, sync: Literal["normal", "full"] = "normal", wait_s: float = 1.0) -> None:
         if sync not in ("normal", "full"):
             raise ConfigError(f"sync={sync!r} cannot be used", todo='use "normal" or "full"')
         self.path = path
         with self._opening():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=wait_s)
         try:
             with self._opening():
                 self._prepare(sync)
         except BaseException:
             self._db.close()
             raise
+
+    @classmethod
+    def first_free(cls, folder: Path, name: str) -> Self:
+        """Return the first of the journals ``{name}-0``, ``{name}-1``, … that no process holds; one that was killed left its own.
+
+        Raises:
+            StoreUnavailable: If a file cannot be opened, or is damaged or newer.
+        """
+        for number in itertools.count():
+            with suppress(JournalHeld):
+                return cls(folder / f"{name}-{number}.journal", wait_s=0.0)
+        raise AssertionError("numbers do not end")
 
     @classmethod
     def existing(cls, path: Path) -> Self:
@@ -205,7 +224,7 @@ class Journal:
             yield
         except (sqlite3.Error, OSError) as error:
             held = "locked" in str(error)
-            raise StoreUnavailable(
+            raise (JournalHeld if held else StoreUnavailable)(
                 f"the journal {self.path} cannot be used",
                 why="another process holds it" if held else str(error),
                 todo="give each process a journal of its own"

@@ -95,7 +95,7 @@ class MemoryBus(Closing):
     Args:
         config: Limits.
         codec: Knows the declared streams.
-        journal: Keeps messages and acknowledgements; the bus closes it.
+        journal: Keeps messages and acknowledgements of the durable streams; the bus closes it.
 
     Attributes:
         times: How long things take, by stream. A message that nothing had to wait for counts as published at once.
@@ -116,6 +116,8 @@ class MemoryBus(Closing):
         self._commits = None if journal is None else GroupCommit(journal, self.times)
         for name, state in journal.load().items() if journal is not None else ():
             held = self._streams[name]
+            if not held.durable:
+                continue
             held.restore(state.next_seq, state.messages)
             for group in state.groups:
                 held.rejoin(group.name, group.next_seq, group.pending)
@@ -170,11 +172,12 @@ class MemoryBus(Closing):
         held = self._streams[stream]
         is_new = group not in held.groups
         readers = held.join(group, start_from)
-        if is_new and self._commits is not None:
-            self._commits.moved(held, readers)
-            await self._commits.flush()
+        commits = self._commits if held.durable else None
+        if is_new and commits is not None:
+            commits.moved(held, readers)
+            await commits.flush()
         retrying = Retrying(self._config.max_tries, self._config.retry_delay_s)
-        shared = Shared(self._streams, self._codec, retrying, self._commits, self._stop, self.times)
+        shared = Shared(self._streams, self._codec, retrying, commits, self._stop, self.times)
         member = Member(shared, held, readers, handler, acknowledge)
         self._members.add(member)
         try:
@@ -255,7 +258,7 @@ class MemoryBus(Closing):
         publish.observe(time.perf_counter() - began)
 
     async def _take(self, held: Stream, envelopes: list[Envelope]) -> None:
-        if self._commits is not None:
+        if self._commits is not None and held.durable:
             await self._commits.add(held, envelopes)
             return
         held.extend(envelopes)

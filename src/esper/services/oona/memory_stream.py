@@ -75,6 +75,7 @@ class Stream:
         name: Its name.
         max_length: Messages kept.
         lossy: Whether a full stream drops what a slow group has not seen.
+        durable: Whether a journal keeps it.
 
     Attributes:
         published: Place of the next message.
@@ -85,8 +86,8 @@ class Stream:
         moves: Rings when a group was handed a message, or is done with one.
     """
 
-    def __init__(self, name: str, max_length: int, *, lossy: bool) -> None:
-        self.name, self.max_length, self.lossy = name, max_length, lossy
+    def __init__(self, name: str, max_length: int, *, lossy: bool, durable: bool = True) -> None:
+        self.name, self.max_length, self.lossy, self.durable = name, max_length, lossy, durable
         self.groups: dict[str, Group] = {}
         self.published = self.first_seq = self.trimmed = self.reserved = 0
         self.news, self.moves = Bell(), Bell()
@@ -207,7 +208,8 @@ class Streams:
         return iter(list(self._streams.values()))
 
     def _made(self, name: str) -> Stream:
-        topic = self._codec.topic(name)
+        topic, source = self._codec.topic(name), self._codec.topic(name.removesuffix(DEAD_SUFFIX))
+        durable = source is None or source.durable
         if topic is None:
-            return Stream(name, self._max_length, lossy=name.endswith(DEAD_SUFFIX))
-        return Stream(name, min(topic.max_length, self._max_length), lossy=topic.lossy)
+            return Stream(name, self._max_length, lossy=name.endswith(DEAD_SUFFIX), durable=durable)
+        return Stream(name, min(topic.max_length, self._max_length), lossy=topic.lossy, durable=durable)
