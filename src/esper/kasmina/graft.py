@@ -12,7 +12,7 @@ from esper.errors import ConfigError, Conflict
 from esper.ir import BlueprintIR
 from esper.kasmina.compiling import make_room
 from esper.kasmina.grafted import Graft, Grafts, grafts_of, is_grafted, obstacle
-from esper.kasmina.incubation import NURSERY, fit_role
+from esper.kasmina.incubation import fit_role, taps_inside
 from esper.kasmina.placement import CHILD, Place, placement_of
 
 
@@ -123,7 +123,7 @@ def detach(model: nn.Module, slot: str, seed_idx: int) -> None:
     module = placement_of(model).place(slot).module
     _graft(module, slot, seed_idx)
     if len(grafts_of(module)) == 1:
-        fit_role(module, grafted=False, incubating=NURSERY in vars(module))
+        fit_role(module, grafted=False, incubating=taps_inside(module))
         del module._modules[CHILD]
     else:
         del grafts_of(module)[str(seed_idx)]
@@ -227,7 +227,7 @@ def _attach(
     graft = Graft(kernel, strength, kernel_id=kernel_id, blueprint=blueprint)
     graft.train(module.training)
     if not is_grafted(module):
-        fit_role(module, grafted=True, incubating=NURSERY in vars(module))
+        fit_role(module, grafted=True, incubating=taps_inside(module))
         module._modules[CHILD] = Grafts().train(module.training)
     grafts_of(module).put(seed_idx, graft)
     make_room(model)

@@ -1,6 +1,6 @@
 """Incubation: a kernel learns apart, on what a slot returns, and nothing that it does reaches the host (law 3)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -11,6 +11,7 @@ from torch._compile import _disable_dynamo
 from torch.autograd.function import FunctionCtx
 
 from esper.errors import ConfigError, Conflict
+from esper.kasmina.compiling import compiled_regions
 from esper.kasmina.grafted import (
     GraftedMapping,
     GraftedModule,
@@ -111,10 +112,12 @@ class Nursery:
     Attributes:
         seeds: By index.
         paused: Whether a probe runs, whose gradients are none of theirs.
+        around: The compiled code that the module is called by, where values are tapped around that and not inside.
     """
 
     seeds: dict[int, Incubation] = field(default_factory=dict)
     paused: bool = False
+    around: Callable[..., Any] | None = None
 
     def listens(self, h: object) -> bool:
         """Tell whether somebody here learns from this value."""
@@ -164,6 +167,28 @@ def _tapped(h: Tensor, nursery: Nursery) -> Tensor:
 
 tapped = _disable_dynamo(_tapped)
 """The same, which no compiler traces; ``torch.compiler.disable`` would import the compiler here and now."""
+
+
+class TappedCall:
+    """How a compiled module is called while something learns apart from it: its code stays the very same.
+
+    Args:
+        module: The slot's module.
+        nursery: Its own; ``around`` is the compiled code.
+    """
+
+    def __init__(self, module: nn.Module, nursery: Nursery) -> None:
+        self._module, self._nursery = module, nursery
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the host's value."""
+        assert self._nursery.around is not None
+        h = self._nursery.around(*args, **kwargs)
+        if not self._nursery.listens(h):
+            return h
+        for seed in self._nursery.seeds.values():  # no role of the module's class sees to this
+            seed.kernel.to(h.device).train(self._module.training)
+        return tapped(h, self._nursery)
 
 
 class IncubatingModule(SlotRole):
@@ -219,20 +244,19 @@ def plant(model: nn.Module, slot: str, seed_idx: int, incubation: Incubation) ->
 
     Raises:
         Conflict: If something learns there already.
-        ConfigError: If the class of the module cannot be swapped, or the model is compiled.
+        ConfigError: If the class of the module cannot be swapped, or it lies inside a compiled region.
     """
     module = placement_of(model).place(slot).module
-    if any(getattr(part, "_compiled_call_impl", None) is not None for part in model.modules()):
-        raise ConfigError(
-            f"nothing can learn apart at {slot}",
-            why="the model is compiled, and a value that is tapped would break its graph",
-            todo="graft without incubate=, or compile after the incubation",
-            code="ESP-2224",
-        )
+    if _is_inside(slot, compiled_regions(model)):
+        raise inside_compiled(slot)
     nursery = vars(module).get(NURSERY) or Nursery()
     if seed_idx in nursery.seeds:
         raise Conflict(f"seed {seed_idx} of {slot} is taken", todo="choose another seed")
-    fit_role(module, grafted=CHILD in module._modules, incubating=True)
+    if nursery.around is None and module._compiled_call_impl is not None:
+        nursery.around = module._compiled_call_impl
+        module._compiled_call_impl = TappedCall(module, nursery)
+    elif nursery.around is None:
+        fit_role(module, grafted=CHILD in module._modules, incubating=True)
     incubation.kernel.train(module.training)
     nursery.seeds[seed_idx] = incubation
     vars(module)[NURSERY] = nursery
@@ -249,7 +273,10 @@ def uproot(model: nn.Module, slot: str, seed_idx: int) -> Incubation:
     if nursery is None or seed_idx not in nursery.seeds:
         raise Conflict(f"nothing learns apart at seed {seed_idx} of {slot}")
     if len(nursery.seeds) == 1:
-        fit_role(module, grafted=CHILD in module._modules, incubating=False)
+        if nursery.around is None:
+            fit_role(module, grafted=CHILD in module._modules, incubating=False)
+        elif isinstance(module._compiled_call_impl, TappedCall):  # and not what was compiled since
+            module._compiled_call_impl = nursery.around
         del vars(module)[NURSERY]
     return nursery.seeds.pop(seed_idx)
 
@@ -278,6 +305,26 @@ def fit_role(module: nn.Module, *, grafted: bool, incubating: bool) -> None:
         return
     role = role_for(module)
     take_role(module, role if not incubating else _WITH_GRAFTS[role] if grafted else IncubatingModule)
+
+
+def taps_inside(module: nn.Module) -> bool:
+    """Tell whether a module's own forward hands its value on to what learns apart."""
+    nursery: Nursery | None = vars(module).get(NURSERY)
+    return nursery is not None and nursery.around is None
+
+
+def inside_compiled(slot: str) -> ConfigError:
+    """Return the error of a slot whose value is no longer to be had between two regions of compiled code."""
+    return ConfigError(
+        f"nothing can learn apart at {slot}",
+        why="it lies inside a compiled region, and a value that is tapped there would break its graph",
+        todo="compile slot by slot, as esper.compile(model) does, or graft without incubate=",
+        code="ESP-2224",
+    )
+
+
+def _is_inside(slot: str, regions: Mapping[str, object]) -> bool:
+    return any(region != slot and (not region or slot.startswith(f"{region}.")) for region in regions)
 
 
 def _seeds_of(module: object) -> tuple[Incubation, ...]:

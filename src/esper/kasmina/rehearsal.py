@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from esper.kasmina.incubation import paused
 from esper.kasmina.quiet import quiet
 
 KEPT_WHOLE = 4096
@@ -68,7 +69,7 @@ class Call:
             region: The module.
             run: What training calls: the module itself, or the compiled wrapper around it.
         """
-        with quiet(region), torch.enable_grad(), self._casts():
+        with quiet(region), paused(region), torch.enable_grad(), self._casts():
             for name, module in region.named_modules():
                 module.training = self.modes.get(name, module.training)
             args, kwargs = tree_map_only((Likeness, Whole), lambda kept: kept.tensor(), (self.args, self.kwargs))

@@ -172,16 +172,20 @@ class Consultation:
             return None
         return self.scheduled.decision
 
-    def due_next(self, boundary: int) -> bool:
-        """Tell whether the decision for a boundary is known already, the answer that has come but was not taken included."""
-        if self.scheduled is not None:
-            return boundary >= self.scheduled.boundary
+    @property
+    def known(self) -> Scheduled | None:
+        """The decision that waits for its boundary, also in an answer that has come but was not taken in yet."""
         answer = self._answer
+        if self.scheduled is not None:
+            return self.scheduled
         if answer is None or not answer.done() or answer.cancelled() or answer.exception() is not None:
-            return False
-        decision = answer.result()
-        joins = self._next if decision.boundary is None else decision.boundary
-        return decision.action is Action.LOAD_KERNEL and boundary >= joins
+            return None
+        return self._scheduled_by(answer.result())
+
+    def due_next(self, boundary: int) -> bool:
+        """Tell whether the decision for a boundary is known already."""
+        known = self.known
+        return known is not None and boundary >= known.boundary
 
     def lateness(self, boundary: int) -> int:
         """Return by how many boundaries the scheduled decision is late."""
@@ -226,12 +230,18 @@ class Consultation:
             self._failure = str(error)
             return
         self.last_reason = decision.reason
-        if decision.action is not Action.LOAD_KERNEL or self._decisions.came_over_the_bus(decision):
+        scheduled = self._scheduled_by(decision)
+        if scheduled is None or self._decisions.came_over_the_bus(decision):
             return
         if self.scheduled is not None:
             self._decisions.hold(decision)
             return
-        self.scheduled = Scheduled(decision, self._next if decision.boundary is None else decision.boundary)
+        self.scheduled = scheduled
+
+    def _scheduled_by(self, decision: AdaptationDecision) -> Scheduled | None:
+        if decision.action is not Action.LOAD_KERNEL:
+            return None
+        return Scheduled(decision, self._next if decision.boundary is None else decision.boundary)
 
 
 def _finished(answer: Future[AdaptationDecision]) -> Future[None]:

@@ -63,7 +63,9 @@ class Engine:
         self._team = subject.team
         self.events = EventLog(parts.folder.events if parts.folder.writes else None, parts.platform.bridge.watched)
         self.observer = observer
-        incubator = Incubator.beside(subject.model, subject.optimizer, subject.others, subject.team)
+        incubator = Incubator.beside(
+            subject.model, subject.optimizer, subject.others, subject.team, whole=observer.regions.are_one
+        )
         self.subject = subject = replace(subject, others=(*subject.others, incubator))
         self.trials = Trials(
             subject, config, self.events, run_id=parts.folder.run_id, incubator=incubator, control=parts.control
@@ -88,6 +90,7 @@ class Engine:
         self._requested = False
         self._alone = False
         self._told: list[Outcome] = []
+        self._prepared = ""
         self.before_join: Callable[[], None] = _nothing
 
     def boundary(self) -> list[GrowthEvent]:
@@ -102,6 +105,7 @@ class Engine:
         events = self._ask_after()
         decision = self.consultation.due(position.boundary)
         self._last = observation = self._observe(decision)
+        self.observer.regions.follow()
         position.history.append(observation.point)
         self._parts.control.compare(observation.held_out.losses)
         undone = [] if self.governor is None else self.governor.boundary(observation.point.validation)
@@ -126,6 +130,7 @@ class Engine:
     def between(self, loss: Tensor | None) -> list[GrowthEvent]:
         """Move along what moves after each optimizer step, and see whether it went wrong."""
         events = self.trials.between(look=self.trials.position.step % self._config.every == 0)
+        self._prepare_known()
         undone = [] if self.governor is None else self.governor.step(loss)
         if any(event.kind is EventKind.ROLLED_BACK for event in undone):
             self.start_anew()
@@ -362,12 +367,31 @@ class Engine:
         seed.move(SeedState.GERMINATED, step=self.trials.position.step)
         if self._config.incubate:
             self.consultation.done()
+            self._prepare(decision, ready)
             return [*events, self.trials.incubate(decision, ready, steps=self._config.incubate)]
         self.consultation.done()
         seen = observation.held_out.seen
         with self._changing():
             events.append(self.trials.join(decision, ready, before=observation.point.validation, seen=seen))
         return events
+
+    def _prepare_known(self) -> None:
+        """Let what a decision will change be compiled as soon as decision and kernel are here, ahead of its boundary.
+
+        Of several processes only the one that leads knows of it so early; they compile at the join.
+        """
+        known = None if self.observer.regions.are_watched else self.consultation.known
+        if known is None or known.decision.decision_id == self._prepared:
+            return
+        if (ready := self._parts.shelf.held(str(known.decision.kernel_id))) is not None:
+            self._prepared = known.decision.decision_id
+            self._prepare(known.decision, ready)
+
+    def _prepare(self, decision: AdaptationDecision, ready: ReadyKernel) -> None:
+        if self._team.size > 1:
+            return
+        slot, seed_idx = str(decision.target_layer), decision.seed_idx
+        self.observer.regions.prepare(slot, seed_idx, ready.data, kernel_id=ready.kernel_id)
 
     def _kernel_of(self, decision: AdaptationDecision) -> ReadyKernel | None:
         if self._config.late is Late.WAIT:
@@ -454,6 +478,7 @@ class Engine:
         self.trials.seed(str(decision.target_layer), decision.seed_idx).move(
             SeedState.GERMINATED, step=self.trials.position.step
         )
+        self._prepare(decision, ready)
         event = self.trials.incubate(decision, ready, steps=steps)
         if event.kind is EventKind.CANCELLED:
             raise GraftFailed(f"incubating {ready.blueprint} at {decision.target_layer}", why=event.why)

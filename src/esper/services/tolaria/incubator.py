@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from esper.blueprints import KernelModule
 from esper.contracts.adaptation import AdaptationDecision
 from esper.kasmina.graft import prepared, rebuilt
-from esper.kasmina.incubation import Incubation, plant, uproot
+from esper.kasmina.incubation import Incubation, inside_compiled, plant, uproot
 from esper.kasmina.placement import placement_of
 from esper.services.tolaria.distributed.partition import holder_of
 from esper.services.tolaria.distributed.team import Team
@@ -78,22 +78,30 @@ class Incubator:
         host: The user's optimizer; only its options are read.
         scaler: The user's gradient scaler, if it is in ``state=``: gradients are unscaled for an apprentice.
         team: The processes that train: an apprentice learns from the mean of their gradients, and is the same in each.
+        whole: Whether the model is trained through what ``torch.compile(model)`` returned.
     """
 
     model: nn.Module
     host: Optimizer
     scaler: "torch.amp.GradScaler | None" = None
     team: Team = field(default_factory=Team)
+    whole: bool = False
     apprentices: dict[Place, Apprentice] = field(default_factory=dict)
     _kept: bool = False
 
     @classmethod
     def beside(
-        cls, model: nn.Module, host: Optimizer, others: Iterable[object], team: Team | None = None
+        cls,
+        model: nn.Module,
+        host: Optimizer,
+        others: Iterable[object],
+        team: Team | None = None,
+        *,
+        whole: bool = False,
     ) -> "Incubator":
         """Return an empty incubator for a training with these things in ``state=``."""
         scaler = next((other for other in others if isinstance(other, torch.amp.GradScaler)), None)
-        return cls(model, host, scaler, team or Team())
+        return cls(model, host, scaler, team or Team(), whole)
 
     def take_in(self, decision: AdaptationDecision, ready: ReadyKernel, *, steps: int) -> Apprentice:
         """Let a kernel learn apart.
@@ -102,6 +110,8 @@ class Incubator:
             KernelRejected: If the bytes are not that kernel.
             ConfigError: If it does not fit the slot, or nothing can learn apart in this training.
         """
+        if self.whole:
+            raise inside_compiled(str(decision.target_layer))
         slot, seed_idx = str(decision.target_layer), decision.seed_idx
         kernel = prepared(self.model, slot, seed_idx, ready.data, kernel_id=ready.kernel_id)
         like = host_group_of(self.host, placement_of(self.model).place(slot).module.parameters())

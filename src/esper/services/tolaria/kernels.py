@@ -125,7 +125,7 @@ class KernelShelf:
             NotFound: If the library has none.
             KernelRejected: If it is not validated.
         """
-        known = self._known(kernel_id)
+        known = self.held(kernel_id)
         if known is not None:
             return known
         if kernel_id not in self._fetching:
@@ -148,7 +148,7 @@ class KernelShelf:
 
     def wait_for_id(self, kernel_id: str, *, limit_s: float) -> None:
         """Wait until `by_id` has an answer."""
-        if self._known(kernel_id) is None and self.by_id(kernel_id) is None:
+        if self.held(kernel_id) is None and self.by_id(kernel_id) is None:
             self._bridge.wait(self._fetching[kernel_id], limit_s=limit_s)
 
     async def fetch(self, kernel_id: str) -> ReadyKernel:
@@ -157,7 +157,7 @@ class KernelShelf:
         Raises:
             NotFound: If there is none with that content address.
         """
-        if (known := self._known(kernel_id)) is not None:
+        if (known := self.held(kernel_id)) is not None:
             return known
         return await asyncio.wrap_future(self._bridge.submit(self._fetched(kernel_id)))
 
@@ -167,7 +167,8 @@ class KernelShelf:
             if not pending.done():
                 self._bridge.wait(pending, limit_s=limit_s)
 
-    def _known(self, kernel_id: str) -> ReadyKernel | None:
+    def held(self, kernel_id: str) -> ReadyKernel | None:
+        """Return the kernel with that content address, or None where it was not among those that were asked for."""
         return next((kernel for kernel in self._ready.values() if kernel.kernel_id == kernel_id), None)
 
     async def _fetched(self, kernel_id: str) -> ReadyKernel:

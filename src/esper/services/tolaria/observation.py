@@ -90,7 +90,7 @@ class Observer:
         self._probe = probe
         self._watching: BottleneckProbe | None = None
         self._probes_now = False
-        self._regions, self._eager = regions, EagerStep()
+        self.regions, self._eager = regions, EagerStep()
 
     def step(self, step: int, loss: Tensor | None) -> None:
         """Take one optimizer step in.
@@ -116,7 +116,7 @@ class Observer:
             self._watching = BottleneckProbe(self._model, tuple(placement_of(self._model).slots))
             self._watching.load_state_dict(watched)
             self._watching.arm()
-            self._regions.arm()
+            self.regions.arm()
             self._eager.begin()
 
     def observe(self, step: int, *, topology_version: int, capture: nn.Module | None) -> Observation:
@@ -170,11 +170,11 @@ class Observer:
     def _scores(self) -> dict[str, float]:
         probes, self._probes_now = self._probes_now, False
         if probes and self._probe is not None:
-            self._regions.arm()
+            self.regions.arm()
             try:
                 scores, flops = probe_bottlenecks(self._model, self._probe)
             finally:
-                self._regions.disarm()
+                self.regions.disarm()
         elif self._watching is not None:
             self._look_away()
             scores, flops = self._watching.read(), self._watching.flops
@@ -187,6 +187,6 @@ class Observer:
     def _look_away(self) -> None:
         """End the watching of a training step."""
         self._eager.end()
-        self._regions.disarm()
+        self.regions.disarm()
         if self._watching is not None:
             self._watching.disarm()

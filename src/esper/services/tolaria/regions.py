@@ -3,12 +3,13 @@
 import sys
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
+from esper.kasmina import detach, join
 from esper.kasmina.compiling import compiled_regions, eager, make_room, structure_of
 from esper.kasmina.rehearsal import Call, call_of
 
@@ -52,8 +53,18 @@ class CompiledRegions:
             hook.remove()
         self._hooks = []
 
+    @property
+    def are_watched(self) -> bool:
+        """Whether a step is being measured: hooks lie on modules then, and would be compiled into what is compiled now."""
+        return bool(self._hooks)
+
     def follow(self) -> None:
-        """Compile what grew; nothing where its code is known from before, or no step has shown how it is called."""
+        """Compile what grew; nothing where its code is known from before, or no step has shown how it is called.
+
+        While a step is measured nothing is compiled; the boundary after it calls this again.
+        """
+        if self.are_watched:
+            return
         for name, region in self._regions().items():
             structure = structure_of(region)
             known = self._known.setdefault(name, {()})
@@ -63,6 +74,25 @@ class CompiledRegions:
                 self._calls[name].repeat(region, region if self._whole is None else self._whole)
             self.rehearsals += 1
             known.add(structure)
+
+    @property
+    def are_one(self) -> bool:
+        """Whether the model is trained through what ``torch.compile(model)`` returned."""
+        return self._whole is not None
+
+    def prepare(self, slot: str, seed_idx: int, data: bytes, *, kernel_id: str) -> None:
+        """Compile what a join will change ahead of it: the kernel joins for as long as that takes, and nothing is left of it.
+
+        What cannot be joined or compiled is told by the join itself, which meets it again.
+        """
+        if not self._regions():
+            return
+        with suppress(Exception):
+            join(self._model, slot, seed_idx, data, kernel_id=kernel_id)
+            try:
+                self.follow()
+            finally:
+                detach(self._model, slot, seed_idx)
 
     def _regions(self) -> dict[str, nn.Module]:
         return compiled_regions(self._model) if self._whole is None else {"": self._model}
