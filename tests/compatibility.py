@@ -42,6 +42,9 @@ APART, COMPILING = r"law_3_isolated\.py::test_", r"law_6_compile_friendly\.py::t
 KINDS, SCHEDULES = r"test_optimizer_kinds\.py::test_", r"test_schedule_kinds\.py::test_"
 SETUPS, AVERAGE = r"test_training_setups\.py::test_", r"test_averaged_model\.py::test_"
 RESUMED, TRAINED = r"test_resumed_setups\.py::test_", r"test_compiled_training\.py::test_"
+LIVES, AHEAD = r"test_whole_lives\.py::test_", r"test_compiling_ahead\.py::test_"
+CULLED, UNDONE = LIVES + r"a_cull_keeps.*", LIVES + r"a_rollback_takes.*"
+GONE_ON, BESIDE = LIVES + r"a_grown_loop_goes_on.*", LIVES + r"a_loop_trains_to_the_bit.*"
 DDP, LIGHTNING = r"distributed/test_", r"frameworks/test_lightning\.py::test_"
 TRANSFORMERS = r"frameworks/test_transformers\.py::test_"
 PROOFS: tuple[Proof, ...] = (
@@ -108,6 +111,31 @@ PROOFS: tuple[Proof, ...] = (
         "transformers.Trainer, two ranks", ("graft", "rollback", "resume"), DDP + r"frameworks\.py::test_a_training_of"
     ),
     Proof("Accelerate, two ranks", ("graft", "rollback", "resume"), DDP + r"frameworks\.py::test_a_loop_of_accelerate"),
+    Proof("every other optimizer of torch, fused and foreach", ("resume",), GONE_ON + r"\[optimizer "),
+    Proof("every other optimizer of torch, fused and foreach", ("apart",), BESIDE + r"\[optimizer "),
+    Proof("every schedule of torch, nested and chained", ("apart",), BESIDE + r"\[schedule "),
+    Proof("bfloat16 weights", ("apart",), BESIDE + r"\[bfloat16"),
+    Proof("GradScaler", ("cull",), CULLED + r"\[scaler"),
+    Proof("gradient accumulation", ("cull",), CULLED + r"\[accumulation"),
+    Proof("gradient accumulation", ("rollback",), UNDONE + r"\[accumulation"),
+    Proof("gradient accumulation", ("resume",), GONE_ON + r"\[accumulation"),
+    Proof("gradient accumulation", ("resume",), r"law_5_in_between\.py::test_a_run_saved_between_two_micro_batches"),
+    Proof("gradient accumulation", ("apart",), BESIDE + r"\[accumulation"),
+    Proof("gradient clipping", ("cull",), CULLED + r"\[clipping"),
+    Proof("gradient clipping", ("apart",), BESIDE + r"\[clipping"),
+    Proof("AveragedModel in state=", ("apart",), BESIDE + r"\[average"),
+    Proof("channels last", ("apart",), APART + r"a_nan_stays_apart_under_every_optimizer.*channels_last"),
+    Proof("activation checkpointing", ("cull",), CULLED + r"\[checkpointing"),
+    Proof("activation checkpointing", ("rollback",), UNDONE + r"\[checkpointing"),
+    Proof("activation checkpointing", ("resume",), GONE_ON + r"\[checkpointing"),
+    Proof("activation checkpointing", ("apart",), BESIDE + r"\[checkpointing"),
+    Proof("tied weights", ("apart",), APART + r"a_nan_stays_apart_under_every_optimizer.*tied_language_model"),
+    Proof("torch.compile(model)", ("rollback",), UNDONE + r"\[around"),
+    Proof("torch.compile(model)", ("resume",), GONE_ON + r"\[around"),
+    Proof("blocks compiled one by one", ("rollback",), UNDONE + r"\[blocks"),
+    Proof("blocks compiled one by one", ("resume",), GONE_ON + r"\[blocks"),
+    Proof("blocks compiled one by one", ("apart",), AHEAD + r"a_compiled_host_trains.*block_by_block"),
+    Proof("esper.compile, by slots", ("apart",), AHEAD + r"a_compiled_host_trains.*by_slots"),
     Proof("CUDA", ALL, r"gpu/test_laws_on_a_device\.py::test_the_laws_hold_in_any_order\["),
 )
 """Which test shows what; a test that shows a feature in passing, such as a fit that grows, counts."""
