@@ -270,6 +270,20 @@ async def test_a_bus_goes_on_once_the_disk_has_room_again(path: Path) -> None:
     assert (every, rest) == ([0, 3], [])
 
 
+async def test_a_fault_of_ours_is_told_to_who_publishes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    bus = MemoryBus(journal=Journal(path))
+    monkeypatch.setattr(Journal, "commit", broken)
+    with pytest.raises(BusUnavailable, match="planted"):
+        async with asyncio.timeout(5):
+            await bus.publish("s", {"n": 1})
+    monkeypatch.undo()
+    await bus.publish("s", {"n": 2})
+    await bus.close()
+
+
 async def test_an_error_that_its_publisher_was_given_is_no_error_of_close(path: Path) -> None:
     bus = opened(path)
     with full_disk(), pytest.raises(BusUnavailable, match="cannot be written"):

@@ -165,6 +165,11 @@ class GroupCommit:
             except BusUnavailable as error:
                 self._refuse(batch, error)
                 return
+            except Exception as fault:  # of ours: whoever waits for this batch must hear of it, and not wait for ever
+                self._refuse(
+                    batch, BusUnavailable("the journal was not written", why=f"{type(fault).__name__}: {fault}")
+                )
+                raise
             self._kept_from.update(trims)
             self._apply(batch)
             for name in {move.stream.name for move in batch.moves.values() if move.settled}:
