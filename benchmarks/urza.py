@@ -27,6 +27,10 @@ P50_MS, P99_MS, LINEAGE_MS, GROWTH = 2.0, 5.0, 2.0, 1.5
 LARGE = ("kernels", "kernel_tags", "blueprints", "blueprint_tags", "blueprint_words")
 
 
+_BY_KEY = "SELECT * FROM kernels WHERE id = $1"
+"""The least that a server can be asked: one row by its key."""
+
+
 @dataclass
 class Costs:
     """What questions cost in the server, in milliseconds: planning and execution of every statement of each."""
@@ -35,6 +39,7 @@ class Costs:
     scans: list[str] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
     lineage_ms: list[float] = field(default_factory=list)
+    key_ms: list[float] = field(default_factory=list)
 
     @property
     def all_ms(self) -> list[float]:
@@ -49,7 +54,8 @@ def answer(*, quick: bool, seed: int) -> Answer:
     result = Answer(
         method=f"planning and execution time of every statement of a search, by EXPLAIN ANALYZE of the statements that the "
         f"manager sends, caches warm; {count} questions of 15 kinds, each the least of {rounds} rounds, percentiles over "
-        f"questions; kernels {', '.join(f'{size:,}' for size in sizes)}, a tenth as many blueprints; pages of 50"
+        "questions; beside them one row read by its key; "
+        f"kernels {', '.join(f'{size:,}' for size in sizes)}, a tenth as many blueprints; pages of 50"
     )
     found = {}
     with PostgresServer(SETTINGS) as server, TemporaryDirectory() as folder:
@@ -87,6 +93,7 @@ async def _measured(
             line = await library.get_kernel_lineage(youngest)
         assert len(line) == CHAIN, len(line)
         costs.lineage_ms.append(sum(map(_cost_ms, await explained.plans(statements))))
+        costs.key_ms += map(_cost_ms, await explained.plans([(_BY_KEY, (youngest,))]))
     await engine.dispose()
     return costs
 
@@ -150,6 +157,7 @@ def _tell(result: Answer, size: int, costs: Costs) -> None:
         result.metrics[f"search_wall_{name}_ms_at_{size}"] = _percentile(sorted(costs.wall_ms), share)
     result.metrics[f"search_mean_ms_at_{size}"] = statistics.fmean(every)
     result.metrics[f"lineage_{CHAIN}_deep_p50_ms_at_{size}"] = statistics.median(costs.lineage_ms)
+    result.baselines[f"one_row_by_key_p50_ms_at_{size}"] = statistics.median(costs.key_ms)
     result.metrics[f"tables_read_whole_at_{size}"] = len(costs.scans)
     for kind, found in costs.by_kind.items():
         result.metrics[f"{kind.replace(' ', '_')}_worst_ms_at_{size}"] = max(found)
