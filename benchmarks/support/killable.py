@@ -19,12 +19,12 @@ from torch import Tensor, nn
 import esper
 from esper.blueprints import catalog as catalog
 from esper.blueprints import initial_state, pack_kernel
-from esper.contracts.adaptation import AdaptationDecision, SystemStatePacket
 from esper.ir import REGISTRY, BlueprintIR
 from esper.kasmina import placement_of
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.growth import Growth
 from esper.services.urza.kernel_manager import KernelManager
+from esper.testing.controllers import GraftAt
 from esper.testing.forging import artifact_of, request_for, verdict_on
 
 STEPS, EVERY, SAVE_EVERY = 120, 6, 3
@@ -78,22 +78,6 @@ class Batches:
         self.epoch, self.place = state_dict["epoch"], state_dict["place"]
 
 
-class GraftAt:
-    """Asks for one graft each at certain boundaries, front first."""
-
-    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
-        """Choose the first free slot where the time has come."""
-        free = [candidate for candidate in packet.candidates if not candidate.masked]
-        if packet.boundary not in GRAFT_AT or not free:
-            return AdaptationDecision(reason="not now", topology_version=packet.topology_version)
-        chosen = min(free, key=lambda candidate: (candidate.order, candidate.blueprint))
-        return AdaptationDecision(
-            action="load_kernel", reason="its time has come", topology_version=packet.topology_version,
-            boundary=packet.boundary + packet.lead, target_layer=chosen.slot, blueprint=chosen.blueprint,
-            kernel_id=chosen.kernel_id,
-        )  # fmt: skip
-
-
 @dataclass
 class Run:
     """One training, from its first step or its newest checkpoint to the end."""
@@ -142,7 +126,7 @@ class Run:
 
         growth: Growth = esper.attach(
             self.model, self.optimizer, validate=validate, every=EVERY, steps=STEPS, scheduler=self.schedule,
-            state=(self.batches,), budget="x99", controller=GraftAt(), late="wait", root=self.folder,
+            state=(self.batches,), budget="x99", controller=GraftAt(*GRAFT_AT), late="wait", root=self.folder,
         )  # fmt: skip
         return growth
 

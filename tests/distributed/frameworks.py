@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from esper.kasmina import plan
+from esper.testing.controllers import Silent
 from tests.distributed.training import digest_of_parameters, shortened
-from tests.frameworks.library import Silent, stock
+from tests.frameworks.library import stock
 
 ROOT = Path(__file__).resolve().parents[2]
 

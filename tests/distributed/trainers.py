@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 import esper
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.trainer import Averaging, Checkpoints, Stopping, TolariaTrainer, TrainingReport, Validation
+from esper.testing.controllers import GraftAt
 from tests.distributed.training import code_of
-from tests.unit.tolaria.trainer.support import GraftAt, config, data, held_out, host
+from tests.unit.tolaria.trainer.support import config, data, held_out, host
 
 
 def small() -> nn.Module:

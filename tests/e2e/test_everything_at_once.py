@@ -22,7 +22,8 @@ from esper.kasmina.quiet import capture_rng
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.events import EventKind
 from esper.services.tolaria.growth import Growth
-from tests.laws.training import Loader, Silent, equal, reseed
+from esper.testing.controllers import Silent
+from tests.laws.training import Loader, equal, reseed
 
 WORDS, WIDTH, EVERY, STEPS = 12, 8, 4, 34
 INCUBATE, GRAFT, ROLL_BACK = 6, 10, 18

@@ -19,18 +19,12 @@ from esper.errors import ConfigError, GraftFailed, NotFound
 from esper.ir import REGISTRY, Graph, Handle, Site, digest_of
 from esper.services.tolaria.events import EventKind
 from esper.services.tolaria.growth import Growth
+from esper.testing.controllers import Silent
 
 SEED = torch.Generator().manual_seed(7)
 INPUTS = torch.rand(600, 2, generator=SEED) * 2 - 1
 LABELS = (torch.sin(7 * INPUTS[:, 0]) > 2 * INPUTS[:, 1]).long()
 HELD_OUT = slice(500, 600)
-
-
-class Silent:
-    """A controller that never asks for anything."""
-
-    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
-        return AdaptationDecision(reason="silent", topology_version=packet.topology_version)
 
 
 def _ring(g: Graph, site: Site) -> Handle:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import esper
-from esper.contracts.adaptation import AdaptationDecision, SystemStatePacket
 from esper.kasmina import SeedState, placement_of
 from esper.services.tolaria.events import EventKind, GrowthEvent
 from esper.services.tolaria.growth import Growth
+from esper.testing.controllers import GraftAt
 
 X = torch.rand(200, 2, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > X[:, 1]).long()
@@ -24,24 +24,6 @@ EVERY, STEPS = 5, 200
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One library for the module: a kernel is compiled once."""
     return tmp_path_factory.mktemp("runs")
-
-
-class GraftAt:
-    """Asks for one graft each at the given boundaries, front first."""
-
-    def __init__(self, *boundaries: int) -> None:
-        self._boundaries = boundaries
-
-    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
-        free = [c for c in packet.candidates if not c.masked and c.blueprint == "mlp_adapter"]
-        if packet.boundary not in self._boundaries or not free:
-            return AdaptationDecision(reason="not now", topology_version=packet.topology_version)
-        chosen = min(free, key=lambda candidate: candidate.order)
-        return AdaptationDecision(
-            action="load_kernel", reason="planted", topology_version=packet.topology_version,
-            boundary=packet.boundary + packet.lead, target_layer=chosen.slot, blueprint=chosen.blueprint,
-            kernel_id=chosen.kernel_id,
-        )  # fmt: skip
 
 
 def _grafts(model: nn.Module) -> int:
@@ -67,8 +49,8 @@ def _trained(
         return cross_entropy(present(X[150:]), Y[150:], reduction="none") + penalty(present)
 
     growth = esper.attach(
-        model, optimizer, validate=validate, every=EVERY, steps=planned, budget="x30", controller=GraftAt(*at),
-        late="wait", root=root, **changes,
+        model, optimizer, validate=validate, every=EVERY, steps=planned, budget="x30",
+        controller=GraftAt(*at, blueprint="mlp_adapter"), late="wait", root=root, **changes,
     )  # fmt: skip
     for _ in range(steps):
         batch = torch.randint(150, (16,))

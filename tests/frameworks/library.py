@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 
 from esper.blueprints import initial_state, pack_kernel
-from esper.contracts.adaptation import AdaptationDecision, SystemStatePacket
 from esper.ir import REGISTRY, BlueprintIR
 from esper.kasmina import Plan
 from esper.services.urza.kernel_manager import KernelManager
@@ -29,10 +28,3 @@ async def _stock(root: Path, plans: tuple[Plan, ...]) -> None:
             data = pack_kernel(ir, initial_state(ir, seed=seed, dtype=dtype), seed=seed)
             artifact = artifact_of(job.blueprint_id, data)
             await library.complete(job.job_id, "stock", artifact, verdict_on(artifact))
-
-
-class Silent:
-    """A controller that never asks for anything."""
-
-    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
-        return AdaptationDecision(reason="silent", topology_version=packet.topology_version)

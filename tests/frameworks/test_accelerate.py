@@ -9,12 +9,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from esper.contracts.adaptation import Action, AdaptationDecision, SystemStatePacket
 from esper.errors import ConfigError
 from esper.kasmina import plan
 from esper.services.tolaria.events import EventKind, GrowthEvent
 from esper.services.tolaria.growth import Growth
-from tests.frameworks.library import Silent, stock
+from esper.testing.controllers import GraftAt, Silent
+from tests.frameworks.library import stock
 
 pytest.importorskip("accelerate")
 RECIPE = Path(__file__).resolve().parents[2] / "examples" / "accelerate_recipe.py"
@@ -29,21 +29,6 @@ def recipe() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-class GraftAt:
-    """Asks for one graft at the second boundary."""
-
-    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
-        free = [candidate for candidate in packet.candidates if not candidate.masked]
-        if packet.boundary != 2 or not free:
-            return AdaptationDecision(reason="not now", topology_version=packet.topology_version)
-        chosen = min(free, key=lambda candidate: (candidate.order, candidate.blueprint))
-        return AdaptationDecision(
-            action=Action.LOAD_KERNEL, reason="planted", topology_version=packet.topology_version,
-            boundary=packet.boundary + packet.lead, target_layer=chosen.slot, blueprint=chosen.blueprint,
-            kernel_id=chosen.kernel_id,
-        )  # fmt: skip
 
 
 class Undo:
@@ -70,7 +55,7 @@ class Undo:
 def test_the_recipe_grows_and_goes_on_from_its_state_as_if_it_had_not_stopped(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planted = {"controller": GraftAt(), "late": "wait"}
+    planted = {"controller": GraftAt(2), "late": "wait"}
     whole = recipe.train(60, tmp_path / "whole", **planted)
     assert "grafted" in capsys.readouterr().out
     shutil.copytree(tmp_path / "whole" / "library", tmp_path / "parts" / "library")

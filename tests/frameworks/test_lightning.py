@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import esper
 from esper.errors import ConfigError
 from esper.kasmina import placement_of, topology
-from tests.frameworks.library import Silent, stock
+from tests.frameworks.library import stock
 
 lightning = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor,
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
 from esper.integrations.lightning import Growth  # noqa: E402
+from esper.testing.controllers import Silent  # noqa: E402
 
 pytestmark = [
     # A machine of tests has no accelerator, and tiny data need no workers.

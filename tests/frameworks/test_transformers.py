@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 import esper
 from esper.errors import ConfigError
 from esper.kasmina import Plan, placement_of, plan, topology
-from tests.frameworks.library import Silent, stock
+from tests.frameworks.library import stock
 
 transformers = pytest.importorskip("transformers")
 from transformers import (  # noqa: E402
@@ -32,6 +32,7 @@ from transformers import (  # noqa: E402
 
 from esper.integrations.held_out import held_out  # noqa: E402
 from esper.integrations.transformers import GrowthCallback  # noqa: E402
+from esper.testing.controllers import Silent  # noqa: E402
 
 pytestmark = [
     # The trainer's own loader asks for pinned memory, which a machine without an accelerator has not.

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from esper.kasmina import topology, wrap
+from esper.testing.controllers import GraftAt
 from esper.testing.zoo import ZOO, ZooHost
 from tests.laws.any_order import PRECISIONS, Setup, run
 from tests.laws.support import EVERY_HOST, same
-from tests.laws.test_law_5_resumable import GraftAt, story, through_a_file
+from tests.laws.test_law_5_resumable import story, through_a_file
 from tests.laws.training import COMBINATIONS, STEPS, Training, on, reseed
 
 pytestmark = pytest.mark.gpu

@@ -20,6 +20,7 @@ from esper.ports import Delivery
 from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
 from esper.services.tolaria.events import EventKind, GrowthEvent
 from esper.services.tolaria.growth import Growth
+from esper.testing.controllers import Silent
 from esper.testing.servers import RedisServer
 
 LIMIT_S = 30.0
@@ -37,13 +38,6 @@ async def main(url, decision):
 
 asyncio.run(main(*sys.argv[1:]))
 """
-
-
-class Silent:
-    """A controller that never asks for anything."""
-
-    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
-        return AdaptationDecision(reason="silent", topology_version=packet.topology_version)
 
 
 class Run:

@@ -10,8 +10,9 @@ from torch import Tensor
 from esper.errors import ConfigError, EsperError
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.events import EventKind, EventLog, GrowthEvent
+from esper.testing.controllers import GraftAt
 from esper.testing.zoo import ZOO
-from tests.laws.test_law_5_resumable import CONTROLLED, GraftAt, story
+from tests.laws.test_law_5_resumable import CONTROLLED, story
 from tests.laws.training import COMBINATIONS, STEPS, Training, equal, reseed
 
 

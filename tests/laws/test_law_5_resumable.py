@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from esper.contracts.adaptation import AdaptationDecision, SystemStatePacket
 from esper.errors import ConfigError
 from esper.kasmina import SeedState, placement_of
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.snapshot import Snapshot, capture, restore
 from esper.services.tolaria.surgery import Cut, Surgeon
+from esper.testing.controllers import GraftAt
 from esper.testing.zoo import ZOO, ZooHost
 from tests.laws.support import EVERY_HOST, kernel_for
 from tests.laws.training import (
@@ -35,24 +35,6 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     file.seek(0)
     loaded: dict[str, Any] = torch.load(file, weights_only=True)
     return loaded
-
-
-class GraftAt:
-    """Asks for one graft each at the given boundaries, front first."""
-
-    def __init__(self, *boundaries: int) -> None:
-        self._boundaries = boundaries
-
-    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
-        free = [c for c in packet.candidates if not c.masked]
-        if packet.boundary not in self._boundaries or not free:
-            return AdaptationDecision(reason="not now", topology_version=packet.topology_version)
-        chosen = min(free, key=lambda candidate: (candidate.order, candidate.blueprint))
-        return AdaptationDecision(
-            action="load_kernel", reason="planted", topology_version=packet.topology_version,
-            boundary=packet.boundary + packet.lead, target_layer=chosen.slot, blueprint=chosen.blueprint,
-            kernel_id=chosen.kernel_id,
-        )  # fmt: skip
 
 
 def story(growth: Growth) -> list[tuple[int, str, str, str]]:

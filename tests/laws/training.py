@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 import esper
 from esper.blueprints import initial_state, pack_kernel
-from esper.contracts.adaptation import AdaptationDecision, SystemStatePacket
 from esper.ir import REGISTRY, BlueprintIR
 from esper.kasmina import GraftEntry, placement_of, plan, topology
 from esper.kasmina.morph import role_of
@@ -25,6 +24,7 @@ from esper.kasmina.quiet import capture_rng
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.snapshot import Subject
 from esper.services.urza.kernel_manager import KernelManager
+from esper.testing.controllers import Silent
 from esper.testing.forging import artifact_of, request_for, verdict_on
 from esper.testing.zoo import ZOO, Batch, ZooHost
 
@@ -95,13 +95,6 @@ class Average:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.values = dict(state_dict)
-
-
-class Silent:
-    """A controller that never asks for anything."""
-
-    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
-        return AdaptationDecision(reason="silent", topology_version=packet.topology_version)
 
 
 @dataclass

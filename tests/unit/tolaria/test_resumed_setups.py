@@ -14,7 +14,8 @@ import esper
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.schedules import Schedule
-from tests.laws.training import Silent, equal
+from esper.testing.controllers import Silent
+from tests.laws.training import equal
 from tests.unit.tolaria.kinds import OPTIMIZERS, SCHEDULES, advance, groups_of
 
 

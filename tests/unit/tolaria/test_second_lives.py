@@ -14,8 +14,9 @@ from esper.contracts.adaptation import AdaptationDecision, SystemStatePacket
 from esper.errors import ConfigError
 from esper.kasmina import SeedState, placement_of, topology
 from esper.services.tolaria.events import EventKind
+from esper.testing.controllers import Silent
 from esper.testing.zoo import ZOO
-from tests.laws.training import COMBINATIONS, EVERY, Silent, Training, reseed, stock
+from tests.laws.training import COMBINATIONS, EVERY, Training, reseed, stock
 
 
 @pytest.fixture(scope="module")

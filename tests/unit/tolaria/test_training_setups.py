@@ -16,9 +16,10 @@ from esper.kasmina import placement_of
 from esper.services.tolaria.averaging import AveragedWeights
 from esper.services.tolaria.snapshot import Subject, digest
 from esper.services.tolaria.surgery import Cut, Surgeon
+from esper.testing.controllers import Silent
 from esper.testing.zoo import ZOO
 from tests.laws.support import graft, kernel_for
-from tests.laws.training import COMBINATIONS, Silent, Training, equal
+from tests.laws.training import COMBINATIONS, Training, equal
 
 HOSTS = pytest.mark.parametrize("name", ["mlp", "resnet"])
 

@@ -7,33 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from esper.contracts.adaptation import AdaptationDecision, SystemStatePacket
 from esper.services.tolaria.trainer import TrainerConfig
-
-
-class Silent:
-    """A controller that never asks for anything."""
-
-    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
-        return AdaptationDecision(reason="silent", topology_version=packet.topology_version)
-
-
-class GraftAt:
-    """Asks for one graft each at the given boundaries, front first."""
-
-    def __init__(self, *boundaries: int) -> None:
-        self._boundaries = boundaries
-
-    def decide(self, packet: SystemStatePacket) -> AdaptationDecision:
-        free = [c for c in packet.candidates if not c.masked]
-        if packet.boundary not in self._boundaries or not free:
-            return AdaptationDecision(reason="not now", topology_version=packet.topology_version)
-        chosen = min(free, key=lambda candidate: (candidate.order, candidate.blueprint))
-        return AdaptationDecision(
-            action="load_kernel", reason="planted", topology_version=packet.topology_version,
-            boundary=packet.boundary + packet.lead, target_layer=chosen.slot, blueprint=chosen.blueprint,
-            kernel_id=chosen.kernel_id,
-        )  # fmt: skip
+from esper.testing.controllers import Silent
 
 
 def host(seed: int = 0, dropout: float = 0.1) -> nn.Module:

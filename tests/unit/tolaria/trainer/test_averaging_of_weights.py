@@ -11,7 +11,8 @@ from esper.errors import ConfigError
 from esper.kasmina import topology
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.trainer import Averaging, Checkpoints, TolariaTrainer
-from tests.unit.tolaria.trainer.support import GraftAt, config, data, held_out, host, loader, same, weights
+from esper.testing.controllers import GraftAt
+from tests.unit.tolaria.trainer.support import config, data, held_out, host, loader, same, weights
 
 
 def test_the_average_is_the_exponential_one_and_validations_measure_it(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from esper.errors import ConfigError, NotFound
 from esper.services.tolaria.checkpoint import CheckpointManager, read_checkpoint
 from esper.services.tolaria.trainer import Checkpoints, TolariaTrainer, TrainerConfig, TrainingReport
-from tests.unit.tolaria.trainer.support import GraftAt, config, data, held_out, host, loader, same, weights
+from esper.testing.controllers import GraftAt
+from tests.unit.tolaria.trainer.support import config, data, held_out, host, loader, same, weights
 
 
 class Noisy(torch.utils.data.Dataset[Any]):

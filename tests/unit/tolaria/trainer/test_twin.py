@@ -21,7 +21,8 @@ from esper.services.tolaria.trainer.objective import Objective
 from esper.services.tolaria.trainer.precision import Precision
 from esper.services.tolaria.trainer.stepping import Stepper
 from esper.services.tolaria.twin import Twin
-from tests.unit.tolaria.trainer.support import GraftAt, Silent, config, data, held_out, host, loader, same, weights
+from esper.testing.controllers import GraftAt, Silent
+from tests.unit.tolaria.trainer.support import config, data, held_out, host, loader, same, weights
 
 EVERY = 4
 
