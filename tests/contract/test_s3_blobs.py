@@ -1,5 +1,7 @@
 import asyncio
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 
 import obstore
 import pytest
@@ -8,7 +10,7 @@ from obstore.store import S3Store
 from esper.errors import StoreUnavailable
 from esper.services.urza.s3_blobs import S3Blobs, S3Config
 from esper.testing.blob_contract import BlobContract
-from esper.testing.s3 import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3Server
+from esper.testing.s3 import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3FolderServer, S3Server
 
 
 def fetched(request: str) -> bytes:
@@ -17,7 +19,7 @@ def fetched(request: str) -> bytes:
     return found
 
 
-def config(server: S3Server) -> S3Config:
+def config(server: S3Server | S3FolderServer) -> S3Config:
     return S3Config.model_validate({
         "bucket": server.new_bucket(), "endpoint": server.url, "access_key_id": ACCESS_KEY_ID,
         "secret_access_key": SECRET_ACCESS_KEY,
@@ -31,6 +33,27 @@ def blobs(s3_server: S3Server) -> S3Blobs:
 
 class TestS3Blobs(BlobContract):
     pass
+
+
+@pytest.fixture
+def folder_server(tmp_path: Path) -> Iterator[S3FolderServer]:
+    with S3FolderServer(tmp_path) as server:
+        yield server
+
+
+@pytest.mark.slow
+class TestS3BlobsAsFiles(BlobContract):
+    @pytest.fixture
+    def blobs(self, folder_server: S3FolderServer) -> S3Blobs:
+        return S3Blobs(config(folder_server))
+
+
+async def test_what_a_server_of_files_acknowledged_is_there_after_a_kill(folder_server: S3FolderServer) -> None:
+    blobs = S3Blobs(config(folder_server))
+    digest = await blobs.put(b"kept")
+    folder_server.kill()
+    folder_server.start()
+    assert await blobs.get(digest) == b"kept"
 
 
 async def test_a_link_gives_the_bytes_to_whoever_has_it(blobs: S3Blobs, s3_server: S3Server) -> None:

@@ -18,6 +18,16 @@ CERTAIN = {
         "planted_lost_found",
         "planted_doubled_found",
     },
+    "chaos-urza": {
+        "lost_writes",
+        "rows_without_bytes",
+        "torn_versions",
+        "half_writes",
+        "lost_events",
+        "invented_events",
+        "moments_not_come_back_from",
+        "planted_faults_found",
+    },
     "graft": {
         "largest_logit_change",
         "smallest_zero_factor_gradient",

@@ -1,6 +1,7 @@
 """Runs the service: one process, one event loop, limits on connections as well as on requests."""
 
 import asyncio
+import signal
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -43,11 +44,19 @@ class StoreServer(uvicorn.Server):
         """Begin to stop: first say so, then accept no more connections, then end what is in hand."""
         parts: Serving | None = getattr(self._app.state, "serving", None)
         if parts is None or parts.draining or not self._config.drain_s:
-            super().handle_exit(sig, frame)
+            self._end(sig, frame)
             return
         parts.draining = True
         _log.info("store_draining", seconds=self._config.drain_s)
-        asyncio.get_running_loop().call_later(self._config.drain_s, super().handle_exit, sig, frame)
+        asyncio.get_running_loop().call_later(self._config.drain_s, self._end, sig, frame)
+
+    def _end(self, sig: int, frame: FrameType | None) -> None:
+        if (
+            sig == signal.SIGTERM
+        ):  # uvicorn would raise it again at the end: whoever asked for an end would be told of a death
+            self.should_exit = True
+        else:
+            super().handle_exit(sig, frame)
 
 
 def patient(config: UrzaConfig) -> type[asyncio.Protocol]:
