@@ -1,4 +1,4 @@
-"""``esper keys``: who may use the store over HTTP."""
+"""``esper keys``: who may use the store over HTTP, and (``esper keys signing``) whose signatures are trusted."""
 
 import asyncio
 import json
@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from esper.cli.signing import signing
+
 if TYPE_CHECKING:
     from esper.services.urza.keys import ApiKeys, KeyInfo
 
-keys = typer.Typer(name="keys", no_args_is_help=True, help="Who may use the store over HTTP.")
+keys = typer.Typer(name="keys", no_args_is_help=True, help="Who may use the store over HTTP, and who may sign.")
+keys.add_typer(signing)
 
 Root = Annotated[Path | None, typer.Option("--root", help="Folder of the library.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -138,39 +138,53 @@ class Certificate(Written):
     took_ms: float
 
 
+LEVELS = ("O0", "O1", "O2", "O3")
+"""What a blueprint may be built to; each level adds to what the ones before it made."""
+
+CERTIFICATE = "certificate"
+"""Backend of the form that holds a `Certificate`, as JSON."""
+
+
 class InferenceForm(Written):
-    """What was made of a kernel for those who only run it.
+    """What a level added to a kernel: its certificate, or a program for those who only run it.
 
     Attributes:
-        backend: ``eager``, ``onnx``, ``aotinductor`` or ``torchscript``.
+        level: ``O1`` to ``O3``.
+        backend: ``certificate``, ``eager``, ``onnx``, ``aotinductor`` or ``torchscript``.
+        device: Device that it runs on.
+        torch: The torch that made it.
         digest: Content address of its bytes.
         size_bytes: Their number.
-        carries_code: Whether loading it may run code; then it is loaded only with a signature that is trusted.
+        carries_code: Whether loading it may run code.
         merged: What fusion merged into what.
         max_error: Largest difference to the reference in float64, relative to the largest value.
         made_ms: Time of making it.
-        load_ms: Time of loading it.
-        latency_p50_ms: One pass of eight small examples on one thread.
+        load_ms: Time of loading it; None where nothing is loaded.
+        latency_p50_ms: One pass of eight small examples on one thread; None where nothing runs.
         eager_p50_ms: The same of the kernel as it is trained, measured in turns with it.
     """
 
-    backend: str
-    digest: str
-    size_bytes: int
+    level: str = Field(pattern="^O[1-3]$")
+    backend: str = Field(min_length=1, max_length=32)
+    device: str = Field(default="cpu", max_length=64)
+    torch: str = Field(max_length=64)
+    digest: str = Field(max_length=71)
+    size_bytes: int = Field(ge=0, lt=2**63)
     carries_code: bool
     merged: tuple[str, ...] = ()
-    max_error: float
-    made_ms: float
-    load_ms: float
-    latency_p50_ms: float
-    eager_p50_ms: float
+    max_error: float = Field(allow_inf_nan=False)
+    made_ms: float = Field(ge=0, allow_inf_nan=False)
+    load_ms: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    latency_p50_ms: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    eager_p50_ms: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class InferenceArtifact(Written):
-    """An inference form with its bytes."""
+    """An inference form with its bytes, and with the seal of the forge that made them; empty until it has sealed them."""
 
     form: InferenceForm
     data: bytes
+    seal: bytes = b""
 
 
 class CompiledKernelArtifact(BaseModel):
@@ -181,8 +195,7 @@ class CompiledKernelArtifact(BaseModel):
         kernel_binary: Canonical IR and weights in one safetensors blob; the same at every level.
         optimization_level: The level that was reached.
         metadata: How it was made; ``shortfall`` says why a level that was asked for was not reached.
-        certificate: What level 1 proved.
-        inference: What levels 2 and 3 made beside it.
+        inference: What the levels made beside it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -194,8 +207,15 @@ class CompiledKernelArtifact(BaseModel):
     target_device: str
     optimization_level: str
     metadata: dict[str, str] = Field(default_factory=dict)
-    certificate: Certificate | None = None
     inference: tuple[InferenceArtifact, ...] = ()
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What level 1 proved."""
+        for made in self.inference:
+            if made.form.backend == CERTIFICATE:
+                return Certificate.model_validate_json(made.data)
+        return None
 
 
 class CompileJob(BaseModel):

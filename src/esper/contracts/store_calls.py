@@ -5,7 +5,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from esper.contracts.kernel import (
     BlueprintContract,
     BlueprintStatus,
-    Certificate,
     CompiledKernelArtifact,
     KernelStatus,
     ValidationResult,
@@ -73,7 +72,6 @@ class ArtifactHead(Body):
     target_device: str = Field(max_length=64)
     optimization_level: str = Field(max_length=8)
     metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
-    certificate: Certificate | None = None
 
     @classmethod
     def of(cls, artifact: CompiledKernelArtifact) -> "ArtifactHead":

@@ -125,6 +125,11 @@ class Trusted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     why: str = ""
 
     @property
+    def in_use(self) -> bool:
+        """Whether it was neither replaced nor revoked."""
+        return self.until is None and self.revoked is None
+
+    @property
     def key(self) -> bytes:
         """The public key, 32 bytes."""
         return base64.b64decode(self.public, validate=True)

@@ -75,6 +75,33 @@ class Verified:
             yield path
 
 
+def checked(form: object) -> Verified:
+    """Return what a loader was handed, where its bytes are verified.
+
+    Raises:
+        KernelRejected: If it is anything else, such as raw bytes; annotations alone keep nobody out.
+    """
+    if type(form) is not Verified:
+        raise KernelRejected(
+            "these bytes were not verified",
+            why=f"a loader takes Verified, and this is {type(form).__name__}",
+            todo="open them with unseal",
+            code="ESP-7257",
+        )
+    return form
+
+
+def bytes_to_load(form: Verified, kind: str) -> bytes:
+    """Return verified bytes to a loader of one kind.
+
+    Raises:
+        KernelRejected: If they are not verified, or were signed as another kind.
+    """
+    if checked(form).manifest.kind != kind:
+        raise _other_kind(form.manifest, kind)
+    return form.data
+
+
 def seal(data: bytes, made: Made, key: SigningKey, *, now: datetime) -> bytes:
     """Return the seal of bytes.
 
@@ -121,9 +148,7 @@ def unseal(data: bytes, sealed: bytes, ring: KeyRing, *, kind: str, now: datetim
     _check_time(manifest, trusted, now)
     _check_bytes(manifest, data)
     if manifest.kind != kind:
-        raise KernelRejected(
-            f"these bytes cannot be loaded as {kind}", why=f"they were signed as {manifest.kind}", code="ESP-7256"
-        )
+        raise _other_kind(manifest, kind)
     return Verified(_WITNESS, manifest, data)
 
 
@@ -141,6 +166,12 @@ def signer(sealed: bytes) -> bytes:
             code="ESP-7251",
         )
     return sealed[len(HEAD) : _PRINT_END]
+
+
+def _other_kind(manifest: Manifest, kind: str) -> KernelRejected:
+    return KernelRejected(
+        f"these bytes cannot be loaded as {kind}", why=f"they were signed as {manifest.kind}", code="ESP-7256"
+    )
 
 
 def _trusted(sealed: bytes, ring: KeyRing) -> Trusted:

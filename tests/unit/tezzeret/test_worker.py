@@ -4,12 +4,21 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esper.contracts.events import CompilationEvent
-from esper.contracts.kernel import BuildSpec, CompileJob, KernelStatus
+from esper.contracts.kernel import (
+    BuildSpec,
+    CompiledKernelArtifact,
+    CompiledKernelContract,
+    CompileJob,
+    KernelStatus,
+    ValidationResult,
+)
 from esper.contracts.topics import COMPILATIONS
 from esper.errors import ConfigError, ForgeUnavailable, KernelRejected
 from esper.ir import BlueprintIR, Graph, Layout, digest_of
@@ -19,6 +28,8 @@ from esper.services.tezzeret.assignment import Ending
 from esper.services.tezzeret.worker import TezzeretWorker, WorkerConfig
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.outbox import OutboxRelay
+from esper.signing.keys import KeyRing, SigningKey
+from esper.signing.sealed import unseal
 from esper.testing.faults import Fault, faulty
 from esper.testing.forging import adapter, request_for
 
@@ -95,6 +106,42 @@ async def test_a_submitted_blueprint_becomes_a_kernel_that_is_announced_after_it
     assert stand.statuses(adapter().digest) == ["started", "compiled"]
     assert worker.endings == {Ending.COMPILED: 1}
     assert worker.pool.idle_pids == []
+
+
+class Watched(KernelManager):
+    """A library that keeps what it was handed."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.handed: asyncio.Queue[CompiledKernelArtifact] = asyncio.Queue()
+
+    async def complete(
+        self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
+    ) -> CompiledKernelContract:
+        self.handed.put_nowait(artifact)
+        return await super().complete(job_id, worker, artifact, report)
+
+
+@pytest.mark.parametrize("signs", [True, False])
+async def test_what_levels_add_is_sealed_by_the_forge_and_without_a_key_no_form_is_made(
+    tmp_path: Path, signs: bool
+) -> None:
+    key = SigningKey.generate()
+    key.write(tmp_path / "forge.key")
+    config = WorkerConfig(optimization_level="O3", signing_key=tmp_path / "forge.key" if signs else None)
+    async with await Watched.open(tmp_path / "library") as library:
+        await library.submit(request_for(adapter(), build=BuildSpec(level="O2")))
+        worker = TezzeretWorker(config, queue=library)
+        running = asyncio.create_task(worker.run())
+        async with asyncio.timeout(60):
+            artifact = await library.handed.get()
+        await worker.close()
+        await running
+    levels = [made.form.level for made in artifact.inference]
+    assert levels == (["O1", "O2"] if signs else ["O1"])
+    ring = KeyRing().trust(key.public, name="forge")
+    for made in artifact.inference if signs else ():
+        unseal(made.data, made.seal, ring, kind=made.form.backend, now=datetime.now(UTC))
 
 
 def too_large() -> BlueprintIR:

@@ -27,6 +27,7 @@ from esper.errors import (
     Unavailable,
 )
 from esper.ports import CompileQueue, MessageBus
+from esper.services.tezzeret.inference.sealing import Sealer
 from esper.services.tezzeret.orders import order_of
 from esper.services.tezzeret.pool import ForgePool
 from esper.services.tezzeret.screening import ForgeLimits, knows_all_operations, screen
@@ -82,6 +83,7 @@ class Desk:
         limits: What one build may take.
         lease_s: How long a job is held without a sign of life.
         highest_level: Level that builds get at most.
+        sealer: Seals what levels add, or None where no form is made.
         closing: Set when the worker stops.
     """
 
@@ -92,6 +94,7 @@ class Desk:
     limits: ForgeLimits
     lease_s: float
     highest_level: str
+    sealer: Sealer | None
     closing: asyncio.Event
 
 
@@ -148,7 +151,8 @@ class Assignment:
         try:
             if knows_all_operations(self._job.architecture_ir):
                 await asyncio.to_thread(screen, self._job.architecture_ir, self._desk.limits)
-            return _Built(*await self._desk.pool.forge(order_of(self._job, self._desk.highest_level)))
+            artifact, report = await self._desk.pool.forge(order_of(self._job, self._desk.highest_level))
+            return _Built(artifact if self._desk.sealer is None else self._desk.sealer.sealed(artifact), report)
         except (ChildDied, DeadlineExceeded) as death:
             return _Broken(str(death), retry=True, killed=True)
         except Unavailable as outage:

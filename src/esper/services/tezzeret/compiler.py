@@ -9,12 +9,12 @@ import esper
 from esper.blueprints import OP_LIBRARY
 from esper.blueprints.kernel import pack_kernel, unpack_kernel
 from esper.blueprints.weights import initial_state
-from esper.contracts.kernel import BuildSpec, CompiledKernelArtifact
+from esper.contracts.kernel import LEVELS, BuildSpec, CompiledKernelArtifact
 from esper.errors import CompilationError, ConfigError
 from esper.ir import BlueprintIR, digest_of
 from esper.services.tezzeret.gates.config import ValidatorConfig
 from esper.services.tezzeret.gates.trial import Trial
-from esper.services.tezzeret.inference.levels import DEFAULT_BACKEND, LEVELS, climb, raised
+from esper.services.tezzeret.inference.levels import DEFAULT_BACKEND, climb, raised
 from esper.services.tezzeret.screening import ForgeLimits, screen
 
 

@@ -4,17 +4,20 @@ import asyncio
 import contextlib
 from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from esper.contracts.ids import new_id
-from esper.contracts.kernel import CompileJob
+from esper.contracts.kernel import LEVELS, CompileJob
 from esper.contracts.topics import SUBMITTED
 from esper.errors import BusUnavailable, ConfigError, Conflict, ForgeUnavailable, NotFound, StoreUnavailable
 from esper.ports import CompileQueue, Delivery, MessageBus
 from esper.services.tezzeret.assignment import Assignment, Desk, Ending, uncut
+from esper.services.tezzeret.inference.sealing import Sealer
 from esper.services.tezzeret.pool import ForgePool, PoolConfig
 from esper.services.tezzeret.screening import ForgeLimits
+from esper.signing.keys import SigningKey
 
 GROUP = "tezzeret"
 """Consumer group of all workers: an announcement wakes one of them."""
@@ -28,6 +31,8 @@ class WorkerConfig(BaseModel):
         urza_url: Address of the store; a queue that is handed over is used instead.
         num_workers: Builds at a time, each in a child process of its own.
         optimization_level: Highest level that is built; builds that ask for more get this one.
+        signing_key: File of the key that seals what levels add, as ``esper keys signing new`` makes it. Without one no form
+            for inference is made, and the highest level is ``O1``.
         lease_s: How long a job is held without a sign of life; it is renewed three times as often.
         poll_s: How long to wait for an announcement before looking for jobs anyway.
         deadline_s: Time of one build.
@@ -45,6 +50,7 @@ class WorkerConfig(BaseModel):
     urza_url: str | None = None
     num_workers: int = Field(default=1, ge=1, le=256)
     optimization_level: str = Field(default="O2", pattern="^O[0-3]$")
+    signing_key: Path | None = None
     lease_s: float = Field(default=30.0, gt=0)
     poll_s: float = Field(default=1.0, gt=0)
     deadline_s: float = Field(default=60.0, gt=0)
@@ -81,6 +87,10 @@ class TezzeretWorker:
         self.endings: Counter[Ending] = Counter()
         self.outages = 0
         self._queue, self._bus = _checked(queue, self.config), bus
+        key = None if self.config.signing_key is None else SigningKey.read(self.config.signing_key)
+        self._sealer = None if key is None else Sealer(key)
+        # Forms that nobody vouches for could be loaded by nobody.
+        self._highest_level = self.config.optimization_level if key else min(self.config.optimization_level, LEVELS[1])
         self._limits = ForgeLimits(memory_limit_mb=self.config.memory_limit_mb, deadline_s=self.config.deadline_s)
         self.pool = ForgePool(
             PoolConfig(
@@ -139,7 +149,8 @@ class TezzeretWorker:
             pool=self.pool,
             limits=self._limits,
             lease_s=self.config.lease_s,
-            highest_level=self.config.optimization_level,
+            highest_level=self._highest_level,
+            sealer=self._sealer,
             closing=self._closing,
         )
 

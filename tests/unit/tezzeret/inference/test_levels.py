@@ -1,7 +1,7 @@
 """Levels add proofs and inference forms beside bytes that stay the same; each is held against the design."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -16,11 +16,13 @@ from esper.reference import evaluate
 from esper.services.tezzeret.compiler import KernelCompiler
 from esper.services.tezzeret.gates.config import ValidatorConfig
 from esper.services.tezzeret.gates.trial import Trial
-from esper.services.tezzeret.inference.backends import BACKENDS, Onnx, Rebuild
+from esper.services.tezzeret.inference.backends import BACKENDS, Onnx, Rebuild, load
 from esper.services.tezzeret.inference.certificate import certify
 from esper.services.tezzeret.inference.forms import inference_form
 from esper.services.tezzeret.inference.fusion import fuse
 from esper.services.tezzeret.inference.levels import climb
+from esper.services.tezzeret.inference.opening import verified_here
+from esper.signing.sealed import Verified
 from esper.testing.forging import adapter
 
 
@@ -106,7 +108,7 @@ def holds_later_weights(ir: BlueprintIR, backend: str) -> None:
     assert made.form.max_error < 1e-5
     assert made.form.size_bytes == len(made.data)
     later = {name: tensor + 0.1 for name, tensor in trial.grown.items()}
-    program = BACKENDS[backend].load(made.data, fuse(ir, later).state)
+    program = load(verified_here(made.data, backend, ir.digest), fuse(ir, later).state)
     x = trial.input(trial.probes.odd)
     weights = {name: tensor.double().numpy() for name, tensor in later.items()}
     expected = torch.from_numpy(evaluate(ir, weights, x.double().numpy(), training=False))
@@ -118,9 +120,9 @@ class Off(Rebuild):
 
     name = "off"
 
-    def load(self, data: bytes, state: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:  # type: ignore[override]
+    def load(self, form: Verified, state: Mapping[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         first = next(iter(state))
-        return super().load(data, {**state, first: state[first] * 1.01})
+        return super().load(form, {**state, first: state[first] * 1.01})
 
 
 def test_a_form_that_computes_something_else_is_refused() -> None:
@@ -132,9 +134,9 @@ def test_levels_are_reached_one_after_the_other() -> None:
     trial = trial_of(normed())
     assert [climb(trial, level).reached for level in ("O0", "O1", "O2")] == ["O0", "O1", "O2"]
     fused = climb(trial, "O2")
-    assert fused.certificate is not None
-    assert fused.inference[0].form.merged == ("batch_norm1 into conv1",)
-    assert [node.op for node in unpack_kernel(fused.inference[0].data).ir.nodes] == ["conv", "relu", "conv"]
+    assert [made.form.level for made in fused.inference] == ["O1", "O2"]
+    assert fused.inference[1].form.merged == ("batch_norm1 into conv1",)
+    assert [node.op for node in unpack_kernel(fused.inference[1].data).ir.nodes] == ["conv", "relu", "conv"]
 
 
 def test_a_level_that_cannot_be_reached_says_why() -> None:

@@ -23,13 +23,14 @@ from esper.errors import CompilationError, ConfigError
 from esper.services.tezzeret.gates.trial import Trial
 from esper.services.tezzeret.inference.certificate import trace
 from esper.services.tezzeret.inference.fusion import Fused
+from esper.signing.sealed import Verified, bytes_to_load, checked
 
 Program: TypeAlias = Callable[[Tensor], Tensor]
 """Takes x and returns F(x), without gradients."""
 
 
 class Backend(Protocol):
-    """Makes an inference form, and runs it with any weights of that design."""
+    """Makes an inference form, and runs it with any weights of that design; it parses no byte that is not verified."""
 
     name: str
     """Its name."""
@@ -44,8 +45,12 @@ class Backend(Protocol):
         """Return the bytes of a form of a fused design; no tensor in it is uniform, as a compiler may fold those."""
         ...
 
-    def load(self, data: bytes, state: Mapping[str, Tensor]) -> Program:
-        """Return a program that computes with other weights of the same fused design."""
+    def load(self, form: Verified, state: Mapping[str, Tensor]) -> Program:
+        """Return a program that computes with other weights of the same fused design.
+
+        Raises:
+            KernelRejected: If the form is not verified, or not of this kind.
+        """
         ...
 
 
@@ -63,8 +68,9 @@ class Rebuild:
         """Pack the fused design."""
         return pack_kernel(fused.ir, fused.state, seed=trial.kernel.seed)
 
-    def load(self, data: bytes, state: Mapping[str, Tensor]) -> Program:
+    def load(self, form: Verified, state: Mapping[str, Tensor]) -> Program:
         """Build the fused design with the given weights."""
+        data = bytes_to_load(form, self.name)
         module = KernelModule(unpack_kernel(data).ir, {name: tensor.clone() for name, tensor in state.items()}).eval()
         return _without_gradients(module)
 
@@ -93,11 +99,12 @@ class Onnx:
             raise CompilationError(f"blueprint {trial.ir.name!r} was not converted to ONNX")
         return bytes(converted.model_proto.SerializeToString())
 
-    def load(self, data: bytes, state: Mapping[str, Tensor]) -> Program:
+    def load(self, form: Verified, state: Mapping[str, Tensor]) -> Program:
         """Put the weights into the model, then start a session on one thread.
 
         Overriding them in the session's options instead is a trap: constants are folded with the old weights first.
         """
+        data = bytes_to_load(form, self.name)
         import onnx
         import onnxruntime
 
@@ -140,13 +147,11 @@ class AotInductor:
             )
             return package.read_bytes()
 
-    def load(self, data: bytes, state: Mapping[str, Tensor]) -> Program:
+    def load(self, form: Verified, state: Mapping[str, Tensor]) -> Program:
         """Load the package, and give it the weights."""
-        with TemporaryDirectory() as folder:
-            package = Path(folder) / "form.pt2"
-            package.write_bytes(data)
-            with _quiet():
-                program = torch._inductor.aoti_load_package(str(package))
+        bytes_to_load(form, self.name)
+        with form.placed("form.pt2") as package, _quiet():
+            program = torch._inductor.aoti_load_package(str(package))
         program.load_constants({name: tensor.clone() for name, tensor in state.items()}, check_full_update=True)
         return _without_gradients(program)
 
@@ -169,8 +174,9 @@ class TorchScript:
             torch.jit.save(script, buffer)
         return buffer.getvalue()
 
-    def load(self, data: bytes, state: Mapping[str, Tensor]) -> Program:
+    def load(self, form: Verified, state: Mapping[str, Tensor]) -> Program:
         """Load it, and give it the weights."""
+        data = bytes_to_load(form, self.name)
         with _quiet():
             script = torch.jit.load(io.BytesIO(data))  # type: ignore[no-untyped-call]
         script.load_state_dict(state)
@@ -192,6 +198,20 @@ def backend_named(name: str) -> Backend:
     if name not in BACKENDS:
         raise ConfigError(f"there is no backend {name!r}", todo=f"choose one of {', '.join(BACKENDS)}")
     return BACKENDS[name]
+
+
+def load(form: Verified, state: Mapping[str, Tensor]) -> Program:
+    """Return what a verified form computes with weights of its fused design.
+
+    Args:
+        form: Bytes whose seal held; they are loaded as what they were signed as.
+        state: The weights.
+
+    Raises:
+        KernelRejected: If these are raw bytes.
+        ConfigError: If there is no backend for them.
+    """
+    return backend_named(checked(form).manifest.kind).load(form, state)
 
 
 def _module(fused: Fused) -> KernelModule:

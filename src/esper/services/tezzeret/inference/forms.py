@@ -7,13 +7,18 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from esper.contracts.kernel import InferenceArtifact, InferenceForm
+from esper.contracts.kernel import CERTIFICATE, Certificate, InferenceArtifact, InferenceForm
 from esper.errors import CompilationError
 from esper.ir import digest_of
 from esper.reference import evaluate
 from esper.services.tezzeret.gates.trial import Trial, arrays, largest
 from esper.services.tezzeret.inference.backends import Backend, Program
 from esper.services.tezzeret.inference.fusion import fuse
+from esper.services.tezzeret.inference.opening import missing, verified_here
+from esper.signing.sealed import Verified
+
+PLAIN = "eager"
+"""Backend of level 2, which carries no code; every other program is of level 3."""
 
 _ROUNDS = 40
 _WARM_UP = 3
@@ -33,21 +38,26 @@ def inference_form(trial: Trial, backend: Backend) -> InferenceArtifact:
     Raises:
         CompilationError: If it cannot be made here, or computes something else than the design.
     """
-    if why := backend.missing(trial):
+    if why := missing() or backend.missing(trial):
         raise _failed(trial, backend, why)
     began = time.perf_counter()
     fused = fuse(trial.ir, trial.grown)
     data = backend.make(fused, trial)
     made = time.perf_counter()
-    program = backend.load(data, fused.state)
+    verified = verified_here(data, backend.name, trial.ir.digest)
+    program = backend.load(verified, fused.state)
     loaded = time.perf_counter()
-    error = max(_error(program, trial, trial.grown), _error(_newborn(backend, data, trial), trial, trial.kernel.state))
+    error = max(
+        _error(program, trial, trial.grown), _error(_newborn(backend, verified, trial), trial, trial.kernel.state)
+    )
     allowed = trial.config.dtype_tolerance[trial.kernel.dtype]
     if not error <= allowed:
         raise _failed(trial, backend, f"it differs by {error:.3g} of the largest value; {allowed:g} is allowed")
     latency_s, eager_s = _latencies(program, trial)
     form = InferenceForm(
+        level="O2" if backend.name == PLAIN else "O3",
         backend=backend.name,
+        torch=str(torch.__version__),
         digest=digest_of(data),
         size_bytes=len(data),
         carries_code=backend.carries_code,
@@ -61,8 +71,24 @@ def inference_form(trial: Trial, backend: Backend) -> InferenceArtifact:
     return InferenceArtifact(form=form, data=data)
 
 
-def _newborn(backend: Backend, data: bytes, trial: Trial) -> Program:
-    return backend.load(data, fuse(trial.ir, trial.kernel.state).state)
+def certificate_form(found: Certificate) -> InferenceArtifact:
+    """Return a certificate as the form that carries it."""
+    data = found.model_dump_json().encode()
+    form = InferenceForm(
+        level="O1",
+        backend=CERTIFICATE,
+        torch=str(torch.__version__),
+        digest=digest_of(data),
+        size_bytes=len(data),
+        carries_code=False,
+        max_error=found.max_error,
+        made_ms=found.took_ms,
+    )
+    return InferenceArtifact(form=form, data=data)
+
+
+def _newborn(backend: Backend, verified: Verified, trial: Trial) -> Program:
+    return backend.load(verified, fuse(trial.ir, trial.kernel.state).state)
 
 
 def _error(program: Program, trial: Trial, state: Mapping[str, Tensor]) -> float:

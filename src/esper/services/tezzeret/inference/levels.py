@@ -12,14 +12,13 @@ level   adds
 
 from dataclasses import dataclass, replace
 
-from esper.contracts.kernel import Certificate, CompiledKernelArtifact, InferenceArtifact
+from esper.contracts.kernel import CompiledKernelArtifact, InferenceArtifact
 from esper.errors import CompilationError
 from esper.services.tezzeret.gates.trial import Trial
 from esper.services.tezzeret.inference.backends import backend_named
 from esper.services.tezzeret.inference.certificate import certify
-from esper.services.tezzeret.inference.forms import inference_form
+from esper.services.tezzeret.inference.forms import PLAIN, certificate_form, inference_form
 
-LEVELS = ("O0", "O1", "O2", "O3")
 DEFAULT_BACKEND = "onnx"
 """What level 3 uses on the CPU: the fastest one on every blueprint of the catalogue."""
 
@@ -30,13 +29,11 @@ class Climb:
 
     Attributes:
         reached: The level.
-        certificate: From level 1.
-        inference: From level 2.
+        inference: What the levels made.
         shortfall: Why it came no further than that; empty where it came as far as was asked.
     """
 
     reached: str = "O0"
-    certificate: Certificate | None = None
     inference: tuple[InferenceArtifact, ...] = ()
     shortfall: str = ""
 
@@ -55,9 +52,10 @@ def climb(trial: Trial, wanted: str, *, backend: str = DEFAULT_BACKEND) -> Climb
     chosen, done = backend_named(backend), Climb()
     try:
         if wanted >= "O1":
-            done = replace(done, reached="O1", certificate=certify(trial))
+            done = replace(done, reached="O1", inference=(certificate_form(certify(trial)),))
         if wanted >= "O2":
-            done = replace(done, reached="O2", inference=(inference_form(trial, backend_named("eager")),))
+            made = inference_form(trial, backend_named(PLAIN))
+            done = replace(done, reached="O2", inference=(*done.inference, made))
         if wanted >= "O3":
             done = replace(done, reached="O3", inference=(*done.inference, inference_form(trial, chosen)))
     except CompilationError as short:
@@ -71,7 +69,6 @@ def raised(artifact: CompiledKernelArtifact, done: Climb) -> CompiledKernelArtif
     return artifact.model_copy(
         update={
             "optimization_level": done.reached,
-            "certificate": done.certificate,
             "inference": done.inference,
             "metadata": {**artifact.metadata, **told},
         }
