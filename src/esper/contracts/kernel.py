@@ -32,7 +32,19 @@ class KernelStatus(StrEnum):
 
 def _parsed_once(value: object) -> object:
     """Accept the JSON text of an object where the object itself is expected."""
-    return json.loads(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value, object_pairs_hook=_unrepeated)
+    except RecursionError as deep:
+        raise ValueError("it is nested too deeply") from deep
+
+
+def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a field is there twice, and which one counts is unclear")
+    return fields
 
 
 ArchitectureIR = Annotated[JsonObject, BeforeValidator(_parsed_once)]

@@ -69,7 +69,7 @@ class FloatAttr:
         """Return the number as a float; minus zero becomes zero."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise RuleBroken(f"a number is needed, not {_shown(value)}")
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise RuleBroken(f"it must be finite, not {value}")
         if abs(value) > self.limit:
             raise RuleBroken(f"its magnitude must be at most {self.limit:g}, not {_shown(value)}")

@@ -7,11 +7,11 @@ from typing import NoReturn
 from esper.errors import InvalidBlueprint
 from esper.ir import ops
 from esper.ir.caps import Caps
+from esper.ir.names import LONGEST_SHOWN, shown
 from esper.ir.types import Attr, Attrs, Layout, Node
 
 _DOCUMENT = frozenset({"name", "version", "layout", "channels", "nodes", "output"})
 _NODE = frozenset({"id", "op", "inputs", "attrs"})
-_LONGEST_KEY = 80
 _MAX_INPUTS = 16
 UNNAMED = "unnamed"
 
@@ -110,7 +110,7 @@ def _attrs(value: object, path: str) -> Attrs:
     attrs: dict[str, Attr] = {}
     for name, held in fields.items():
         if not isinstance(held, bool | int | float | str):
-            _mistyped(held, f"{path}.{name[:_LONGEST_KEY]}", "a number, a word, true or false")
+            _mistyped(held, f"{path}.{shown(name)}", "a number, a word, true or false")
         attrs[name] = held
     return Attrs(attrs)
 
@@ -121,14 +121,14 @@ def _object(
     if not isinstance(value, dict):
         _mistyped(value, path, "an object")
     if isinstance(value, _Repeated):
-        where = f"{path}.{value.key[:_LONGEST_KEY]}"
+        where = f"{path}.{shown(value.key)}"
         raise InvalidBlueprint("repeated field", path=where, why="which one counts is unclear")
     for name in value:
         if not isinstance(name, str):
             _mistyped(name, path, "an object with text for keys")
         if known is not None and name not in known:
-            shown = name[:_LONGEST_KEY]
-            raise InvalidBlueprint(f"unknown field {shown!r}", path=f"{path}.{shown}", todo=ops.near(shown, known))
+            near = ops.near(name[:LONGEST_SHOWN], known)
+            raise InvalidBlueprint(f"unknown field '{shown(name)}'", path=f"{path}.{shown(name)}", todo=near)
     for name in sorted(required - value.keys()):
         raise InvalidBlueprint(f"the field {name!r} is missing", path=path, todo="Add it.")
     return value

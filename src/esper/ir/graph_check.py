@@ -8,7 +8,7 @@ from esper.ir import ops
 from esper.ir.attributes import RuleBroken
 from esper.ir.birth import Use
 from esper.ir.caps import Caps
-from esper.ir.names import ID_RULE, RESERVED_IDS, is_node_id
+from esper.ir.names import ID_RULE, RESERVED_IDS, is_node_id, shown
 from esper.ir.spec import OpSpec
 from esper.ir.types import INPUT, Attr, Attrs, Layout, Node
 
@@ -69,7 +69,7 @@ def _attrs(node: Node, spec: OpSpec, path: str) -> Attrs:
         if name not in spec.attrs:
             raise InvalidBlueprint(
                 f"operation {spec.name!r} has no attribute {str(name)[:80]!r}",
-                path=f"{path}.attrs.{str(name)[:80]}",
+                path=f"{path}.attrs.{shown(name)}",
                 todo=ops.near(str(name)[:80], spec.attrs),
             )
     complete: dict[str, Attr] = {}

@@ -7,6 +7,9 @@ BLUEPRINT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,127}")
 NAME_RULE = "a letter, then up to 127 letters, digits, '_', '.' or '-'"
 ID_RULE = "a small letter, then up to 62 small letters, digits or '_'"
 
+LONGEST_SHOWN = 80
+"""Letters of a name that an error repeats."""
+
 # A node's parameters live in a module called like the node, so the attributes of torch modules are taken.
 # A test compares this list with the attributes of a built kernel.
 RESERVED_IDS = frozenset(
@@ -69,6 +72,12 @@ RESERVED_IDS = frozenset(
         "zero_grad",
     }
 )
+
+
+def shown(name: object) -> str:
+    """Return a name that somebody sent so that it can be written down: cut, and what cannot be printed as its escape."""
+    text = str(name)[:LONGEST_SHOWN]
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def is_node_id(text: str) -> bool:

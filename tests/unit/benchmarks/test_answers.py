@@ -35,6 +35,7 @@ CERTAIN = {
         "rollback_equal",
     },
     "compiled": {"graphs compiled by a graft"},
+    "hostile": {"unforeseen_errors", "forge_crashes", "jobs_left", "passed_and_wrong"},
     "kills": {"exact"},
     "oona": {"growth_memory_mib"},
     "startup": {"stray_bytes"},

@@ -3,6 +3,7 @@
 It reads orders from its standard input and writes replies to its standard output until its input is closed.
 """
 
+import functools
 import importlib
 import os
 import sys
@@ -30,7 +31,8 @@ def main() -> None:
     pipe.send(msgspec.msgpack.encode(greeting))
     while not trouble and (message := pipe.receive()) is not None:
         if settings.fork_per_job:
-            answer_in_fork(pipe, lambda order=message: _reply(builder, order, settings))  # type: ignore[misc]
+            work = functools.partial(_reply, builder, message, settings)
+            answer_in_fork(pipe, work, deadline_s=settings.deadline_s)
             continue
         reply = _reply(builder, message, settings)
         pipe.send(msgspec.msgpack.encode(reply))

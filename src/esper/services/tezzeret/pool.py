@@ -40,6 +40,9 @@ _ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     }
 )
 
+_FORK_END_S = 2.0
+"""A fork and its end take milliseconds; a busy machine may take a second."""
+
 
 @dataclass(frozen=True)
 class PoolConfig:
@@ -62,6 +65,11 @@ class PoolConfig:
     jobs_per_child: int = 500
     start_limit_s: float = 60.0
     fork_per_job: bool = False
+
+    @property
+    def patience_s(self) -> float:
+        """How long a child is waited for; one that forks ends a job that hangs by itself, and goes on."""
+        return self.limits.deadline_s + (_FORK_END_S if self.fork_per_job else 0.0)
 
 
 @dataclass
@@ -115,7 +123,7 @@ class ForgePool:
             seat = await self._seat()
             reply: Reply | None = None
             try:
-                reply = await seat.child.ask(order, REPLIES, limit_s=self._config.limits.deadline_s)
+                reply = await seat.child.ask(order, REPLIES, limit_s=self._config.patience_s)
             finally:
                 # One that has used its memory up ends by itself, a moment later.
                 await self._put_back(seat, worn=isinstance(reply, Exhausted) and not self._config.fork_per_job)

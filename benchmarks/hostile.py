@@ -1,0 +1,121 @@
+"""What do strangers achieve who send ten thousand hostile blueprints to a forge at which a training waits for kernels?
+
+One sound design each, with one thing done to its document, text or bytes; among them operations that hang, crash, fill the
+memory or lie, in real child processes. What the forge lets pass is looked at again by other code. Beside it, in waves: the
+kernels that a training asks for at a higher priority, before, during and after the flood.
+"""
+
+import asyncio
+import statistics
+from time import perf_counter
+
+import torch
+from sqlalchemy import func, select
+
+from benchmarks.support.recheck import faults_of
+from benchmarks.support.report import Answer, Target
+from benchmarks.support.siege import GRACE_S, HARMFUL, IN_FLIGHT, STRANGERS, TRAINING, Siege, drawn, planted, siege
+from benchmarks.tezzeret import designs
+from esper.contracts.kernel import BuildSpec
+from esper.errors import KernelRejected
+from esper.services.urza.models import CompileJobRow, JobStatus
+from esper.testing.faults import Fault
+
+CHILDREN = 2
+SENT, COPIES, WAVE = 10_000, 4, 40
+QUICK_SENT, QUICK_WAVE = 300, 10
+QUICK_FAULTS = (Fault.SEGFAULT, Fault.HANG, Fault.MEMORY, Fault.RAISE, Fault.WRONG)
+DEADLINE_S, QUICK_DEADLINE_S = 5.0, 3.0
+WAVES = 3
+"""Waves before the flood, and again after it."""
+PAUSE = 2.0
+"""Between two waves the forge works for strangers alone, for so many times as long as a wave takes when it is quiet."""
+SETTLE_LIMIT_S = 1800.0
+MAX_SHOWN = 5
+
+
+def answer(*, quick: bool, seed: int) -> Answer:
+    """Send the flood, and count what it did."""
+    torch.set_num_threads(1)
+    deadline_s = QUICK_DEADLINE_S if quick else DEADLINE_S
+    answer = Answer(
+        method=f"one run; {IN_FLIGHT} submissions in flight at priority {STRANGERS}, {CHILDREN} child processes that fork "
+        f"for each job, a deadline of "
+        f"{deadline_s:g} s; rates of the training are jobs over time, summed over waves of "
+        f"{QUICK_WAVE if quick else WAVE} at priority {TRAINING}, which begin while the forge works for strangers"
+    )
+    asyncio.run(_besieged(answer, quick=quick, seed=seed, deadline_s=deadline_s))
+    return answer
+
+
+async def _besieged(answer: Answer, *, quick: bool, seed: int, deadline_s: float) -> None:
+    broken = planted(QUICK_FAULTS if quick else HARMFUL, 1 if quick else COPIES)
+    sent = drawn((QUICK_SENT if quick else SENT) - len(broken), seed)
+    wave, fresh = QUICK_WAVE if quick else WAVE, designs()
+    async with siege(children=CHILDREN, deadline_s=deadline_s) as held:
+        await held.wave(fresh, wave)
+        quiet = [await held.wave(fresh, wave) for _ in range(WAVES)]
+        began = perf_counter()
+        flood = asyncio.create_task(held.flood(sent, broken))
+        loud: list[float] = []
+        while perf_counter() - began < SETTLE_LIMIT_S and (not flood.done() or await _open_jobs(held)):
+            loud.append(await held.wave(fresh, wave))
+            await asyncio.sleep(PAUSE * statistics.median(quiet))
+        await flood
+        answer.metrics["flood_s"] = perf_counter() - began
+        quiet += [await held.wave(fresh, wave) for _ in range(WAVES)]
+        left = await _open_jobs(held)
+        crashes = float(held.ended_by_itself())
+        wrong, passed = await _looked_at_again(held, seed, {ir.digest for ir in broken})
+    rates = {name: wave * len(times) / sum(times) for name, times in (("quiet", quiet), ("flooded", loud))}
+    answer.metrics |= {
+        "sent": len(sent) + len(broken),
+        "planted": len(broken),
+        "refused_at_the_door": held.answers["refused"],
+        "let_in": held.answers["let in"],
+        "passed_and_looked_at_again": passed,
+        **{f"attempts_{status}": count for status, count in sorted(held.endings.items())},
+        "longest_attempt_s": held.longest_s,
+        "waves_flooded": len(loud),
+        "wave_flooded_p50_s": statistics.median(loud),
+        "jobs_per_s_flooded": rates["flooded"],
+    }
+    answer.baselines |= {"jobs_per_s_quiet": rates["quiet"], "wave_quiet_p50_s": statistics.median(quiet)}
+    answer.ratios["flooded_over_quiet"] = rates["flooded"] / rates["quiet"]
+    for sentence in [*held.unforeseen[:MAX_SHOWN], *wrong[:MAX_SHOWN]]:
+        print(f"! {sentence}")
+    answer.targets += [
+        Target("unforeseen_errors", "==", 0.0, float(len(held.unforeseen))),
+        Target("forge_crashes", "==", 0.0, crashes),
+        Target("jobs_left", "==", 0.0, float(left)),
+        Target("longest_attempt_s", "<=", deadline_s + GRACE_S, held.longest_s),
+        Target("passed_and_wrong", "==", 0.0, float(len(wrong))),
+        Target("flooded_over_quiet", ">=", 0.7, answer.ratios["flooded_over_quiet"]),
+    ]
+
+
+async def _open_jobs(held: Siege) -> int:
+    row = CompileJobRow
+    waiting = select(func.count()).where(row.status.in_((JobStatus.QUEUED, JobStatus.LEASED)))
+    async with held.library.database.reading() as session:
+        return int(await session.scalar(waiting) or 0)
+
+
+async def _looked_at_again(held: Siege, seed: int, harmful: set[str]) -> tuple[list[str], int]:
+    """Return what is wrong with kernels that strangers got out of the forge, and how many these were."""
+    wrong: list[str] = []
+    passed = 0
+    for blueprint_id, kind in held.let_in.items():
+        try:
+            kernel = await held.library.find(blueprint_id, BuildSpec())
+        except KernelRejected:
+            continue
+        if kernel is None:
+            continue
+        passed += 1
+        if blueprint_id in harmful:
+            wrong.append(f"{kind}: an operation that goes wrong passed")
+            continue
+        found = faults_of(kernel.kernel_id, await held.library.read(kernel.kernel_id), seed=seed)
+        wrong += [f"{kind} {kernel.kernel_id[:19]}: {fault}" for fault in found[:1]]
+    return wrong, passed
