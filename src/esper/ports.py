@@ -3,7 +3,7 @@
 Each protocol states the law that every implementation keeps; `esper.testing` has the suite that checks it.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeAlias
@@ -20,6 +20,8 @@ from esper.contracts.kernel import (
     CompiledKernelArtifact,
     CompiledKernelContract,
     CompileJob,
+    GateResult,
+    InferenceArtifact,
     ValidationResult,
 )
 from esper.contracts.topics import Message
@@ -265,7 +267,8 @@ class CompileQueue(Protocol):
     """Work for the forge.
 
     Laws: a job is held by one worker at a time, for as long as its lease lasts; a lease that ran out returns the job; a
-    completed job's kernel and report become visible together or not at all; a job that killed two workers is quarantined.
+    completed job's kernel and report become visible together or not at all; a job that killed two workers is quarantined,
+    unless it was to finish a kernel, which is proven and stays. Jobs that finish come after all that build.
     """
 
     async def claim(self, worker: str, *, lease_s: float) -> CompileJob | None:
@@ -283,7 +286,33 @@ class CompileQueue(Protocol):
     async def complete(
         self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
     ) -> CompiledKernelContract:
-        """Store the kernel with its report, and end the job."""
+        """Store the kernel with its report and the forms that it has, and end the job.
+
+        Where the build asks for a higher level than the artifact has, a job follows that finishes the kernel.
+        """
+        ...
+
+    async def finish(
+        self,
+        job_id: str,
+        worker: str,
+        forms: Sequence[InferenceArtifact],
+        performance: GateResult | None = None,
+        shortfall: str = "",
+    ) -> None:
+        """Add to the kernel of a finishing job what was made of it, and end the job.
+
+        Args:
+            job_id: The job.
+            worker: Who holds it.
+            forms: What levels add, sealed.
+            performance: A later measurement of the kernel, or None.
+            shortfall: Why it has not all that its build asks for.
+
+        Raises:
+            KernelRejected: If a form is not what it says it is, or has no seal.
+            Conflict: If the lease ran out and somebody else holds the job.
+        """
         ...
 
     async def fail(

@@ -14,9 +14,10 @@ class CompilationEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A blueprint moved on in the forge.
 
     Attributes:
-        status: ``started``, ``compiled``, ``rejected``, ``failed`` or ``quarantined``.
+        status: ``started``, ``compiled``, ``finished`` (what its level adds is there), ``rejected``, ``failed`` or
+            ``quarantined``.
         kernel_id: The kernel, once there is one.
-        reason: Why it was rejected or failed.
+        reason: Why it was rejected or failed, or has not all that its level adds.
         elapsed_ms: Time since the work was claimed.
     """
 

@@ -153,6 +153,9 @@ class Certificate(Written):
 LEVELS = ("O0", "O1", "O2", "O3")
 """What a blueprint may be built to; each level adds to what the ones before it made."""
 
+PUBLISHED_LEVEL = LEVELS[1]
+"""As soon as a kernel has this level it is handed out; what higher ones add follows in a job of its own."""
+
 CERTIFICATE = "certificate"
 """Backend of the form that holds a `Certificate`, as JSON."""
 
@@ -199,6 +202,26 @@ class InferenceArtifact(Written):
     seal: bytes = b""
 
 
+class KernelForm(BaseModel):
+    """An inference form as the store keeps it.
+
+    Attributes:
+        kernel_id: The kernel.
+        blueprint_id: Its blueprint.
+        form: What it is.
+        seal: What the forge signed; in base64 as JSON, and empty for a certificate that nobody signed.
+        created_at: When it was stored.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    kernel_id: str
+    blueprint_id: str
+    form: InferenceForm
+    seal: bytes
+    created_at: datetime
+
+
 class CompiledKernelArtifact(BaseModel):
     """What the forge made of a blueprint.
 
@@ -230,8 +253,24 @@ class CompiledKernelArtifact(BaseModel):
         return None
 
 
+class JobPhase(StrEnum):
+    """What a job is about.
+
+    Attributes:
+        BUILD: A kernel is to be made and proven; once that is stored, it may be grafted.
+        FINISH: What its level adds to a kernel that is there, which nobody waits for.
+    """
+
+    BUILD = "build"
+    FINISH = "finish"
+
+
 class CompileJob(BaseModel):
-    """One leased piece of work for the forge."""
+    """One leased piece of work for the forge.
+
+    Attributes:
+        kernel_id: The kernel that is to be finished; None where it is still to be built.
+    """
 
     job_id: str
     blueprint_id: str
@@ -240,6 +279,8 @@ class CompileJob(BaseModel):
     build: BuildSpec
     priority: int
     attempt: int
+    phase: JobPhase = JobPhase.BUILD
+    kernel_id: str | None = None
 
 
 class GateResult(Written):

@@ -6,6 +6,9 @@ from esper.contracts.kernel import (
     BlueprintContract,
     BlueprintStatus,
     CompiledKernelArtifact,
+    GateResult,
+    InferenceArtifact,
+    InferenceForm,
     KernelStatus,
     ValidationResult,
     Written,
@@ -60,11 +63,26 @@ class Renewal(Held):
     lease_s: float = Field(gt=0, le=MAX_LEASE_S, allow_inf_nan=False)
 
 
-class ArtifactHead(Body):
-    """What the forge made, without its bytes, which were uploaded under their content address.
+class FormHead(Body):
+    """An inference form without its bytes, which were uploaded under their content address."""
 
-    Inference forms are no part of it: the store keeps what training grafts.
-    """
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    form: InferenceForm
+    seal: bytes = Field(max_length=32 * 1024)
+
+    @classmethod
+    def of(cls, made: InferenceArtifact) -> "FormHead":
+        """Return the head of a form."""
+        return cls(form=made.form, seal=made.seal)
+
+    def artifact(self) -> InferenceArtifact:
+        """Return the form with its bytes left empty."""
+        return InferenceArtifact(form=self.form, data=b"", seal=self.seal)
+
+
+class ArtifactHead(Body):
+    """What the forge made, without its bytes, which were uploaded under their content address."""
 
     artifact_id: str = Field(max_length=71)
     blueprint_id: str = Field(max_length=71)
@@ -72,15 +90,18 @@ class ArtifactHead(Body):
     target_device: str = Field(max_length=64)
     optimization_level: str = Field(max_length=8)
     metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
+    forms: tuple[FormHead, ...] = Field(default=(), max_length=16)
 
     @classmethod
     def of(cls, artifact: CompiledKernelArtifact) -> "ArtifactHead":
         """Return the head of an artifact."""
-        return cls.model_validate(artifact.model_dump(exclude={"kernel_binary", "inference"}))
+        told = artifact.model_dump(exclude={"kernel_binary", "inference"})
+        return cls(**told, forms=tuple(map(FormHead.of, artifact.inference)))
 
     def artifact(self) -> CompiledKernelArtifact:
         """Return the artifact with its bytes left empty."""
-        return CompiledKernelArtifact.model_validate({"kernel_binary": b"", **self.model_dump()})
+        inference = tuple(head.artifact() for head in self.forms)
+        return CompiledKernelArtifact(kernel_binary=b"", inference=inference, **self.model_dump(exclude={"forms"}))
 
 
 class Completion(Held):
@@ -88,6 +109,14 @@ class Completion(Held):
 
     artifact: ArtifactHead
     report: ValidationResult
+
+
+class Finish(Held):
+    """Add to a kernel what its level adds, whose bytes were uploaded before, and end the job."""
+
+    forms: tuple[FormHead, ...] = Field(max_length=16)
+    performance: GateResult | None = None
+    shortfall: str = Field(default="", max_length=4000)
 
 
 class Failure(Held):

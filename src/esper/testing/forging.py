@@ -7,9 +7,12 @@ from esper.contracts.kernel import (
     BuildSpec,
     CompiledKernelArtifact,
     GateResult,
+    InferenceArtifact,
+    InferenceForm,
     ValidationResult,
 )
 from esper.ir import BlueprintIR, Graph, Layout, digest_of
+from esper.signing.sealed import HEAD
 
 
 def adapter(width: int = 4, channels: int = 8) -> BlueprintIR:
@@ -39,6 +42,15 @@ def artifact_of(blueprint_id: str, data: bytes) -> CompiledKernelArtifact:
         optimization_level="O0",
         metadata={"compiler_version": "test"},
     )
+
+
+def form_of(data: bytes, *, level: str = "O3", backend: str = "onnx", seal: bytes | None = None) -> InferenceArtifact:
+    """Return an inference form with the given bytes and a seal by nobody; a library does not verify it."""
+    form = InferenceForm(
+        level=level, backend=backend, torch="2.13", digest=digest_of(data), size_bytes=len(data), carries_code=True,
+        max_error=0.0, made_ms=1.0, load_ms=1.0, latency_p50_ms=0.25, eager_p50_ms=0.5,
+    )  # fmt: skip
+    return InferenceArtifact(form=form, data=data, seal=HEAD + bytes(200) if seal is None else seal)
 
 
 def verdict_on(

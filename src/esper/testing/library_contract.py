@@ -5,17 +5,34 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from esper.contracts.adaptation import Outcome, Verdict
-from esper.contracts.kernel import BlueprintStatus, BuildSpec, CompiledKernelContract, CompileJob, KernelStatus
+from esper.contracts.kernel import (
+    CERTIFICATE,
+    BlueprintStatus,
+    BuildSpec,
+    CompiledKernelContract,
+    CompileJob,
+    GateResult,
+    JobPhase,
+    KernelForm,
+    KernelStatus,
+)
 from esper.errors import Conflict, EsperError, InvalidBlueprint, KernelRejected, NotFound
 from esper.ports import CompileQueue, Library
 from esper.testing.clock import ManualClock
-from esper.testing.forging import adapter, artifact_of, request_for, verdict_on
+from esper.testing.forging import adapter, artifact_of, form_of, request_for, verdict_on
 
 LEASE_S = 30.0
 
 
+O3 = BuildSpec(level="O3")
+
+
 class Store(Library, CompileQueue, Protocol):
-    """A library with its queue."""
+    """A library with its queue, and what levels add to its kernels."""
+
+    async def forms(self, kernel_id: str) -> list[KernelForm]: ...
+
+    async def read_form(self, kernel_id: str, digest: str) -> bytes: ...
 
 
 class LibraryContract:
@@ -146,6 +163,82 @@ class LibraryContract:
         await library.submit(request_for(adapter(), build=BuildSpec(weight_seed=1)))
         assert await library.claim("a", lease_s=LEASE_S) is None
 
+    async def test_a_higher_level_follows_behind_every_build_as_a_job_of_its_own(self, library: Store) -> None:
+        await library.submit(request_for(adapter(1), build=O3))
+        kernel = await compiled(library, b"proven")
+        assert await library.find(kernel.blueprint_id, O3) == kernel
+        await library.submit(request_for(adapter(2), priority=1))
+        assert (await claimed(library, "w")).phase is JobPhase.BUILD
+        job = await claimed(library, "w")
+        assert (job.phase, job.kernel_id, job.build) == (JobPhase.FINISH, kernel.kernel_id, O3)
+        await library.finish(job.job_id, "w", [form_of(b"program"), form_of(b"other", backend="eager", level="O2")])
+        assert [kept.form.backend for kept in await library.forms(kernel.kernel_id)] == ["eager", "onnx"]
+        kept = (await library.forms(kernel.kernel_id))[1]
+        assert (kept.form, kept.seal) == (form_of(b"program").form, form_of(b"program").seal)
+        assert await library.read_form(kernel.kernel_id, kept.form.digest) == b"program"
+        await refused(library.read_form(kernel.kernel_id, kernel.kernel_id), NotFound)
+        assert await library.claim("w", lease_s=LEASE_S) is None
+
+    async def test_a_later_form_of_the_same_make_takes_the_place_of_the_first(self, library: Store) -> None:
+        kernel = await finishing(library)
+        job = await claimed(library, "w")
+        await library.finish(job.job_id, "w", [form_of(b"old"), form_of(b"new")])
+        found = await library.forms(kernel.kernel_id)
+        assert [kept.form.digest for kept in found] == [form_of(b"new").form.digest]
+
+    async def test_forms_come_with_a_kernel_too(self, library: Store) -> None:
+        await library.submit(request_for(adapter()))
+        job = await claimed(library, "w")
+        made = artifact_of(job.blueprint_id, b"k").model_copy(
+            update={"inference": (form_of(b"{}", level="O1", backend=CERTIFICATE, seal=b""),)}
+        )
+        kernel = await library.complete(job.job_id, "w", made, verdict_on(made))
+        assert [kept.form.level for kept in await library.forms(kernel.kernel_id)] == ["O1"]
+
+    async def test_what_may_carry_code_is_kept_with_a_seal_or_not_at_all(self, library: Store) -> None:
+        kernel = await finishing(library)
+        job = await claimed(library, "w")
+        for seal in (b"", b"signed, honestly"):
+            unsealed = [form_of(b"program"), form_of(b"other", backend="eager", seal=seal)]
+            error = await refused(library.finish(job.job_id, "w", unsealed), KernelRejected)
+            assert "ESP-7251" in str(error)
+        wrong = form_of(b"x").model_copy(update={"form": form_of(b"y" * 5).form})
+        await refused(library.finish(job.job_id, "w", [wrong]), EsperError)
+        assert await library.forms(kernel.kernel_id) == []
+
+    async def test_a_kernel_that_cannot_be_finished_stays_proven(self, library: Store) -> None:
+        kernel = await finishing(library)
+        for n in (1, 2):
+            job = await claimed(library, "w")
+            assert job.phase is JobPhase.FINISH
+            became = await library.fail(job.job_id, "w", f"signal {n}", retry=True, killed=True)
+            assert became is BlueprintStatus.VALIDATED
+        assert await library.claim("w", lease_s=LEASE_S) is None
+        assert await library.find(kernel.blueprint_id, O3) == kernel
+        await library.submit(request_for(adapter(), build=BuildSpec(weight_seed=7)))
+        assert await library.claim("w", lease_s=LEASE_S) is not None
+
+    async def test_a_later_measurement_takes_the_place_of_the_first_and_may_withdraw(self, library: Store) -> None:
+        kernel = await finishing(library)
+        job = await claimed(library, "w")
+        slow = GateResult(passed=False, metrics={"latency_p50_ms": 9e3}, reasons=("too slow",))
+        await library.finish(job.job_id, "w", [], slow)
+        await refused(library.read(kernel.kernel_id), KernelRejected)
+
+    async def test_a_build_cannot_be_finished_and_who_lost_the_lease_finishes_nothing(
+        self, library: Store, clock: ManualClock
+    ) -> None:
+        await library.submit(request_for(adapter(2)))
+        job = await claimed(library, "w")
+        await refused(library.finish(job.job_id, "w", []), Conflict)
+        await library.fail(job.job_id, "w", "never mind", retry=False)
+        kernel = await finishing(library)
+        job = await claimed(library, "a")
+        clock.advance(LEASE_S + 1)
+        await claimed(library, "b")
+        await refused(library.finish(job.job_id, "a", [form_of(b"late")]), Conflict)
+        assert await library.forms(kernel.kernel_id) == []
+
     async def test_a_job_that_never_ends_well_is_given_up_and_can_be_asked_for_again(self, library: Store) -> None:
         await library.submit(request_for(adapter()))
         tries = 0
@@ -207,3 +300,9 @@ async def refused(work: Awaitable[object], kind: type[EsperError]) -> EsperError
     except kind as error:
         return error
     raise AssertionError(f"{kind.__name__} was expected")
+
+
+async def finishing(library: Store) -> CompiledKernelContract:
+    """Have a kernel that waits for what level 3 adds."""
+    await library.submit(request_for(adapter(), build=O3))
+    return await compiled(library, b"proven")

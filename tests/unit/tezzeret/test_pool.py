@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from esper.blueprints import catalog
 from esper.contracts.kernel import BuildSpec, CompileJob
@@ -71,6 +72,19 @@ async def test_a_child_builds_what_this_process_would(pools: Pools) -> None:
     assert artifact.artifact_id == KernelCompiler().compile(adapter()).artifact_id
     await pool.forge(order(adapter(2)))
     assert pool.started == 1, "the child is kept"
+
+
+async def test_a_child_finishes_the_kernel_that_its_build_gives_and_no_other(pools: Pools) -> None:
+    pool = pools()
+    built, _ = await pool.forge(order(adapter(), BuildSpec(level="O2")))
+    assert [made.form.level for made in built.inference] == ["O1"], "what nobody waits for comes later"
+    again = replace(order(adapter(), BuildSpec(level="O2")), kernel_id=built.artifact_id)
+    again = replace(again, build=BuildSpec(level="O2").model_dump_json().encode())
+    added = await pool.finish(again)
+    assert [made.form.level for made in added.forms] == ["O2"]
+    assert added.performance.metrics["latency_p50_ms"] > 0
+    with pytest.raises(CompilationError, match="was not finished"):
+        await pool.finish(replace(again, kernel_id="sha256:" + "0" * 64))
 
 
 @pytest.mark.slow

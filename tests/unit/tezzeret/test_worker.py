@@ -6,19 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from esper.contracts.events import CompilationEvent
-from esper.contracts.kernel import (
-    BuildSpec,
-    CompiledKernelArtifact,
-    CompiledKernelContract,
-    CompileJob,
-    KernelStatus,
-    ValidationResult,
-)
+from esper.contracts.kernel import BuildSpec, CompileJob, KernelStatus
 from esper.contracts.topics import COMPILATIONS
 from esper.errors import ConfigError, ForgeUnavailable, KernelRejected
 from esper.ir import BlueprintIR, Graph, Layout, digest_of
@@ -108,40 +100,34 @@ async def test_a_submitted_blueprint_becomes_a_kernel_that_is_announced_after_it
     assert worker.pool.idle_pids == []
 
 
-class Watched(KernelManager):
-    """A library that keeps what it was handed."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.handed: asyncio.Queue[CompiledKernelArtifact] = asyncio.Queue()
-
-    async def complete(
-        self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
-    ) -> CompiledKernelContract:
-        self.handed.put_nowait(artifact)
-        return await super().complete(job_id, worker, artifact, report)
-
-
 @pytest.mark.parametrize("signs", [True, False])
-async def test_what_levels_add_is_sealed_by_the_forge_and_without_a_key_no_form_is_made(
-    tmp_path: Path, signs: bool
+async def test_a_proven_kernel_is_handed_out_and_what_its_level_adds_follows_sealed(
+    stand: Stand, tmp_path: Path, signs: bool
 ) -> None:
-    key = SigningKey.generate()
+    key, build, ir = SigningKey.generate(), BuildSpec(level="O2"), adapter()
     key.write(tmp_path / "forge.key")
-    config = WorkerConfig(optimization_level="O3", signing_key=tmp_path / "forge.key" if signs else None)
-    async with await Watched.open(tmp_path / "library") as library:
-        await library.submit(request_for(adapter(), build=BuildSpec(level="O2")))
-        worker = TezzeretWorker(config, queue=library)
-        running = asyncio.create_task(worker.run())
-        async with asyncio.timeout(60):
-            artifact = await library.handed.get()
-        await worker.close()
-        await running
-    levels = [made.form.level for made in artifact.inference]
-    assert levels == (["O1", "O2"] if signs else ["O1"])
-    ring = KeyRing().trust(key.public, name="forge")
-    for made in artifact.inference if signs else ():
-        unseal(made.data, made.seal, ring, kind=made.form.backend, now=datetime.now(UTC))
+    worker = worker_of(stand, optimization_level="O3", signing_key=tmp_path / "forge.key" if signs else None)
+    async with stand.working(worker):
+        await stand.library.submit(request_for(ir, build=build))
+        await stand.library.submit(request_for(adapter(5), priority=1))
+        event = await stand.event(ir.digest, "finished")
+        kernel = await stand.library.find(ir.digest, build)
+        assert kernel is not None
+        assert kernel.kernel_id == event.kernel_id
+        assert [heard.status for heard in stand.heard if heard.status != "started"] == [
+            "compiled",
+            "compiled",
+            "finished",
+        ]
+        forms = await stand.library.forms(kernel.kernel_id)
+        assert [kept.form.level for kept in forms] == (["O1", "O2"] if signs else ["O1"])
+        assert kernel.optimization_level == forms[-1].form.level
+        ring = KeyRing().trust(key.public, name="forge")
+        for kept in forms if signs else ():
+            data = await stand.library.read_form(kernel.kernel_id, kept.form.digest)
+            unseal(data, kept.seal, ring, kind=kept.form.backend, now=datetime.now(UTC))
+        assert "no signing key" in event.reason or signs
+    assert worker.endings == {Ending.COMPILED: 2, Ending.FINISHED: 1}
 
 
 def too_large() -> BlueprintIR:

@@ -15,7 +15,7 @@ from esper.services.urza.database import Database, engine_at
 from esper.services.urza.garbage import GarbageCollector, RetentionConfig
 from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.clock import ManualClock
-from esper.testing.forging import adapter, artifact_of, request_for, verdict_on
+from esper.testing.forging import adapter, artifact_of, form_of, request_for, verdict_on
 
 DAY_S = 86_400.0
 
@@ -86,6 +86,29 @@ async def test_bytes_that_nothing_refers_to_go_after_the_grace_and_no_others(
     assert (done.blobs, done.bytes, done.kernels) == (1, 6, 0)
     assert not await has(blobs, orphan)
     assert await library.read(kernel.kernel_id)
+
+
+async def test_forms_are_kept_as_long_as_their_kernel_and_those_that_were_replaced_go(
+    library: KernelManager, collector: GarbageCollector, blobs: SlowBlobs, clock: ManualClock
+) -> None:
+    await library.submit(request_for(adapter(), build=BuildSpec(level="O3")))
+    job = await library.claim("w", lease_s=30.0)
+    assert job is not None
+    artifact = artifact_of(job.blueprint_id, b"kernel")
+    kernel = await library.complete(job.job_id, "w", artifact, verdict_on(artifact))
+    job = await library.claim("w", lease_s=30.0)
+    assert job is not None
+    await library.finish(job.job_id, "w", [form_of(b"old"), form_of(b"plain", backend="eager"), form_of(b"new")])
+    clock.advance(2 * DAY_S)
+    assert (await collector.collect()).blobs == 1
+    assert not await has(blobs, digest_of(b"old"))
+    for kept in await library.forms(kernel.kernel_id):
+        assert digest_of(await library.read_form(kernel.kernel_id, kept.form.digest)) == kept.form.digest
+    await library.set_kernel_status(kernel.kernel_id, KernelStatus.RETIRED)
+    clock.advance(2 * DAY_S)
+    assert (await collector.collect()).blobs == 3
+    await library.submit(request_for(adapter(), build=BuildSpec(level="O3")))
+    assert await library.claim("w", lease_s=30.0) is not None
 
 
 async def test_bytes_without_a_row_are_garbage_too(

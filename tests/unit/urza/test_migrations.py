@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Connection, Integer, Table, create_engine, inspect, text
+from sqlalchemy import Column, Connection, Integer, Table, TextClause, create_engine, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from esper.errors import ConfigError
@@ -292,6 +292,41 @@ async def test_an_old_library_with_data_goes_up_and_down_again_and_loses_nothing
     await migrated_to(empty_url, "0001")
     assert await run(empty_url, content) == before
     assert await run(empty_url, structure) == first
+
+
+async def test_jobs_and_forms_go_up_and_down_again(empty_url: str) -> None:
+    """What builds stays what it is; what finishes is no build, and an older library would take it for one."""
+    older = ScriptDirectory.from_config(Config(str(INI))).get_revision("0004").down_revision
+    assert isinstance(older, str)
+    await migrated_to(empty_url, "0001")
+    await run(empty_url, old_library)
+    await migrated_to(empty_url, older)
+    first = await run(empty_url, structure)
+    columns = "id, blueprint_id, build_key, build, priority, status, attempts, deaths, queued_at, reason"
+
+    def job(name: str, extra: str = "", value: str = "") -> TextClause:
+        return text(
+            f"INSERT INTO compile_jobs ({columns}{extra})"
+            f" VALUES ('{name}', 'sha256:a', '{name}', '{{}}', 5, 'queued', 0, 0, 1.0, ''{value})"
+        )
+
+    await run(empty_url, lambda opened: opened.execute(job("old")))
+    await migrated_to(empty_url, "0004")
+    moment = "'2026-01-02 03:04:05'"
+
+    def filled(opened: Connection) -> list[tuple[object, ...]]:
+        opened.execute(job("later", ", phase, kernel_id", ", 'finish', 'sha256:1'"))
+        opened.execute(text(
+            "INSERT INTO inference_forms (kernel_id, backend, device, torch, level, digest, size_bytes, seal, content,"
+            f" created_at) VALUES ('sha256:1', 'onnx', 'cpu', '2', 'O3', 'sha256:2', 10, '', '{{}}', {moment})"
+        ))  # fmt: skip
+        return [tuple(row) for row in opened.execute(text("SELECT id, phase FROM compile_jobs ORDER BY id"))]
+
+    assert await run(empty_url, filled) == [("later", "finish"), ("old", "build")]
+    await migrated_to(empty_url, older)
+    assert await run(empty_url, structure) == first
+    left = await run(empty_url, lambda opened: list(opened.scalars(text("SELECT id FROM compile_jobs"))))
+    assert left == ["old"]
 
 
 async def test_migrating_makes_what_a_library_makes_itself_on_either_database(

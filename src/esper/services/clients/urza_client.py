@@ -21,7 +21,10 @@ from esper.contracts.kernel import (
     CompiledKernelArtifact,
     CompiledKernelContract,
     CompileJob,
+    GateResult,
+    InferenceArtifact,
     JsonObject,
+    KernelForm,
     KernelStatus,
     ValidationResult,
 )
@@ -43,6 +46,8 @@ from esper.contracts.store_calls import (
     Claim,
     Completion,
     Failure,
+    Finish,
+    FormHead,
     Held,
     KernelStatusChange,
     KernelSummary,
@@ -198,6 +203,17 @@ class UrzaClient:
         """Return the blueprints from which a kernel descends: its own first, the origin last."""
         return _items(await self._got(f"/kernels/{_part(kernel_id)}/lineage"), LineageEntry)
 
+    async def forms(self, kernel_id: str) -> list[KernelForm]:
+        """Return what levels added to a kernel, the lowest level first."""
+        return _items(await self._got(f"/kernels/{_part(kernel_id)}/forms"), KernelForm)
+
+    async def read_form(self, kernel_id: str, digest: str) -> bytes:
+        """Return the bytes of a form, digest verified; whoever loads them verifies the seal."""
+        reply = await self._got(f"/kernels/{_part(kernel_id)}/forms/{_part(digest)}")
+        if digest_of(reply.body) != digest:
+            raise _damaged(digest)
+        return reply.body
+
     async def kernel_statistics(self, kernel_id: str) -> OutcomeStatistics:
         """Return what grafts of a kernel brought."""
         return (await self._got(f"/kernels/{_part(kernel_id)}/statistics")).read_as(OutcomeStatistics)
@@ -283,8 +299,28 @@ class UrzaClient:
         """Store the kernel with its report, and end the job."""
         _check_bytes(artifact)
         await self.upload_bytes(artifact.kernel_binary)
+        await self._upload_forms(artifact.inference)
         body = Completion(worker=worker, artifact=ArtifactHead.of(artifact), report=report)
         return await self._posted(f"/jobs/{_part(job_id)}/complete", body, CompiledKernelContract)
+
+    async def finish(
+        self,
+        job_id: str,
+        worker: str,
+        forms: Sequence[InferenceArtifact],
+        performance: GateResult | None = None,
+        shortfall: str = "",
+    ) -> None:
+        """Add to the kernel of a finishing job what was made of it, and end the job."""
+        await self._upload_forms(forms)
+        body = Finish(
+            worker=worker, forms=tuple(map(FormHead.of, forms)), performance=performance, shortfall=shortfall[:4000]
+        )
+        await self._sent("POST", f"/jobs/{_part(job_id)}/finish", body)
+
+    async def _upload_forms(self, forms: Sequence[InferenceArtifact]) -> None:
+        for made in forms:
+            await self.upload_bytes(made.data)
 
     async def fail(
         self, job_id: str, worker: str, reason: str, *, retry: bool, killed: bool = False

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeAlias, TypeVar
 
@@ -11,6 +11,8 @@ from esper.contracts.kernel import (
     BlueprintStatus,
     CompiledKernelArtifact,
     CompileJob,
+    InferenceArtifact,
+    JobPhase,
     KernelStatus,
     ValidationResult,
 )
@@ -28,7 +30,7 @@ from esper.errors import (
 )
 from esper.ports import CompileQueue, MessageBus
 from esper.services.tezzeret.inference.sealing import Sealer
-from esper.services.tezzeret.orders import order_of
+from esper.services.tezzeret.orders import Additions, order_of
 from esper.services.tezzeret.pool import ForgePool
 from esper.services.tezzeret.screening import ForgeLimits, knows_all_operations, screen
 
@@ -40,9 +42,10 @@ _LONGEST_REASON = 2_000
 
 
 class Ending(StrEnum):
-    """How a job left the worker's hands; the first four are statuses of compilation events."""
+    """How a job left the worker's hands; the first five are statuses of compilation events."""
 
     COMPILED = "compiled"
+    FINISHED = "finished"
     REJECTED = "rejected"
     FAILED = "failed"
     QUARANTINED = "quarantined"
@@ -68,7 +71,7 @@ class _Withdrawn:
     """The worker stops before the job is done."""
 
 
-_Attempt: TypeAlias = _Built | _Broken | _Withdrawn
+_Attempt: TypeAlias = _Built | Additions | _Broken | _Withdrawn
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ class Assignment:
         Returns:
             How the job ended; ``LOST`` where somebody else holds it now, or the store did not take the result.
         """
-        await self._announce("started")
+        if self._job.phase is JobPhase.BUILD:
+            await self._announce("started")
         done = asyncio.Event()
         keeping = asyncio.create_task(self._keep_lease(done))
         try:
@@ -151,8 +155,12 @@ class Assignment:
         try:
             if knows_all_operations(self._job.architecture_ir):
                 await asyncio.to_thread(screen, self._job.architecture_ir, self._desk.limits)
-            artifact, report = await self._desk.pool.forge(order_of(self._job, self._desk.highest_level))
-            return _Built(artifact if self._desk.sealer is None else self._desk.sealer.sealed(artifact), report)
+            order = order_of(self._job, self._desk.highest_level)
+            if self._job.phase is JobPhase.FINISH:
+                added = await self._desk.pool.finish(order)
+                return replace(added, forms=self._sealed(added.forms))
+            artifact, report = await self._desk.pool.forge(order)
+            return _Built(artifact.model_copy(update={"inference": self._sealed(artifact.inference)}), report)
         except (ChildDied, DeadlineExceeded) as death:
             return _Broken(str(death), retry=True, killed=True)
         except Unavailable as outage:
@@ -161,13 +169,16 @@ class Assignment:
         except EsperError as refusal:
             return _Broken(str(refusal), retry=False)
 
+    def _sealed(self, forms: tuple[InferenceArtifact, ...]) -> tuple[InferenceArtifact, ...]:
+        return forms if self._desk.sealer is None else self._desk.sealer.sealed(forms, self._job.blueprint_id)
+
     async def _settled(self, attempt: _Attempt) -> Ending:
         """Store what came out, and tell the others; the store's outages are waited out for a while."""
         if isinstance(attempt, _Withdrawn):
             return await self._released()
         for _ in range(_STORE_TRIES):
             try:
-                return await uncut(self._completed(attempt) if isinstance(attempt, _Built) else self._failed(attempt))
+                return await uncut(self._stored(attempt))
             except StoreUnavailable:
                 self.outages += 1
                 await asyncio.sleep(_STORE_PAUSE_S)
@@ -176,6 +187,30 @@ class Assignment:
             except (Conflict, NotFound):
                 break
         return Ending.LOST
+
+    async def _stored(self, attempt: _Built | _Broken | Additions) -> Ending:
+        match attempt:
+            case _Built():
+                return await self._completed(attempt)
+            case Additions():
+                return await self._finished(attempt)
+            case _Broken():
+                return await self._failed(attempt)
+
+    async def _finished(self, added: Additions) -> Ending:
+        job, desk = self._job, self._desk
+        shortfall = added.shortfall or self._lowered()
+        await desk.queue.finish(job.job_id, desk.worker, added.forms, added.performance, shortfall)
+        await self._announce(Ending.FINISHED, kernel_id=job.kernel_id, reason=shortfall)
+        return Ending.FINISHED
+
+    def _lowered(self) -> str:
+        """Return why this forge makes less than the build asks for, or nothing."""
+        wanted, highest = self._job.build.level, self._desk.highest_level
+        if wanted <= highest:
+            return ""
+        without = "it has no signing key" if self._desk.sealer is None else "it is set so"
+        return f"this forge makes {highest} and nothing above it: {without}"
 
     async def _completed(self, built: _Built) -> Ending:
         kernel = await self._desk.queue.complete(self._job.job_id, self._desk.worker, built.artifact, built.report)
@@ -187,7 +222,8 @@ class Assignment:
         became = await self._desk.queue.fail(
             self._job.job_id, self._desk.worker, broken.reason, retry=broken.retry, killed=broken.killed
         )
-        ending = Ending.FAILED if broken.retry else Ending.REJECTED
+        # A kernel that cannot be finished stays proven.
+        ending = Ending.FAILED if broken.retry or self._job.phase is JobPhase.FINISH else Ending.REJECTED
         if became is BlueprintStatus.QUARANTINED:
             ending = Ending.QUARANTINED
         await self._announce(ending, reason=broken.reason)

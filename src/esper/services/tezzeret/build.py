@@ -1,10 +1,11 @@
 """One build from order to reply, in the process that calls it."""
 
+from esper.contracts.kernel import PUBLISHED_LEVEL
 from esper.errors import CompilationError, EsperError
 from esper.ir import BlueprintIR
 from esper.services.tezzeret.compiler import KernelCompiler
 from esper.services.tezzeret.gates.verdict import OutOfMemory, is_exhaustion
-from esper.services.tezzeret.orders import Exhausted, Order, Reply, build_of, forged, refused
+from esper.services.tezzeret.orders import Additions, Exhausted, Order, Reply, build_of, finished, forged, refused
 from esper.services.tezzeret.validator import KernelValidator
 
 
@@ -22,7 +23,7 @@ class Builder:
     def reply(self, order: Order) -> Reply:
         """Return the kernel with its report, or why there is none; nothing is raised."""
         try:
-            return self._forged(order)
+            return self._forged(order) if order.kernel_id is None else finished(self._additions(order))
         except EsperError as error:
             return refused(error)
         except OutOfMemory as error:
@@ -34,15 +35,33 @@ class Builder:
             return refused(CompilationError("the blueprint could not be built", why=why))
 
     def _forged(self, order: Order) -> Reply:
-        blueprint = BlueprintIR.from_json(order.architecture_ir)
-        if blueprint.digest != order.blueprint_id:
-            raise CompilationError(
-                f"blueprint {order.blueprint_id[:80]} was not built",
-                why=f"its architecture has the digest {blueprint.digest}",
-                todo="submit it again",
-            )
-        build = build_of(order)
+        blueprint, build = _ordered(order), build_of(order)
         artifact = self._compiler.trainable(blueprint, build)
         report = self._validator.validate(artifact, blueprint)
         # What nobody may graft is not worth a higher level.
         return forged(self._compiler.lift(artifact, build) if report.passed else artifact, report)
+
+    def _additions(self, order: Order) -> Additions:
+        """Make the kernel again, which gives the same bytes, and then only what is to be added."""
+        blueprint, build = _ordered(order), build_of(order)
+        artifact = self._compiler.trainable(blueprint, build)
+        if artifact.artifact_id != order.kernel_id:
+            raise CompilationError(
+                f"kernel {str(order.kernel_id)[:80]} was not finished",
+                why=f"its build gives {artifact.artifact_id[:19]} here",
+                todo="build it again with this release",
+            )
+        lifted = self._compiler.lift(artifact, build, above=PUBLISHED_LEVEL)
+        performance = self._validator.measure(artifact, blueprint)
+        return Additions(lifted.inference, performance, lifted.metadata.get("shortfall", ""))
+
+
+def _ordered(order: Order) -> BlueprintIR:
+    blueprint = BlueprintIR.from_json(order.architecture_ir)
+    if blueprint.digest != order.blueprint_id:
+        raise CompilationError(
+            f"blueprint {order.blueprint_id[:80]} was not built",
+            why=f"its architecture has the digest {blueprint.digest}",
+            todo="submit it again",
+        )
+    return blueprint

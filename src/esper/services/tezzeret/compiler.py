@@ -55,16 +55,25 @@ class KernelCompiler:
         build = build or BuildSpec()
         return self.lift(self.trainable(blueprint, build), build)
 
-    def lift(self, artifact: CompiledKernelArtifact, build: BuildSpec) -> CompiledKernelArtifact:
+    def lift(
+        self, artifact: CompiledKernelArtifact, build: BuildSpec, *, above: str = LEVELS[0]
+    ) -> CompiledKernelArtifact:
         """Add what the level of a build asks for, to an artifact that `trainable` made.
+
+        Args:
+            artifact: The artifact.
+            build: Its build.
+            above: A level whose additions, and those of all below it, are there already.
 
         Returns:
             The artifact with the same bytes; it says which level was reached, and why no higher one.
         """
-        if build.level == LEVELS[0]:
+        if build.level <= above:
             return artifact
         began = time.perf_counter()
-        done = climb(Trial(unpack_kernel(artifact.kernel_binary), self._config), build.level, backend=self._backend)
+        done = climb(
+            Trial(unpack_kernel(artifact.kernel_binary), self._config), build.level, above=above, backend=self._backend
+        )
         took_ms = (time.perf_counter() - began) * 1e3
         lifted = raised(artifact, done)
         return lifted.model_copy(update={"compilation_time_ms": artifact.compilation_time_ms + took_ms})

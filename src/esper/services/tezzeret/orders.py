@@ -1,16 +1,20 @@
 """What the forge and its children say to each other, as msgspec structs."""
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
 from msgspec.msgpack import Decoder
 
 from esper.contracts.kernel import (
+    PUBLISHED_LEVEL,
     BuildSpec,
     CompiledKernelArtifact,
     CompileJob,
+    GateResult,
     InferenceArtifact,
     InferenceForm,
+    JobPhase,
     ValidationResult,
 )
 from esper.errors import CompilationError, EsperError
@@ -55,11 +59,14 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         blueprint_id: Content address that the architecture must have.
         architecture_ir: Its JSON.
         build: The build, as JSON.
+        kernel_id: The kernel that this build gave before, where only what its level adds is wanted; None where it is to be
+            built and proven.
     """
 
     blueprint_id: str
     architecture_ir: bytes
     build: bytes
+    kernel_id: str | None = None
 
 
 class Forged(msgspec.Struct, frozen=True, kw_only=True, tag="forged"):
@@ -76,6 +83,35 @@ class Forged(msgspec.Struct, frozen=True, kw_only=True, tag="forged"):
     artifact: bytes
     report: bytes
     forms: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    """What a level adds to a kernel that was proven before.
+
+    Attributes:
+        forms: Inference forms, as JSON, each with its bytes.
+        performance: What was measured of the kernel, as JSON.
+        shortfall: Why there is not more.
+    """
+
+    forms: tuple[tuple[bytes, bytes], ...]
+    performance: bytes
+    shortfall: str
+
+
+@dataclass(frozen=True)
+class Additions:
+    """The same, read.
+
+    Attributes:
+        forms: Inference forms.
+        performance: What was measured of the kernel.
+        shortfall: Why there is not more.
+    """
+
+    forms: tuple[InferenceArtifact, ...]
+    performance: GateResult
+    shortfall: str
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
@@ -99,7 +135,7 @@ class Died(msgspec.Struct, frozen=True, kw_only=True, tag="died"):
     how: str
 
 
-Reply: TypeAlias = Forged | Refused | Exhausted | Died
+Reply: TypeAlias = Forged | Finished | Refused | Exhausted | Died
 
 READY: Decoder[Ready] = Decoder(Ready)
 ORDERS: Decoder[Order] = Decoder(Order)
@@ -107,12 +143,14 @@ REPLIES: Decoder[Reply] = Decoder(Reply)
 
 
 def order_of(job: CompileJob, highest_level: str) -> Order:
-    """Return a job as a child gets it, its level lowered to the highest one that is built."""
-    build = job.build.model_copy(update={"level": min(job.build.level, highest_level)})
+    """Return a job as a child gets it, its level lowered to the highest one that is made in its phase."""
+    highest = highest_level if job.phase is JobPhase.FINISH else min(highest_level, PUBLISHED_LEVEL)
+    build = job.build.model_copy(update={"level": min(job.build.level, highest)})
     return Order(
         blueprint_id=job.blueprint_id,
         architecture_ir=msgspec.json.encode(job.architecture_ir),
         build=build.model_dump_json().encode(),
+        kernel_id=job.kernel_id,
     )
 
 
@@ -127,18 +165,37 @@ def forged(artifact: CompiledKernelArtifact, report: ValidationResult) -> Forged
         kernel=artifact.kernel_binary,
         artifact=artifact.model_dump_json(exclude={"kernel_binary", "inference"}).encode(),
         report=report.model_dump_json().encode(),
-        forms=tuple((made.form.model_dump_json().encode(), made.data) for made in artifact.inference),
+        forms=_packed(artifact.inference),
     )
 
 
-def finished(reply: Forged) -> tuple[CompiledKernelArtifact, ValidationResult]:
+def finished(added: Additions) -> Finished:
+    """Return what a level added as the parent gets it."""
+    performance = added.performance.model_dump_json().encode()
+    return Finished(forms=_packed(added.forms), performance=performance, shortfall=added.shortfall)
+
+
+def read_additions(reply: Finished) -> Additions:
+    """Return what a level added."""
+    return Additions(_unpacked(reply.forms), GateResult.model_validate_json(reply.performance), reply.shortfall)
+
+
+def read_kernel(reply: Forged) -> tuple[CompiledKernelArtifact, ValidationResult]:
     """Return the artifact and the report of a finished build."""
     fields = msgspec.json.decode(reply.artifact, type=dict[str, object])
-    inference = [
-        InferenceArtifact(form=InferenceForm.model_validate_json(form), data=data) for form, data in reply.forms
-    ]
+    inference = _unpacked(reply.forms)
     artifact = CompiledKernelArtifact.model_validate({**fields, "kernel_binary": reply.kernel, "inference": inference})
     return artifact, ValidationResult.model_validate_json(reply.report)
+
+
+def _packed(forms: tuple[InferenceArtifact, ...]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((made.form.model_dump_json().encode(), made.data) for made in forms)
+
+
+def _unpacked(forms: tuple[tuple[bytes, bytes], ...]) -> tuple[InferenceArtifact, ...]:
+    return tuple(
+        InferenceArtifact(form=InferenceForm.model_validate_json(form), data=data) for form, data in forms
+    )  # fmt: skip
 
 
 def refused(error: EsperError) -> Refused:

@@ -2,30 +2,36 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeVar
 
 import msgspec
 
 from esper.contracts.kernel import CompiledKernelArtifact, ValidationResult
-from esper.errors import ChildDied, ForgeUnavailable, Unavailable
+from esper.errors import ChildDied, EsperError, ForgeUnavailable, Unavailable
 from esper.runtime.supervision import ChildCommand, SupervisedChild
 from esper.services.tezzeret.orders import (
     CHILD_MODULE,
     READY,
     REPLIES,
+    Additions,
     ChildSettings,
     Died,
     Exhausted,
+    Finished,
     Forged,
     Order,
     Refused,
     Reply,
-    finished,
+    read_additions,
+    read_kernel,
     refusal,
 )
 from esper.services.tezzeret.screening import ForgeLimits
+
+Result = TypeVar("Result")
 
 _ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
@@ -119,6 +125,31 @@ class ForgePool:
             DeadlineExceeded: If it took longer than the deadline; the child was killed.
             ForgeUnavailable: If no child could be started.
         """
+        match await self._reply(order):
+            case Forged() as reply:
+                return _sane(lambda: read_kernel(reply))
+            case other:
+                raise self._trouble(other)
+
+    async def finish(self, order: Order) -> Additions:
+        """Make what a level adds to a kernel, in a child.
+
+        Args:
+            order: The build, with the kernel that it gave.
+
+        Raises:
+            CompilationError: If the child refused it.
+            ChildDied: If it killed the child, or used its memory up.
+            DeadlineExceeded: If it took longer than the deadline; the child was killed.
+            ForgeUnavailable: If no child could be started.
+        """
+        match await self._reply(order):
+            case Finished() as reply:
+                return _sane(lambda: read_additions(reply))
+            case other:
+                raise self._trouble(other)
+
+    async def _reply(self, order: Order) -> Reply:
         async with self._free:
             seat = await self._seat()
             reply: Reply | None = None
@@ -127,7 +158,7 @@ class ForgePool:
             finally:
                 # One that has used its memory up ends by itself, a moment later.
                 await self._put_back(seat, worn=isinstance(reply, Exhausted) and not self._config.fork_per_job)
-        return self._taken(reply)
+        return reply
 
     async def retire(self, *, idle_s: float) -> None:
         """End children that have had nothing to do for that long; the next job starts one again."""
@@ -185,27 +216,30 @@ class ForgePool:
         else:
             await seat.child.close()
 
-    def _taken(self, reply: Reply) -> tuple[CompiledKernelArtifact, ValidationResult]:
+    def _trouble(self, reply: Reply) -> EsperError:
+        """Return what a reply means that is not what was asked for."""
         match reply:
-            case Forged():
-                return self._unpacked(reply)
             case Refused():
-                raise refusal(reply)
+                return refusal(reply)
             case Exhausted():
                 limit_mb = self._config.limits.memory_limit_mb
-                raise ChildDied(
+                return ChildDied(
                     "a child of the forge ended",
                     how=f"it ran out of memory; {limit_mb} MiB are allowed",
                     stderr=reply.why,
                 )
             case Died():
-                raise ChildDied("the process of a build ended at work", how=reply.how)
+                return ChildDied("the process of a build ended at work", how=reply.how)
+            case Forged() | Finished():
+                return ChildDied("a child of the forge is not sane", how="it answered something else than was asked")
 
-    def _unpacked(self, reply: Forged) -> tuple[CompiledKernelArtifact, ValidationResult]:
-        try:
-            return finished(reply)
-        except (ValueError, msgspec.MsgspecError) as garbled:
-            raise ChildDied("a child of the forge is not sane", how=f"it sent something else: {garbled}") from garbled
+
+def _sane(read: Callable[[], Result]) -> Result:
+    """Read a reply; a child whose words cannot be read is as good as dead."""
+    try:
+        return read()
+    except (ValueError, msgspec.MsgspecError) as garbled:
+        raise ChildDied("a child of the forge is not sane", how=f"it sent something else: {garbled}") from garbled
 
 
 __all__ = ["ForgePool", "PoolConfig"]

@@ -3,7 +3,7 @@
 import asyncio
 
 from esper.blueprints.kernel import Kernel, unpack_kernel
-from esper.contracts.kernel import CompiledKernelArtifact, ValidationResult
+from esper.contracts.kernel import CompiledKernelArtifact, GateResult, ValidationResult
 from esper.errors import EsperError, KernelRejected
 from esper.ir import BlueprintIR, digest_of
 from esper.services.tezzeret.gates.config import ValidatorConfig
@@ -47,6 +47,15 @@ class KernelValidator:
             safety=passed_through(safety, trial),
             stability=passed_through(stability, trial),
         )
+
+    def measure(self, kernel: CompiledKernelArtifact, blueprint: BlueprintIR) -> GateResult:
+        """Time a kernel that was validated before.
+
+        Raises:
+            KernelRejected: If the bytes are not a sound kernel of that blueprint.
+            OutOfMemory: If memory ran out.
+        """
+        return passed_through(performance, Trial(_unpacked(kernel, blueprint), self._config))
 
     async def validate_kernel(self, kernel: CompiledKernelArtifact, blueprint: BlueprintIR) -> ValidationResult:
         """Unpack a kernel's bytes, and pass it through every gate, in a thread.

@@ -16,6 +16,7 @@ from esper.contracts.kernel import (
     BlueprintSubmissionResponse,
     BuildSpec,
     CompiledKernelContract,
+    JobPhase,
     JsonObject,
     KernelStatus,
     ValidationResult,
@@ -464,7 +465,11 @@ async def _typical_build_s(session: AsyncSession) -> float | None:
     row = CompileJobRow
     took = (row.ended_at - row.claimed_at).label("took")
     latest = (
-        select(took).where(row.status == JobStatus.DONE).order_by(row.ended_at.desc()).limit(_TIMED_JOBS).subquery()
+        select(took)
+        .where(row.status == JobStatus.DONE, row.phase == JobPhase.BUILD)
+        .order_by(row.ended_at.desc())
+        .limit(_TIMED_JOBS)
+        .subquery()
     )
     return await session.scalar(select(func.avg(latest.c.took)))
 

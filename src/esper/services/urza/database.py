@@ -24,7 +24,7 @@ from esper.services.urza.transitions import REFUSAL, UNPROVEN
 
 Result = TypeVar("Result")
 
-REVISION = "0002"
+REVISION = "0004"
 """Newest migration in ``migrations/versions``; a test holds the two together."""
 
 BUSY_TIMEOUT_MS = 10_000

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, delete, exists, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from esper.contracts.kernel import KernelStatus
+from esper.contracts.kernel import JobPhase, KernelStatus
 from esper.ports import BlobEntry, BlobStore, Clock
 from esper.services.urza.access import IdempotencyRow
 from esper.services.urza.database import Database
-from esper.services.urza.models import Blob, CompileJobRow, JobStatus, Kernel
+from esper.services.urza.models import Blob, CompileJobRow, InferenceFormRow, JobStatus, Kernel
 
 _DAY_S = 86_400.0
 _BATCH = 500
@@ -95,8 +95,9 @@ class GarbageCollector:
             old = select(Kernel.id).where(Kernel.status == status, Kernel.updated_at < before).limit(_BATCH)
             keys = list(await session.scalars(old.with_for_update(skip_locked=True)))
             builds = CompileJobRow.kernel_id.in_(keys)
-            # A build that was done would be taken for one whose kernel is still to come.
-            await session.execute(delete(CompileJobRow).where(builds, CompileJobRow.status == JobStatus.DONE))
+            # A build that was done would be taken for one whose kernel is still to come; what finishes one is about nothing else.
+            over = (CompileJobRow.status == JobStatus.DONE) | (CompileJobRow.phase == JobPhase.FINISH)
+            await session.execute(delete(CompileJobRow).where(builds, over))
             await session.execute(update(CompileJobRow).where(builds).values(kernel_id=None))
             await session.execute(delete(Kernel).where(Kernel.id.in_(keys)))
             return keys
@@ -137,7 +138,7 @@ class GarbageCollector:
             row = await session.get(Blob, digest, with_for_update=True)
             if row is None or row.touched_at >= self._before():
                 return None
-            if await session.scalar(select(Kernel.id).where(Kernel.kernel_binary_ref == digest).limit(1)) is not None:
+            if await session.scalar(select(_referred_to()).where(Blob.digest == digest)):
                 return None
             await self._blobs.delete(digest)
             await session.delete(row)
@@ -150,7 +151,8 @@ class GarbageCollector:
 
 
 def _referred_to() -> ColumnElement[bool]:
-    return exists().where(Kernel.kernel_binary_ref == Blob.digest)
+    forms = exists().where(InferenceFormRow.digest == Blob.digest)
+    return exists().where(Kernel.kernel_binary_ref == Blob.digest) | forms
 
 
 async def _adopted(entry: BlobEntry, session: AsyncSession) -> None:

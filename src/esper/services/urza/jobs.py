@@ -1,24 +1,30 @@
 """Builds that wait for the forge, handed out under leases."""
 
-from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy import ColumnElement, Select, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload
 
 from esper.contracts.kernel import (
+    PUBLISHED_LEVEL,
     BlueprintStatus,
+    BuildSpec,
     CompiledKernelArtifact,
     CompiledKernelContract,
     CompileJob,
+    JobPhase,
     KernelStatus,
     ValidationResult,
 )
-from esper.errors import Conflict, KernelRejected, NotFound
+from esper.errors import KernelRejected
 from esper.ir import digest_of
 from esper.ports import Clock
 from esper.services.urza.database import Database
+from esper.services.urza.forms import finishing_job, put_forms, record_forms, touch_forms
+from esper.services.urza.holding import deaths, demote, end, held
+from esper.services.urza.judging import judge
 from esper.services.urza.keeper import BlobKeeper
-from esper.services.urza.models import BenchmarkResult, CompileJobRow, JobStatus, Kernel, ValidationReport
-from esper.services.urza.records import job_of, kernel_contract, kernel_row, measure
+from esper.services.urza.models import CompileJobRow, JobStatus, Kernel
+from esper.services.urza.records import job_of, kernel_contract, kernel_row
 
 MAX_ATTEMPTS = 5
 """A build that was tried so often without a result is given up; submitting it again starts over."""
@@ -53,7 +59,8 @@ class JobQueue:
             now = self._clock.now_s()
             row.status, row.worker, row.attempts = JobStatus.LEASED, worker, row.attempts + 1
             row.claimed_at, row.lease_until = now, now + lease_s
-            if row.blueprint.status in (BlueprintStatus.UNVALIDATED, BlueprintStatus.REJECTED):
+            waits = row.blueprint.status in (BlueprintStatus.UNVALIDATED, BlueprintStatus.REJECTED)
+            if waits and row.phase is JobPhase.BUILD:
                 row.blueprint.status = BlueprintStatus.COMPILING
             return job_of(row)
 
@@ -67,7 +74,7 @@ class JobQueue:
         """
 
         async def renewed(session: AsyncSession) -> None:
-            row = await _held(session, job_id, worker)
+            row = await held(session, job_id, worker)
             row.lease_until = self._clock.now_s() + lease_s
 
         await self._database.transact(renewed)
@@ -75,7 +82,10 @@ class JobQueue:
     async def complete(
         self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
     ) -> CompiledKernelContract:
-        """Store the kernel with its report, and end the job.
+        """Store the kernel with its report and its forms, and end the job.
+
+        Where the build asks for a higher level than the artifact has, a job that finishes the kernel is queued behind every
+        build.
 
         The bytes are stored and read back before the row is written: a crash in between leaves bytes without a row,
         never a row without bytes.
@@ -88,6 +98,7 @@ class JobQueue:
         _check_artifact(artifact, report)
         await self._check_holder(job_id, worker, artifact.blueprint_id)
         await self._keeper.put(artifact.kernel_binary)
+        await put_forms(self._keeper, artifact.inference)
         return await self._record(job_id, worker, artifact, len(artifact.kernel_binary), report)
 
     async def complete_uploaded(
@@ -110,18 +121,19 @@ class JobQueue:
             raise _mixed_up(artifact, artifact.artifact_id, report)
         await self._check_holder(job_id, worker, artifact.blueprint_id)
         size = await self._keeper.touch(artifact.artifact_id)
+        await touch_forms(self._keeper, artifact.inference)
         return await self._record(job_id, worker, artifact, size, report)
 
     async def _check_holder(self, job_id: str, worker: str, blueprint_id: str) -> None:
         """Look before bytes are stored, so that who lost the lease leaves nothing behind."""
         async with self._database.writing() as session:
-            _check_blueprint(await _held(session, job_id, worker), blueprint_id)
+            _check_blueprint(await held(session, job_id, worker), blueprint_id)
 
     async def _record(
         self, job_id: str, worker: str, artifact: CompiledKernelArtifact, size_bytes: int, report: ValidationResult
     ) -> CompiledKernelContract:
         async def recorded(session: AsyncSession) -> CompiledKernelContract:
-            row = await _held(session, job_id, worker)
+            row = await held(session, job_id, worker)
             _check_blueprint(row, artifact.blueprint_id)
             kernel = await session.get(Kernel, artifact.artifact_id)
             if kernel is None:
@@ -129,12 +141,16 @@ class JobQueue:
                 session.add(kernel)
             if kernel.status is KernelStatus.PENDING_VALIDATION:
                 await judge(session, kernel, report)
+            await record_forms(session, kernel.id, artifact.inference)
             row.kernel_id, row.reason = kernel.id, "; ".join(report.reasons)
-            _end(row, JobStatus.DONE if report.passed else JobStatus.REJECTED, self._clock)
+            end(row, JobStatus.DONE if report.passed else JobStatus.REJECTED, self._clock)
             if not report.passed:
-                await _demote(session, row, BlueprintStatus.REJECTED)
+                await demote(session, row, BlueprintStatus.REJECTED)
             elif row.blueprint.status is not BlueprintStatus.DEPLOYED:
                 row.blueprint.status = BlueprintStatus.VALIDATED
+            wanted = BuildSpec.model_validate(row.build).level
+            if report.passed and wanted > max(artifact.optimization_level, PUBLISHED_LEVEL):
+                session.add(finishing_job(row, kernel.id, self._clock))
             await session.flush()
             return kernel_contract(kernel)
 
@@ -153,15 +169,17 @@ class JobQueue:
         """
 
         async def failed(session: AsyncSession) -> BlueprintStatus:
-            row = await _held(session, job_id, worker)
+            row = await held(session, job_id, worker)
             row.reason = reason
             row.deaths += int(killed)
             await session.flush()
-            if killed and await _deaths(session, row.blueprint_id) >= MAX_DEATHS:
+            if row.phase is JobPhase.FINISH:
+                await self._unfinished(session, row, retry=retry and row.deaths < MAX_DEATHS)
+            elif killed and await deaths(session, row.blueprint_id) >= MAX_DEATHS:
                 await self._quarantine(session, row)
             elif not retry:
-                _end(row, JobStatus.REJECTED, self._clock)
-                await _demote(session, row, BlueprintStatus.REJECTED)
+                end(row, JobStatus.REJECTED, self._clock)
+                await demote(session, row, BlueprintStatus.REJECTED)
             else:
                 await self._return(session, row)
             return row.blueprint.status
@@ -176,7 +194,7 @@ class JobQueue:
         """
 
         async def released(session: AsyncSession) -> None:
-            row = await _held(session, job_id, worker)
+            row = await held(session, job_id, worker)
             row.attempts -= 1
             await self._return(session, row)
 
@@ -201,10 +219,18 @@ class JobQueue:
         """Queue a job again, or give it up after the last try."""
         if row.attempts >= MAX_ATTEMPTS:
             row.reason = f"given up after {row.attempts} tries; the last one: {row.reason}"
-            _end(row, JobStatus.FAILED, self._clock)
-            await _demote(session, row, BlueprintStatus.UNVALIDATED)
+            end(row, JobStatus.FAILED, self._clock)
+            if row.phase is JobPhase.BUILD:
+                await demote(session, row, BlueprintStatus.UNVALIDATED)
         else:
             row.status, row.worker, row.lease_until = JobStatus.QUEUED, None, None
+
+    async def _unfinished(self, session: AsyncSession, row: CompileJobRow, *, retry: bool) -> None:
+        """Try again, or leave a kernel as it is: it was proven without what its level adds."""
+        if retry:
+            await self._return(session, row)
+        else:
+            end(row, JobStatus.FAILED, self._clock)
 
     async def _quarantine(self, session: AsyncSession, row: CompileJobRow) -> None:
         """End every open build of a blueprint that kills."""
@@ -215,7 +241,7 @@ class JobQueue:
         reason = f"quarantined, its blueprint killed {MAX_DEATHS} processes; the last time: {row.reason}"
         for job in await session.scalars(open_jobs.with_for_update()):
             job.reason = reason
-            _end(job, JobStatus.QUARANTINED, self._clock)
+            end(job, JobStatus.QUARANTINED, self._clock)
 
 
 def _some(condition: ColumnElement[bool]) -> Select[str]:
@@ -227,54 +253,6 @@ def _next_job() -> Select[CompileJobRow]:
     order = (CompileJobRow.priority.desc(), CompileJobRow.queued_at, CompileJobRow.id)
     queued = select(CompileJobRow).where(CompileJobRow.status == JobStatus.QUEUED).order_by(*order).limit(1)
     return queued.options(joinedload(CompileJobRow.blueprint)).with_for_update(skip_locked=True, of=CompileJobRow)
-
-
-async def _held(session: AsyncSession, job_id: str, worker: str) -> CompileJobRow:
-    """Return a job that this worker holds; a lease that ran out counts as long as nobody else took the job."""
-    found = select(CompileJobRow).where(CompileJobRow.id == job_id).options(joinedload(CompileJobRow.blueprint))
-    row = await session.scalar(found.with_for_update(of=CompileJobRow))
-    if row is None:
-        raise NotFound(f"there is no job {job_id}")
-    if row.status is not JobStatus.LEASED or row.worker != worker:
-        held = f"{row.worker} holds it" if row.status is JobStatus.LEASED else f"it is {row.status}"
-        raise Conflict(
-            f"worker {worker} does not hold job {job_id}", why=held, todo="drop the work and claim another job"
-        )
-    return row
-
-
-async def _deaths(session: AsyncSession, blueprint_id: str) -> int:
-    total = select(func.sum(CompileJobRow.deaths)).where(CompileJobRow.blueprint_id == blueprint_id)
-    return int(await session.scalar(total) or 0)
-
-
-async def _demote(session: AsyncSession, row: CompileJobRow, status: BlueprintStatus) -> None:
-    """Say that a build came to nothing, where no other build of the blueprint gave a kernel."""
-    validated = select(Kernel.id).where(
-        Kernel.blueprint_id == row.blueprint_id, Kernel.status == KernelStatus.VALIDATED
-    )
-    if row.blueprint.status is not BlueprintStatus.QUARANTINED and await session.scalar(validated.limit(1)) is None:
-        row.blueprint.status = status
-
-
-async def judge(session: AsyncSession, kernel: Kernel, report: ValidationResult) -> None:
-    """Write the report of a kernel; only then is it validated, and only if every gate let it pass."""
-    measure(kernel, report)
-    await session.flush()
-    session.add(ValidationReport(kernel_id=kernel.id, passed=report.passed, content=report.model_dump(mode="json")))
-    figures = {name: value for name, value in kernel.benchmark_results.items() if isinstance(value, float | int)}
-    session.add_all(
-        BenchmarkResult(kernel_id=kernel.id, device=kernel.target_device, metric=name[:64], value=value)
-        for name, value in figures.items()
-    )
-    await session.flush()
-    kernel.validation_passed, kernel.safety_checks_passed = report.passed, report.safety.passed
-    kernel.status = KernelStatus.VALIDATED if report.passed else KernelStatus.REJECTED
-    await session.flush()
-
-
-def _end(row: CompileJobRow, status: JobStatus, clock: Clock) -> None:
-    row.status, row.lease_until, row.ended_at = status, None, clock.now_s()
 
 
 def _check_artifact(artifact: CompiledKernelArtifact, report: ValidationResult) -> None:

@@ -13,6 +13,7 @@ from esper.runtime.files import own_folder
 from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.catalogue import Catalogue
 from esper.services.urza.database import Database, engine_at, prepare
+from esper.services.urza.forms import Forms
 from esper.services.urza.jobs import JobQueue
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.kernel_cache import PersistentKernelCache as PersistentKernelCache
@@ -20,7 +21,7 @@ from esper.services.urza.outbox import Outbox
 from esper.services.urza.uploads import Uploads
 
 
-class KernelManager(Catalogue, JobQueue, Uploads):
+class KernelManager(Catalogue, JobQueue, Forms, Uploads):
     """Keeps blueprints and kernels: implements `esper.ports.Library` and `esper.ports.CompileQueue`.
 
     ```python
@@ -51,6 +52,7 @@ class KernelManager(Catalogue, JobQueue, Uploads):
         Catalogue.__init__(self, database, s3_client, self.outbox, clock)
         self._keeper = BlobKeeper(database, s3_client, clock)
         JobQueue.__init__(self, database, self._keeper, clock)
+        Forms.__init__(self, database, self._keeper, s3_client, clock)
         Uploads.__init__(self, database, self._keeper)
 
     @classmethod

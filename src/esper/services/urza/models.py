@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from esper.contracts.kernel import BlueprintStatus, JsonObject, KernelStatus
+from esper.contracts.kernel import BlueprintStatus, JobPhase, JsonObject, KernelStatus
 from esper.services.urza.base import DIGEST, NAME, Base, now, words
 
 WORD = String(128).with_variant(String(128, collation="C"), "postgresql")
@@ -151,6 +151,28 @@ class Kernel(Base):
     report: Mapped["ValidationReport | None"] = relationship(cascade="all, delete-orphan")
 
 
+class InferenceFormRow(Base):
+    """What a level added to a kernel: its bytes, and who vouches for them. A later one of the same make takes its place.
+
+    Attributes:
+        content: The whole form, as `esper.contracts.kernel.InferenceForm` has it.
+    """
+
+    __tablename__ = "inference_forms"
+
+    kernel_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True)
+    backend: Mapped[str] = mapped_column(String(32), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    torch: Mapped[str] = mapped_column(String(64), primary_key=True)
+    level: Mapped[str] = mapped_column(String(8))
+    digest: Mapped[str] = mapped_column(DIGEST, ForeignKey("blobs.digest"), index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    latency_ms: Mapped[float | None] = mapped_column(Double)
+    seal: Mapped[bytes] = mapped_column(LargeBinary)
+    content: Mapped[JsonObject] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
 class KernelTag(Base):
     """A tag of a kernel's blueprint beside what kernels are listed by; triggers of the database keep it so.
 
@@ -217,6 +239,9 @@ class CompileJobRow(Base):
     ended_at: Mapped[float | None]
     reason: Mapped[str] = mapped_column(String, default="")
     kernel_id: Mapped[str | None] = mapped_column(DIGEST, ForeignKey("kernels.id"), index=True)
+    phase: Mapped[JobPhase] = mapped_column(
+        words(JobPhase), default=JobPhase.BUILD, server_default=JobPhase.BUILD.value
+    )
 
     blueprint: Mapped[Blueprint] = relationship()
     kernel: Mapped[Kernel | None] = relationship()

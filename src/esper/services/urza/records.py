@@ -10,6 +10,7 @@ from esper.contracts.kernel import (
     CompiledKernelArtifact,
     CompiledKernelContract,
     CompileJob,
+    JobPhase,
     KernelStatus,
     ValidationResult,
 )
@@ -35,6 +36,8 @@ def job_of(row: CompileJobRow) -> CompileJob:
         build=BuildSpec.model_validate(row.build),
         priority=row.priority,
         attempt=row.attempts,
+        phase=row.phase,
+        kernel_id=row.kernel_id if row.phase is JobPhase.FINISH else None,
     )
 
 

@@ -6,7 +6,7 @@ from esper.contracts.kernel import CompiledKernelArtifact, CompiledKernelContrac
 from esper.errors import Conflict, KernelRejected, NotFound
 from esper.ir import digest_of
 from esper.services.urza.database import Database
-from esper.services.urza.jobs import judge
+from esper.services.urza.judging import judge
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.models import Blueprint, Kernel
 from esper.services.urza.records import kernel_contract, kernel_row

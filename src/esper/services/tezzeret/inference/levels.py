@@ -10,9 +10,10 @@ level   adds
 ======  =====================================================================================================
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from esper.contracts.kernel import CompiledKernelArtifact, InferenceArtifact
+from esper.contracts.kernel import LEVELS, CompiledKernelArtifact, InferenceArtifact
 from esper.errors import CompilationError
 from esper.services.tezzeret.gates.trial import Trial
 from esper.services.tezzeret.inference.backends import backend_named
@@ -38,26 +39,28 @@ class Climb:
     shortfall: str = ""
 
 
-def climb(trial: Trial, wanted: str, *, backend: str = DEFAULT_BACKEND) -> Climb:
+def climb(trial: Trial, wanted: str, *, above: str = LEVELS[0], backend: str = DEFAULT_BACKEND) -> Climb:
     """Bring a kernel to a level, or as near to it as it comes.
 
     Args:
         trial: The kernel on the test bench.
         wanted: The level asked for.
+        above: The level that it has.
         backend: What level 3 uses.
 
     Raises:
         ConfigError: If there is no such backend.
     """
-    chosen, done = backend_named(backend), Climb()
+    chosen, done = backend_named(backend), Climb(reached=above)
+    steps: tuple[Callable[[], InferenceArtifact], ...] = (
+        lambda: certificate_form(certify(trial)),
+        lambda: inference_form(trial, backend_named(PLAIN)),
+        lambda: inference_form(trial, chosen),
+    )
     try:
-        if wanted >= "O1":
-            done = replace(done, reached="O1", inference=(certificate_form(certify(trial)),))
-        if wanted >= "O2":
-            made = inference_form(trial, backend_named(PLAIN))
-            done = replace(done, reached="O2", inference=(*done.inference, made))
-        if wanted >= "O3":
-            done = replace(done, reached="O3", inference=(*done.inference, inference_form(trial, chosen)))
+        for level, step in zip(LEVELS[1:], steps, strict=True):
+            if above < level <= wanted:
+                done = replace(done, reached=level, inference=(*done.inference, step()))
     except CompilationError as short:
         return replace(done, shortfall=str(short))
     return done

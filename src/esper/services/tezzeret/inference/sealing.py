@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import esper
-from esper.contracts.kernel import CompiledKernelArtifact, InferenceArtifact, InferenceForm
+from esper.contracts.kernel import InferenceArtifact, InferenceForm
 from esper.ports import Clock
 from esper.runtime.clock import SystemClock
 from esper.signing.keys import SigningKey
@@ -26,13 +26,11 @@ class Sealer:
         made = made_of(form.backend, blueprint_id, form.torch, form.device)
         return seal(data, made, self._key, now=moment(self._clock))
 
-    def sealed(self, artifact: CompiledKernelArtifact) -> CompiledKernelArtifact:
-        """Return an artifact whose forms are all sealed."""
-
-        def done(made: InferenceArtifact) -> InferenceArtifact:
-            return made.model_copy(update={"seal": self.seal(made.form, made.data, artifact.blueprint_id)})
-
-        return artifact.model_copy(update={"inference": tuple(map(done, artifact.inference))})
+    def sealed(self, forms: tuple[InferenceArtifact, ...], blueprint_id: str) -> tuple[InferenceArtifact, ...]:
+        """Return forms with their seals."""
+        return tuple(
+            made.model_copy(update={"seal": self.seal(made.form, made.data, blueprint_id)}) for made in forms
+        )  # fmt: skip
 
 
 def made_of(backend: str, blueprint_id: str, torch_version: str, device: str) -> Made:

@@ -1,4 +1,4 @@
-"""Endpoints for the forge: claim, renew, complete, fail, release; and outcomes, which trainers report."""
+"""Endpoints for the forge: claim, renew, complete, finish, fail, release; and outcomes, which trainers report."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from esper.contracts.adaptation import Outcome
 from esper.contracts.kernel import CompiledKernelContract, CompileJob
-from esper.contracts.store_calls import Became, Claim, Completion, Failure, Held, Renewal
+from esper.contracts.store_calls import Became, Claim, Completion, Failure, Finish, Held, Renewal
 from esper.services.urza.rest.answers import json_answer
 from esper.services.urza.rest.bodies import LimitedRoute
 from esper.services.urza.rest.parameters import JobId
@@ -36,6 +36,15 @@ async def complete(request: Request, job_id: JobId, body: Completion) -> Respons
     """Store the kernel, whose bytes were uploaded before, with its report, and end the job."""
     manager = serving_of(request).manager
     return json_answer(await manager.complete_uploaded(job_id, body.worker, body.artifact.artifact(), body.report))
+
+
+@jobs.post("/jobs/{job_id}/finish", status_code=204)
+async def finish(request: Request, job_id: JobId, body: Finish) -> Response:
+    """Add to a kernel what its level adds, whose bytes were uploaded before, and end the job."""
+    forms = [head.artifact() for head in body.forms]
+    manager = serving_of(request).manager
+    await manager.finish_uploaded(job_id, body.worker, forms, body.performance, body.shortfall)
+    return Response(status_code=204)
 
 
 @jobs.post("/jobs/{job_id}/fail", response_model=Became)

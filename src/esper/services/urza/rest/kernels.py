@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from esper.contracts.kernel import CompiledKernelContract, ValidationResult
+from esper.contracts.kernel import CompiledKernelContract, KernelForm, ValidationResult
 from esper.contracts.store import KernelQuery, KernelRecord, LineageEntry, OutcomeStatistics
 from esper.contracts.store_calls import ArtifactHead, KernelStatusChange, KernelSummary, Link
 from esper.errors import ContractError, NotFound
@@ -13,7 +13,7 @@ from esper.services.urza.rest.bodies import LimitedRoute
 from esper.services.urza.rest.parameters import Digest
 from esper.services.urza.rest.ranges import range_of
 from esper.services.urza.rest.state import Serving, serving_of
-from esper.services.urza.rest.transfers import sent
+from esper.services.urza.rest.transfers import sent, streamed
 
 _REMEMBERED = 100_000
 
@@ -93,6 +93,24 @@ async def put_report(request: Request, kernel_id: Digest, body: ValidationResult
     if body.kernel_id != kernel_id:
         raise ContractError("the report is about another kernel", why=body.kernel_id[:80], todo="put it there")
     return json_answer(await serving_of(request).manager.store_report(body))
+
+
+@kernels.get("/{kernel_id}/forms", response_model=list[KernelForm])
+async def get_forms(request: Request, kernel_id: Digest) -> Response:
+    """Return what levels added to a kernel, the lowest level first; each with the seal that its bytes are loaded with."""
+    return json_list(await serving_of(request).manager.forms(kernel_id))
+
+
+@kernels.get("/{kernel_id}/forms/{digest}", response_class=Response, responses={200: BYTES[200]})
+async def get_form_bytes(request: Request, kernel_id: Digest, digest: Digest) -> Response:
+    """Return the bytes of a form; they never change, and may carry code: whoever loads them verifies the seal."""
+    manager = serving_of(request).manager
+    headers = {"ETag": f'"{digest}"', "Cache-Control": IMMUTABLE}
+    size = await manager.form_size(kernel_id, digest)
+    if matches(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    headers["Content-Length"] = str(size)
+    return await streamed(await manager.stream_form(kernel_id, digest), 200, headers)
 
 
 @kernels.get("/{kernel_id}/lineage", response_model=list[LineageEntry])

@@ -32,9 +32,14 @@ async def sent(
         headers = {**headers, "Content-Range": f"bytes {first}-{end - 1}/{size}"}
     if size <= SMALL_BYTES:
         return Response((await _small(serving, kernel_id))[first:end], status, headers, BINARY)
-    pieces = aiter(await serving.manager.stream(kernel_id, first, end))
-    begun = await anext(pieces)  # what is missing or damaged at once is told before the answer begins
     headers["Content-Length"] = str(end - first)
+    return await streamed(await serving.manager.stream(kernel_id, first, end), status, headers)
+
+
+async def streamed(chunks: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> Response:
+    """Return bytes as they are read; what is missing or damaged at once is told before the answer begins."""
+    pieces = aiter(chunks)
+    begun = await anext(pieces)
     return StreamingResponse(_from(begun, pieces), status, headers, BINARY)
 
 
