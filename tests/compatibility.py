@@ -94,6 +94,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("DDP, two ranks", ("apart",), DDP + r"apart\.py::test_what_learns_apart"),
     Proof("DDP, two ranks", ("resume",), DDP + r"resuming\.py::test_a_run_goes_on_to_the_bit"),
     Proof("DDP with ZeroRedundancyOptimizer", ALL, DDP + r"partitioned\.py::test_"),
+    Proof("DDP with ZeroRedundancyOptimizer", ("apart",), DDP + r"partitioned\.py::test_.*apart"),
     Proof("FSDP2, two ranks", ALL, DDP + r"sharded\.py::test_a_sharded_model_grows"),
     Proof("esper.Trainer", ("graft", "resume"), r"trainer/test_keeping\.py::test_a_(growing_run_resumed|resumed_run)"),
     Proof("esper.Trainer, two ranks", ("graft",), DDP + r"trainer\.py::test_two_ranks_train_as_one"),

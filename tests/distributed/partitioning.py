@@ -31,7 +31,7 @@ def _optimizer(task: SimpleNamespace, parameters: list[Any]) -> Optimizer:
 
 
 def _told(growth: Any) -> dict[str, Any]:
-    """Return digests of the model, of every moment by name, and the names whose moments lie on this rank."""
+    """Return digests of the model, of every moment by name, of what learns apart, and whose moments lie on this rank."""
     moments = growth.state_dict()["training"]["moments"]
     total = hashlib.sha256()
     for name in sorted(moments):
@@ -43,8 +43,20 @@ def _told(growth: Any) -> dict[str, Any]:
     held = [named[id(p)] for p in partition.holder_of(growth._subject.optimizer).state]
     return {
         "model": digest_of_parameters(growth._subject.model), "moments": total.hexdigest(),
-        "names": sorted(moments), "held": sorted(held),
+        "names": sorted(moments), "held": sorted(held), "apart": _apart(growth),
     }  # fmt: skip
+
+
+def _apart(growth: Any) -> list[str]:
+    """Return a digest of every kernel that learns apart, with its moments."""
+    digests = []
+    for apprentice in growth._engine.trials.incubator.apprentices.values():
+        moments = [value for each in apprentice.moments.values() for value in each.values()]
+        tensors = [*apprentice.kernel.state_dict().values(), *moments]
+        digests.append(
+            hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
+        )
+    return digests
 
 
 def _without_travel(optimizer: Optimizer, before: dict[Tensor, Any]) -> dict[Tensor, Any]:
@@ -63,14 +75,18 @@ def _grown(task: SimpleNamespace, controller: Scripted | None = None) -> tuple[R
 
 
 def lived(task: SimpleNamespace) -> Any:
-    """A graft by a controller, two by hand, the cull of the first, the rollback of the last, a save; told every ten steps."""
+    """Live through all that there is, and tell of it every ten steps.
+
+    A graft by a controller, two by hand, of which the first may learn apart before, the cull of the first, the rollback of the
+    last, and a save.
+    """
     rank, growth = _grown(task)
     first, second, third = rank.slots[:3]
     rank.harm, told, undo = first, [], None
     with growth:
         for step in range(1, 121):
             if step == 45:
-                growth.graft(second, task.blueprint)
+                growth.graft(second, task.blueprint, incubate=task.incubate)
             if step == 105:
                 undo, before = growth.graft(third, task.blueprint), _told(growth)
             if step == 108:
@@ -80,7 +96,7 @@ def lived(task: SimpleNamespace) -> Any:
             rank.step(step, growth)
             if step % 10 == 0 or step == 108:
                 told.append(_told(growth))
-            if step == 85:
+            if step == task.save_at:
                 state = growth.state_dict()
                 if task.rank == 0:
                     CheckpointManager(Path(task.folder) / f"saved-{task.partitioned}").save(state, step=step)
@@ -93,13 +109,13 @@ def lived(task: SimpleNamespace) -> Any:
 
 
 def continued(task: SimpleNamespace) -> Any:
-    """The same run from step 85 on, in processes of its own."""
+    """The same run from where it was saved, in processes of its own."""
     torch.manual_seed(77 + task.rank)
     rank, growth = _grown(task)
     rank.harm, told = rank.slots[0], []
     with growth:
         growth.load_state_dict(CheckpointManager(Path(task.folder) / f"saved-{task.partitioned}").load("latest"))
-        for step in range(86, 105):
+        for step in range(task.save_at + 1, 105):
             rank.step(step, growth)
             if step % 10 == 0:
                 told.append(_told(growth))

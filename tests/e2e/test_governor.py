@@ -18,6 +18,7 @@ from esper.services.tolaria.events import EventKind, GrowthEvent
 from esper.services.tolaria.growth import Growth
 from esper.services.tolaria.soundness import Soundness
 from esper.testing.zoo import ZOO
+from tests.laws.test_law_5_resumable import through_a_file
 from tests.laws.training import COMBINATIONS, EVERY, Training, reseed, stock
 
 
@@ -367,6 +368,13 @@ def test_what_the_governor_knows_is_resumed(root: Path) -> None:
         assert list(again._engine.governor._losses.latest) == list(wanted._losses.latest)
         (undone,) = nan_loss(resumed, again)
         assert "the state of step 80 was put back" in undone.why
+        saved = through_a_file(again.state_dict())
+    last = Training(ZOO["residual_mlp"], COMBINATIONS[2], seed=2)
+    with last.attach(root, governor=config, every=20) as after:
+        after.load_state_dict(saved)
+        assert after._engine.governor is not None
+        assert after._engine.governor._acts == again._engine.governor._acts
+        assert after._engine.governor._acts
 
 
 @pytest.mark.parametrize("bad", ["yes", 1, None])

@@ -49,7 +49,7 @@ def test_the_laws_hold_in_any_order(host: ZooHost, combination: tuple[str, str],
 def test_the_laws_hold_in_any_order_where_the_model_is_compiled(name: str, precision: str, device: str) -> None:
     backend = "inductor" if device.startswith("cuda") else "aot_eager"
     torch._dynamo.reset()
-    run(Setup(name, ("adamw", "lambda"), precision, True, backend, device), examples=1, steps=6)
+    run(Setup(name, ("adamw", "lambda"), precision, True, backend, device), examples=2, steps=6)
 
 
 @pytest.mark.parametrize("save_at", [3, 11, 20])

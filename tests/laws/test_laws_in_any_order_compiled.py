@@ -13,5 +13,5 @@ def test_the_laws_hold_in_any_order_where_the_model_is_compiled(setup: Setup) ->
     torch._dynamo.reset()
     counters.clear()
     with torch._dynamo.config.patch(recompile_limit=10**4, accumulated_recompile_limit=10**4):
-        run(setup, examples=1, steps=7)
+        run(setup, examples=2, steps=7)
     assert counters["stats"]["unique_graphs"], "something was compiled"

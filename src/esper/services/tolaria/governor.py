@@ -114,7 +114,7 @@ class Governor:
             "losses": self._losses.state_dict(),
             "tests": {key: None if test is None else test.to_dict() for key, test in self._tests.items()},
             "count": self._count,
-            "acts": [asdict(act) for act in self._acts],
+            "acts": [{**asdict(act), "cause": act.cause.value} for act in self._acts],
             "said": sorted(self._said),
             "stopped": self._stopped,
             "good": None if self._good is None else self._good.to_dict(),
