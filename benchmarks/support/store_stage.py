@@ -29,7 +29,9 @@ from esper.testing.s3 import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3FolderServer
 from esper.testing.servers import RedisServer, free_port
 
 STRIKES = 10
-RECOVERY_LIMIT_S = 30.0
+RECOVERY_LIMIT_S = 90.0
+GRACE_S = 3.0
+"""Shorter than some calls take: garbage is collected all the while, and a writer may find what it uploaded gone."""
 _WRITES_BETWEEN = 10
 """Acknowledged writes after which everything works again, and the next kill may come."""
 _LONGEST_WAIT_S, _LONGEST_OUTAGE_S = 0.4, 0.5
@@ -176,6 +178,8 @@ class Stage:
             "ESPER_URZA_S3_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY,
             "ESPER_URZA_BUS_URL": redis.url,
             "ESPER_URZA_REQUESTS_PER_S": "0",
+            "ESPER_URZA_COLLECT_EVERY_S": "0.5",
+            "ESPER_URZA_RETENTION": json.dumps({"grace_s": GRACE_S}),
         }
         service = stack.enter_context(StoreService(_made(folder / "service"), free_port(), settings))
         stage = cls(postgres, s3, redis, service, seed)

@@ -8,7 +8,7 @@ from random import Random
 from benchmarks.support.store_history import Noted
 from esper.contracts.adaptation import Outcome, Verdict
 from esper.contracts.kernel import KernelStatus
-from esper.errors import Conflict, IllegalTransition, Unavailable
+from esper.errors import Conflict, IllegalTransition, NotFound, Unavailable
 from esper.ir import digest_of
 from esper.services.clients import UrzaClient
 from esper.services.clients.messages import TransportConfig
@@ -61,7 +61,11 @@ class Writers:
         while not self._closing.is_set():
             try:
                 await act(client, name)
-            except (Unavailable, Conflict):  # a lease that ran out meanwhile is no fault of the store
+            except (
+                Unavailable,
+                Conflict,
+                NotFound,
+            ):  # a lease, or a grace, that ran out meanwhile is no fault of the store
                 self.noted.refused += 1
                 await asyncio.sleep(_PAUSE_S)
             await asyncio.sleep(self._dice.uniform(0, _PAUSE_S / 4))

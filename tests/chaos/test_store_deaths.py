@@ -10,7 +10,7 @@ from benchmarks.support.store_stage import STRIKES, play
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_nothing_acknowledged_is_lost_whoever_is_killed(tmp_path: Path) -> None:
     outcome = await play(4711, tmp_path, plants=True)
     assert outcome.breaches == []

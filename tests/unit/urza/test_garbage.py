@@ -5,14 +5,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Column, ForeignKey, String, Table, text
+from sqlalchemy.exc import IntegrityError
 
 from esper.contracts.kernel import BuildSpec, CompiledKernelContract, KernelStatus
-from esper.errors import KernelRejected, NotFound
+from esper.errors import Conflict, KernelRejected, NotFound
 from esper.ir import digest_of
+from esper.services.urza.base import Base
 from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.database import Database, engine_at
-from esper.services.urza.garbage import GarbageCollector, RetentionConfig
+from esper.services.urza.garbage import Collected, GarbageCollector, RetentionConfig
 from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.clock import ManualClock
 from esper.testing.forging import adapter, artifact_of, form_of, request_for, verdict_on
@@ -83,7 +85,7 @@ async def test_bytes_that_nothing_refers_to_go_after_the_grace_and_no_others(
     assert (await collector.collect()).blobs == 0
     clock.advance(1)
     done = await collector.collect()
-    assert (done.blobs, done.bytes, done.kernels) == (1, 6, 0)
+    assert (done.blobs, done.size_bytes, done.kernels) == (1, 6, 0)
     assert not await has(blobs, orphan)
     assert await library.read(kernel.kernel_id)
 
@@ -212,3 +214,49 @@ async def test_two_collectors_at_once_remove_everything_once(
     clock.advance(2 * DAY_S)
     first, second = await asyncio.gather(collector.collect(), collector.collect())
     assert first.blobs + second.blobs == 5
+
+
+async def test_a_preview_tells_what_a_collection_then_removes_and_changes_nothing(
+    library: KernelManager, collector: GarbageCollector, blobs: SlowBlobs, clock: ManualClock
+) -> None:
+    kept, rejected, retired = (
+        await made(library, 1), await made(library, 2, reasons=("off",)), await made(library, 3),
+    )  # fmt: skip
+    await library.set_kernel_status(retired.kernel_id, KernelStatus.RETIRED)
+    await library.upload(digest_of(b"orphan"), 6, pieces(b"orphan"))
+    stray = await blobs.put(b"stray")
+    clock.advance(10 * DAY_S)
+    told = await collector.preview()
+    assert (told.kernels, told.blobs, told.size_bytes) == (2, 4, 50 + 50 + 6 + 5)
+    assert [await has(blobs, key) for key in (rejected.kernel_id, retired.kernel_id, stray)] == [True, True, True]
+    assert await collector.collect() == told
+    assert [await has(blobs, key) for key in (rejected.kernel_id, retired.kernel_id, stray)] == [False, False, False]
+    assert await has(blobs, kept.kernel_id)
+    assert await collector.preview() == Collected(kernels=0, blobs=0, size_bytes=0, answers=0)
+
+
+async def test_bytes_that_any_table_refers_to_stay(
+    library: KernelManager, collector: GarbageCollector, blobs: SlowBlobs, clock: ManualClock, database_url: str
+) -> None:
+    """A table of tomorrow refers to bytes, and collectors that know it leave them; those that do not are stopped."""
+    forms = Table(
+        "forms", Base.metadata, Column("id", String, primary_key=True), Column("ref", String(71), ForeignKey("blobs.digest"))
+    )  # fmt: skip
+    engine = engine_at(database_url)
+    try:
+        await library.upload(digest_of(b"form"), 4, pieces(b"form"))
+        async with engine.begin() as connection:
+            await connection.run_sync(forms.create)
+            await connection.execute(forms.insert().values(id="a", ref=digest_of(b"form")))
+        clock.advance(10 * DAY_S)
+        assert (await collector.preview()).blobs == 0
+        assert (await collector.collect()).blobs == 0
+        assert await has(blobs, digest_of(b"form"))
+        Base.metadata.remove(forms)
+        with pytest.raises((Conflict, IntegrityError)):
+            await collector.collect()
+        assert await has(blobs, digest_of(b"form"))
+    finally:
+        if forms.name in Base.metadata.tables:
+            Base.metadata.remove(forms)
+        await engine.dispose()

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -83,6 +84,7 @@ class UrzaClient:
         config: Limits.
         breaker: Shared with other clients of the same store.
         clock: Measures the breaker.
+        tls: Trust and certificates, where the system's own do not do.
     """
 
     def __init__(
@@ -93,10 +95,11 @@ class UrzaClient:
         config: TransportConfig | None = None,
         breaker: CircuitBreaker | None = None,
         clock: Clock | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         secret = SecretStr(key) if isinstance(key, str) else key
         self.transport = Transport(
-            base_url, key=secret, config=config, unavailable=StoreUnavailable, breaker=breaker, clock=clock
+            base_url, key=secret, config=config, unavailable=StoreUnavailable, breaker=breaker, clock=clock, tls=tls
         )
 
     async def __aenter__(self) -> Self:

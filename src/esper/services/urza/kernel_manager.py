@@ -14,6 +14,7 @@ from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.catalogue import Catalogue
 from esper.services.urza.database import Database, engine_at, prepare
 from esper.services.urza.forms import Forms
+from esper.services.urza.garbage import GarbageCollector, RetentionConfig
 from esper.services.urza.jobs import JobQueue
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.kernel_cache import PersistentKernelCache as PersistentKernelCache
@@ -101,6 +102,10 @@ class KernelManager(Catalogue, JobQueue, Forms, Uploads):
             StoreUnavailable: If they could not be stored.
         """
         await self._keeper.put_stream(digest, size_bytes, chunks)
+
+    def collector(self, config: RetentionConfig | None = None) -> GarbageCollector:
+        """Return what removes what retention allows."""
+        return GarbageCollector(self.database, self._keeper.blobs, self._clock, config)
 
     async def close(self) -> None:
         """Close the connections that `open` made."""

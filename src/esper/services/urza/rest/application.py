@@ -1,6 +1,5 @@
 """The application: endpoints, gate, errors, and the parts behind them while it runs."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -11,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from esper import __version__
-from esper.errors import EsperError, Unavailable
+from esper.errors import EsperError
 from esper.ports import Clock
 from esper.runtime.clock import SystemClock
 from esper.services.urza.kernel_manager import KernelManager
@@ -21,6 +20,7 @@ from esper.services.urza.rest.answers import on_esper_error, on_http_error, on_i
 from esper.services.urza.rest.blobs import blobs
 from esper.services.urza.rest.blueprints import blueprints
 from esper.services.urza.rest.callers import Callers
+from esper.services.urza.rest.collecting import collecting
 from esper.services.urza.rest.config import UrzaConfig
 from esper.services.urza.rest.description import described
 from esper.services.urza.rest.gate import Gate
@@ -35,9 +35,6 @@ from esper.services.urza.stores import opened
 from esper.telemetry.logs import get_logger
 
 TITLE = "Urza - Central Artifact Storage"
-SWEEP_S = 600.0
-"""How often answers to old idempotency keys are deleted."""
-
 _log = get_logger("urza.rest")
 
 
@@ -90,14 +87,15 @@ async def serving(config: UrzaConfig, manager: KernelManager | None, clock: Cloc
             config=config,
             manager=manager,
             callers=Callers(config, ApiKeys(manager.database, clock), clock),
-            idempotency=Idempotency(manager.database, config.idempotency_h),
+            idempotency=Idempotency(manager.database),
             metrics=RestMetrics(),
             clock=clock,
             immutable=Immutable(config.cache_bytes),
         )
         if config.bus_url is not None:
             await stack.enter_async_context(_relaying(manager, config.bus_url.get_secret_value()))
-        await stack.enter_async_context(_sweeping(parts.idempotency))
+        collector = manager.collector(config.retention)
+        await stack.enter_async_context(collecting(collector, config.collect_every_s, parts.metrics))
         _log.info("store_open", needs_keys=config.needs_keys, postgres=config.database_url is not None)
         yield parts
 
@@ -109,28 +107,3 @@ async def _relaying(manager: KernelManager, bus_url: str) -> AsyncIterator[None]
 
     async with RedisBus(RedisBusConfig(url=bus_url)) as bus, OutboxRelay(manager.outbox, bus):
         yield
-
-
-@asynccontextmanager
-async def _sweeping(idempotency: Idempotency) -> AsyncIterator[None]:
-    """Delete old answers now and again."""
-    closing = asyncio.Event()
-
-    async def sweep() -> None:
-        while not closing.is_set():
-            try:
-                await idempotency.forget_old()
-            except Unavailable as error:
-                _log.warning("answers_not_swept", why=str(error))
-            try:
-                async with asyncio.timeout(SWEEP_S):
-                    await closing.wait()
-            except TimeoutError:
-                continue
-
-    task = asyncio.create_task(sweep())
-    try:
-        yield
-    finally:
-        closing.set()
-        await task

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from esper.services.urza.garbage import RetentionConfig
+
 LOOPBACK_NAMES = ("localhost", "ip6-localhost")
 
 
@@ -39,7 +41,8 @@ class UrzaConfig(BaseModel):
         status_age_s: How old the knowledge may be that a kernel is validated, where another process may have retired it.
         drain_s: How long it says that it is not ready before it stops accepting connections.
         close_limit_s: How long requests in hand may take after that.
-        idempotency_h: Hours for which the answer to an idempotency key is kept.
+        retention: How long things are kept that are of no use any more; ``[urza.retention]``, or JSON in a variable.
+        collect_every_s: From one collection of garbage to the next, in the mean; 0 leaves it to ``esper library collect``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,7 +74,8 @@ class UrzaConfig(BaseModel):
     status_age_s: float = Field(default=2.0, ge=0)
     drain_s: float = Field(default=0.0, ge=0)
     close_limit_s: int = Field(default=20, ge=1)
-    idempotency_h: float = Field(default=24.0, gt=0)
+    retention: RetentionConfig = RetentionConfig()
+    collect_every_s: float = Field(default=3600.0, ge=0)
 
     @property
     def needs_keys(self) -> bool:

@@ -34,12 +34,11 @@ class Idempotency:
     (an equal submission is the same, a job that is done is a conflict).
 
     Args:
-        database: Where they are kept.
-        hours: For how long.
+        database: Where they are kept, until garbage collection forgets them.
     """
 
-    def __init__(self, database: Database, hours: float) -> None:
-        self._database, self._kept = database, timedelta(hours=hours)
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def answered(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
         """Return the answer that the key got, or do the work and keep its answer.
@@ -58,14 +57,6 @@ class Idempotency:
         with done_by(None):  # notes about a request are no deeds of its own
             found = await self._begun_or_known(key, asked)
         return found if found is not None else await self._done(key, request, work)
-
-    async def forget_old(self) -> None:
-        """Delete answers that are older than they are kept."""
-
-        async def deleted(session: AsyncSession) -> None:
-            await session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < now() - self._kept))
-
-        await self._database.transact(deleted)
 
     async def _begun_or_known(self, key: str, asked: str) -> Response | None:
         for _ in range(int(_PATIENCE_S / _POLL_S)):

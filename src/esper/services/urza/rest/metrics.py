@@ -18,6 +18,8 @@ class RestMetrics:
         in_hand: Requests that are being answered.
         refused: Requests that never reached an endpoint, by why.
         cached: Reads of what cannot change, by whether memory had it.
+        collections: Collections of garbage, by how they ended.
+        collected_bytes: What they removed.
     """
 
     def __init__(self) -> None:
@@ -34,4 +36,10 @@ class RestMetrics:
         )
         self.cached = Counter(
             "esper_urza_immutable_reads_total", "Reads of what cannot change.", ("found",), registry=self.registry
+        )
+        self.collections = Counter(
+            "esper_urza_collections_total", "Collections of garbage.", ("end",), registry=self.registry
+        )
+        self.collected_bytes = Counter(
+            "esper_urza_collected_bytes_total", "Bytes that were removed as garbage.", registry=self.registry
         )
