@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from esper.services.urza.database import engine_at, prepare
 from esper.testing.postgres import PostgresServer
 from esper.testing.s3 import S3Server
 from esper.testing.servers import RedisServer
+
+REDIS_PROGRAMS = ("redis-server", "valkey-server")
 
 # A busy machine makes single examples slow; pytest's own limit stays.
 settings.register_profile("busy", deadline=None)
@@ -34,21 +37,34 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def redis_program(request: pytest.FixtureRequest) -> str | None:
-    """Return the program to test the bus on, or None for whichever there is."""
-    return request.config.getoption("--redis")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is on Redis once for each server that speaks its language, or on the one that was named."""
+    if "redis_program" in metafunc.fixturenames:
+        metafunc.parametrize("redis_program", _redis_programs(metafunc.config), indirect=True, scope="session")
+
+
+def _redis_programs(config: pytest.Config) -> tuple[str, ...]:
+    named = config.getoption("--redis")
+    return (named,) if named else REDIS_PROGRAMS
 
 
 @pytest.fixture(scope="session")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory, redis_program: str | None) -> Iterator[RedisServer]:
-    """Return a Redis of this session's own."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"), program=redis_program)
-    if not server.is_installed:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(
-            "there is no redis-server here; make servers installs one"
+def redis_program(request: pytest.FixtureRequest) -> str:
+    """Return the program to test the bus on; where a test came to it late, the first that there is."""
+    programs = _redis_programs(request.config)
+    program: str = getattr(request, "param", next(filter(shutil.which, programs), programs[0]))
+    if shutil.which(program) is None:
+        must_be_there = os.environ.get("CI") and not any(map(shutil.which, REDIS_PROGRAMS))
+        (pytest.fail if must_be_there else pytest.skip)(
+            f"there is no {program} here; make servers installs redis-server"
         )
-    with server:
+    return program
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory, redis_program: str) -> Iterator[RedisServer]:
+    """Return a Redis of this session's own."""
+    with RedisServer(tmp_path_factory.mktemp("redis"), program=redis_program) as server:
         yield server
 
 

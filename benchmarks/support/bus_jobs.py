@@ -28,7 +28,8 @@ from esper.contracts.health import HealthBatch, HealthSignal
 from esper.contracts.topics import HEALTH, Message
 from esper.ports import Delivery
 from esper.services.oona.micro_batch import MicroBatchConfig, MicroBatcher
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 
 NUMBERS = "benchmark.numbers"
 SIGNALS = 100

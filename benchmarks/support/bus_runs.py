@@ -16,7 +16,8 @@ from esper.ports import Delivery
 from esper.services.oona.journal import Journal
 from esper.services.oona.memory_bus import MemoryBus, MemoryBusConfig
 from esper.services.oona.micro_batch import MicroBatchConfig, MicroBatcher
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 
 BATCH = 1_000
 """Messages given to the in-process bus at once."""

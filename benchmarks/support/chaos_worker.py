@@ -20,7 +20,8 @@ from esper.ports import Delivery, DeliveryHandler
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.journal import Journal
 from esper.services.oona.memory_bus import MemoryBus, MemoryBusConfig
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.history import History, Kind, Message
 
 STREAM = "chaos.numbers"

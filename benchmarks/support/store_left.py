@@ -10,7 +10,8 @@ from esper.contracts.topics import SUBMITTED
 from esper.ir import digest_of
 from esper.ports import Delivery
 from esper.services.oona.codec import Codec, unpacked
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.postgres import PostgresServer
 
 _LAST = "the last"

@@ -8,7 +8,8 @@ from benchmarks.support.store_history import Left, Noted, Promise
 from benchmarks.support.store_left import file_of
 from esper.contracts.events import BlueprintSubmitted
 from esper.contracts.topics import SUBMITTED
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.postgres import PostgresServer
 from esper.testing.servers import RedisServer
 

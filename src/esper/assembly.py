@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim import Optimizer
 
+    from esper.services.oona.desk import Desk
     from esper.services.oona.redis_bus import RedisBus
     from esper.services.tolaria.budget import Budget
     from esper.services.tolaria.config import GovernorConfig
@@ -98,6 +99,7 @@ async def embedded(
     from esper.services.oona.journal import Journal
     from esper.services.oona.memory_bus import MemoryBus
     from esper.services.oona.uplink import Uplink
+    from esper.services.oona.watch import FiguresWatch
     from esper.services.tamiyo.analyzer_service import AnalyzerService
     from esper.services.tezzeret.worker import TezzeretWorker, WorkerConfig
     from esper.services.urza.kernel_manager import KernelManager
@@ -110,13 +112,14 @@ async def embedded(
         await KernelManager.open(Path(root) / "library") as library,
         shared or nullcontext(),
         MemoryBus(journal=Journal.first_free(Path(root) / "bus", name)) as bus,
+        nullcontext() if shared is None else FiguresWatch(_desk_of(shared), shared) as watch,
     ):
         forge = TezzeretWorker(
             WorkerConfig(num_workers=forge_workers, extensions=tuple(extensions)), queue=library, bus=bus
         )
         relay = OutboxRelay(library.outbox, bus)
         counters = RunCounters(bus, run_id=run_id)
-        counters.metrics.registry.register(BusCollector({"local": bus} | ({"shared": shared} if shared else {})))
+        counters.metrics.registry.register(BusCollector({"local": bus} | ({} if watch is None else {"shared": watch})))
         async with asyncio.TaskGroup() as tasks:
             uplinks = () if shared is None else (Uplink(bus, shared),)
             for part in (forge, relay, counters, AnalyzerService(bus), *uplinks):
@@ -128,6 +131,12 @@ async def embedded(
                 await relay.close()
                 await bus.drain(limit_s=DRAIN_LIMIT_S)
                 await bus.close()
+
+
+def _desk_of(bus: "RedisBus") -> "Desk":
+    from esper.services.oona.redis_desk import RedisDesk
+
+    return RedisDesk(bus.config)
 
 
 def attach(
@@ -329,16 +338,17 @@ def start(
 
 def _shared(url: str, run_id: str) -> "RedisBus":
     """Return the bus that a run shares with other processes, not opened yet; the run's group there ends with it."""
+    from esper.contracts.groups import run_group
     from esper.contracts.topics import DECISIONS
     from esper.services.oona.extra import check_redis
 
     check_redis()
-    from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
-    from esper.services.tolaria.decisions import group_of
+    from esper.services.oona.redis_bus import RedisBus
+    from esper.services.oona.redis_config import RedisBusConfig
     from esper.settings import load
 
     shared = RedisBus(load(RedisBusConfig, "oona").model_copy(update={"url": url}))
-    shared.end_with_it(DECISIONS.stream, group_of(run_id))
+    shared.end_with_it(DECISIONS.stream, run_group(run_id))
     return shared
 
 

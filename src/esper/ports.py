@@ -74,6 +74,31 @@ class Clock(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class BusHealth:
+    """Whether a bus takes messages now, and how it stands.
+
+    Attributes:
+        usable: Whether it would take a message that is published now.
+        why: Why not, or empty.
+        server: What holds the messages, such as ``Redis 7.0.15`` or ``this process``.
+        answered_s: How long the answer took.
+        streams: Streams that it holds, or None where nobody answers.
+        messages: Messages in them, or None where nobody answers.
+        used_bytes: What they take, with all else that is held in the same memory or file, or None where that is not known.
+        limit_bytes: What they may take, or None where there is no limit.
+    """
+
+    usable: bool
+    why: str
+    server: str
+    answered_s: float
+    streams: int | None = None
+    messages: int | None = None
+    used_bytes: int | None = None
+    limit_bytes: int | None = None
+
+
 class MessageBus(Protocol):
     """Messages between parts.
 
@@ -96,6 +121,8 @@ class MessageBus(Protocol):
         * *Publishing.* ``publish`` never changes its argument, and returns when the message is held as safely as this bus can
           hold it. Where it raises BusUnavailable the message may be held nevertheless: whoever tries again does so with the
           same ``message_id``, by which readers know it.
+        * *Health.* ``health`` asks whatever holds the messages, there and then, in the way of a message, and changes nothing.
+          Where one would not be taken it says so and why, and raises nothing.
         * *Shutdown.* ``close`` lets each handler finish the message in hand, or cancels it after a limit; that message is then
           not acknowledged, as is none that was read and not begun. Afterwards nothing more is handed out, and every call but
           another ``close`` raises BusUnavailable.
@@ -142,6 +169,15 @@ class MessageBus(Protocol):
         Raises:
             BusUnavailable: If the bus is closed already.
             ConfigError: If ``start_from`` is neither ``">"`` nor ``"0"``.
+        """
+        ...
+
+    async def health(self) -> BusHealth:
+        """Tell whether the bus takes messages now.
+
+        Raises:
+            BusUnavailable: If the bus is closed.
+            ConfigError: If this user may not ask.
         """
         ...
 

@@ -12,7 +12,8 @@ import pytest
 
 from esper.ports import Delivery
 from esper.services.oona.once import once
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.bus_contract import STREAM, Reader, Reading
 from esper.testing.leap import LeapingClock
 from esper.testing.proxy import FaultProxy, Way
@@ -101,7 +102,7 @@ async def test_half_open_connections_are_given_up_and_nothing_is_lost(
 
 
 async def test_a_server_whose_clock_leaps_ahead_loses_nothing_and_members_that_lose_leases_know_ids(
-    tmp_path: Path,
+    tmp_path: Path, redis_program: str
 ) -> None:
     """Redis measures leases by its time of day: all look old at once, and another member takes over what one works on."""
     clock = leaping(tmp_path)
@@ -112,7 +113,7 @@ async def test_a_server_whose_clock_leaps_ahead_loses_nothing_and_members_that_l
         await going_on.wait()
 
     reader = Reader()
-    with RedisServer(tmp_path, wrapper=clock.wrapper) as server:
+    with RedisServer(tmp_path, program=redis_program, wrapper=clock.wrapper) as server:
         async with bus_at(server.port) as slow, bus_at(server.port) as other, Reading(slow, waits):
             for n in range(4):
                 await slow.publish(STREAM, {"n": n})
@@ -124,10 +125,12 @@ async def test_a_server_whose_clock_leaps_ahead_loses_nothing_and_members_that_l
     assert all(delivery.redelivered for delivery in reader.deliveries)
 
 
-async def test_a_server_whose_clock_is_set_back_takes_over_later_and_keeps_the_order(tmp_path: Path) -> None:
+async def test_a_server_whose_clock_is_set_back_takes_over_later_and_keeps_the_order(
+    tmp_path: Path, redis_program: str
+) -> None:
     clock = leaping(tmp_path)
     reader = Reader()
-    with RedisServer(tmp_path, wrapper=clock.wrapper) as server:
+    with RedisServer(tmp_path, program=redis_program, wrapper=clock.wrapper) as server:
         async with bus_at(server.port, name="worker") as bus, Reading(bus, reader):
             for n in range(20):
                 if n % 5 == 0:

@@ -17,7 +17,8 @@ from sqlalchemy import text
 from esper.contracts.events import BlueprintSubmitted
 from esper.contracts.topics import SUBMITTED
 from esper.ports import Delivery
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.database import engine_at
 from esper.services.urza.kernel_manager import KernelManager
@@ -31,7 +32,8 @@ from pathlib import Path
 from sqlalchemy import event
 from esper.contracts.events import BlueprintSubmitted
 from esper.contracts.topics import SUBMITTED
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.urza import catalogue
 from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.kernel_manager import KernelManager

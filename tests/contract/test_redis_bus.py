@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.bus_contract import BusContract
 from esper.testing.servers import RedisServer
 

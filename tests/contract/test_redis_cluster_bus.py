@@ -4,14 +4,15 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.bus_contract import BusContract
 from esper.testing.servers import RedisCluster, RedisServer
 
 
 @pytest.fixture(scope="module")
 def cluster(
-    tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer, redis_program: str | None
+    tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer, redis_program: str
 ) -> Iterator[RedisCluster]:
     with RedisCluster(tmp_path_factory.mktemp("cluster"), program=redis_program) as cluster:
         yield cluster

@@ -17,7 +17,8 @@ from esper.contracts.adaptation import AdaptationDecision, Candidate, Outcome, S
 from esper.contracts.topics import DECISIONS, HEALTH, OUTCOMES
 from esper.errors import BusUnavailable
 from esper.ports import Delivery
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.tolaria.events import EventKind, GrowthEvent
 from esper.services.tolaria.growth import Growth
 from esper.testing.controllers import Silent
@@ -218,9 +219,11 @@ def test_a_shared_bus_that_is_not_there_is_told_before_anything_starts(tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_redis")  # so that it is installed
-def test_training_goes_on_while_the_shared_bus_is_gone_and_nothing_that_matters_is_lost(tmp_path: Path) -> None:
+def test_training_goes_on_while_the_shared_bus_is_gone_and_nothing_that_matters_is_lost(
+    tmp_path: Path, redis_program: str
+) -> None:
     (tmp_path / "redis").mkdir()
-    with RedisServer(tmp_path / "redis") as server:
+    with RedisServer(tmp_path / "redis", program=redis_program) as server:
         run = Run(tmp_path / "runs", server.url)
         with run.growth as growth:
             chosen = run.candidate()

@@ -16,7 +16,8 @@ from esper.errors import ConfigError
 from esper.ports import Delivery
 from esper.services.oona.effects import Effects
 from esper.services.oona.memory_bus import MemoryBus
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.bus_contract import LIMIT_S, STREAM, Reading
 from esper.testing.clock import ManualClock
 from esper.testing.servers import RedisServer
@@ -125,7 +126,8 @@ import asyncio, sys
 from sqlalchemy import create_mock_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from esper.services.oona.effects import Effects
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 
 async def say(word):
     print(word, flush=True)

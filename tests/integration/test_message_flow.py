@@ -14,7 +14,7 @@ from esper.contracts.adaptation import AdaptationDecision
 from esper.errors import BusUnavailable, ConfigError, ContractError
 from esper.services import OonaClient
 from esper.services.contracts import HealthSignal
-from esper.services.oona.redis_bus import RedisBusConfig
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.servers import RedisServer
 
 LIMITS = RedisBusConfig(block_s=0.05, claim_idle_s=1.0)

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisServer
 
 WORKER = """
 import asyncio, sys
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 
 async def work(delivery):
     if delivery.body["n"] == 3:

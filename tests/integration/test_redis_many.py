@@ -10,7 +10,8 @@ from esper.contracts.topics import COMPILATIONS
 from esper.errors import BusUnavailable, ConfigError, ContractError
 from esper.ports import Delivery
 from esper.services.oona.micro_batch import MicroBatchConfig, MicroBatcher
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.telemetry.tracing import traced, traceparent
 from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisServer
@@ -60,8 +61,8 @@ async def test_a_key_that_holds_something_else_is_refused_with_what_redis_says(
         await bus.publish_many("taken", [{"n": 1}, {"n": 2}])
 
 
-async def test_a_frozen_server_fails_every_message_of_the_batch(tmp_path: Path) -> None:
-    with RedisServer(tmp_path) as own:
+async def test_a_frozen_server_fails_every_message_of_the_batch(tmp_path: Path, redis_program: str) -> None:
+    with RedisServer(tmp_path, program=redis_program) as own:
         async with RedisBus(RedisBusConfig(url=own.url, reply_limit_s=0.1, publish_limit_s=0.2)) as bus:
             async with MicroBatcher(bus, MicroBatchConfig(max_messages=4)) as batcher:
                 own.freeze()
@@ -70,9 +71,11 @@ async def test_a_frozen_server_fails_every_message_of_the_batch(tmp_path: Path) 
             own.thaw()
 
 
-async def test_a_batch_whose_answer_was_lost_is_sent_again_with_the_same_ids(tmp_path: Path) -> None:
+async def test_a_batch_whose_answer_was_lost_is_sent_again_with_the_same_ids(
+    tmp_path: Path, redis_program: str
+) -> None:
     reader = Reader()
-    with RedisServer(tmp_path) as own:
+    with RedisServer(tmp_path, program=redis_program) as own:
         async with RedisBus(RedisBusConfig(url=own.url, block_s=0.05, reply_limit_s=0.3, publish_limit_s=20)) as bus:
             own.freeze()
             publishing = asyncio.create_task(bus.publish_many(STREAM, [{"n": n} for n in range(20)]))

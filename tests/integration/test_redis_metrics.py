@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.oona.redis_desk import RedisDesk
 from esper.services.oona.watch import FiguresWatch
 from esper.telemetry.bus_metrics import Tally, Waiting

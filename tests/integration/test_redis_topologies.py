@@ -11,7 +11,8 @@ from redis.crc import key_slot
 
 from esper.errors import ConfigError
 from esper.services.oona.redis_address import Kind, read_address
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisCluster, RedisSentinel, RedisServer
 
@@ -32,7 +33,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="module")
 def shared_cluster(
-    tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer, redis_program: str | None
+    tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer, redis_program: str
 ) -> Iterator[RedisCluster]:
     with RedisCluster(tmp_path_factory.mktemp("cluster"), program=redis_program) as cluster:
         yield cluster
@@ -143,7 +144,7 @@ def watched(folder: Path, program: str | None) -> Iterator[tuple[RedisServer, Re
 @pytest.mark.chaos
 @pytest.mark.slow
 async def test_after_a_failover_the_bus_goes_on_at_the_new_master(
-    tmp_path: Path, redis_server: RedisServer, redis_program: str | None
+    tmp_path: Path, redis_server: RedisServer, redis_program: str
 ) -> None:
     reader = Reader()
     with watched(tmp_path, redis_program) as (master, replica, sentinel):
@@ -164,7 +165,7 @@ async def test_after_a_failover_the_bus_goes_on_at_the_new_master(
 
 
 async def test_a_server_that_may_not_write_now_is_an_outage_and_no_mistake_of_the_user(
-    tmp_path: Path, redis_server: RedisServer, redis_program: str | None
+    tmp_path: Path, redis_server: RedisServer, redis_program: str
 ) -> None:
     reader = Reader()
     with RedisServer(tmp_path, program=redis_program) as server:
@@ -181,7 +182,7 @@ async def test_a_server_that_may_not_write_now_is_an_outage_and_no_mistake_of_th
 
 
 async def test_sentinels_that_watch_over_something_else_are_told(
-    tmp_path: Path, redis_server: RedisServer, redis_program: str | None
+    tmp_path: Path, redis_server: RedisServer, redis_program: str
 ) -> None:
     with RedisSentinel(tmp_path, redis_server, program=redis_program) as sentinel:
         with pytest.raises(ConfigError, match="no master named other"):

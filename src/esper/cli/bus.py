@@ -59,9 +59,28 @@ def stats(
     if as_json:
         typer.echo(json.dumps({"streams": [figures_to_json(figures) for figures in found]}, allow_nan=False))
         return
-    heads = ("STREAM", "HELD", "REMOVED", "DEAD", "GROUP", "LAG", "PENDING", "OLDEST", "REDELIVERED")
+    heads = ("STREAM", "HELD", "REMOVED", "DEAD", "GROUP", "LAG", "PENDING", "OLDEST", "REDELIVERED", "LOST")
     rows = [heads, *(row for figures in found for row in _rows_of(figures))]
-    _print(lines_of(rows, right=(1, 2, 3, 5, 6, 7, 8)) if found else ["the bus holds no stream"])
+    _print(lines_of(rows, right=(1, 2, 3, 5, 6, 7, 8, 9)) if found else ["the bus holds no stream"])
+
+
+@bus.command()
+def health(url: Url = None, as_json: AsJson = False) -> None:
+    """Tell whether the bus takes messages now; exit code 1 where it does not."""
+    from dataclasses import asdict
+
+    found = _at(url, lambda desk: desk.health())
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        told = f"usable, answered in {found.answered_s * 1e3:.1f} ms" if found.usable else f"not usable: {found.why}"
+        typer.echo(f"{found.server}: {told}")
+        if found.streams is not None:
+            limit = "" if found.limit_bytes is None else f" of {found.limit_bytes / 2**20:,.1f}"
+            used = "" if found.used_bytes is None else f", {found.used_bytes / 2**20:,.1f}{limit} MiB"
+            typer.echo(f"messages: {number(found.messages)}, streams: {number(found.streams)}{used}")
+    if not found.usable:
+        raise typer.Exit(1)
 
 
 @bus.command()
@@ -166,7 +185,7 @@ def _desk(url: str | None) -> "Desk":
 
         return JournalDesk(Path(url))
     check_redis()
-    from esper.services.oona.redis_bus import RedisBusConfig
+    from esper.services.oona.redis_config import RedisBusConfig
     from esper.services.oona.redis_desk import RedisDesk
     from esper.settings import load
 
@@ -215,9 +234,9 @@ def _rows_of(figures: "StreamFigures") -> list[tuple[str, ...]]:
     """Return a row for each group; what is said of the stream stands in the first."""
     about = (figures.stream, number(figures.held), number(figures.removed), number(figures.dead))
     groups = [
-        (g.group, number(g.lag), number(g.pending), age(g.oldest_pending_s), number(g.redelivered))
+        (g.group, number(g.lag), number(g.pending), age(g.oldest_pending_s), number(g.redelivered), number(g.lost))
         for g in figures.groups
-    ] or [(NOTHING,) * 5]
+    ] or [(NOTHING,) * 6]
     return [(*(about if index == 0 else ("",) * 4), *group) for index, group in enumerate(groups)]
 
 

@@ -13,7 +13,8 @@ from esper.contracts.topics import HEALTH, Message
 from esper.errors import ConfigError, ContractError
 from esper.ports import Acknowledge, Delivery
 from esper.runtime.closing import Closing
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 
 DataHandler: TypeAlias = Callable[[dict[str, object]], Awaitable[None]]
 

@@ -367,6 +367,20 @@ class BusContract:
             else:
                 raise AssertionError("a broken message was accepted")
 
+    async def test_health_is_asked_there_and_then_and_changes_nothing(self, bus: MessageBus) -> None:
+        before = await bus.health()
+        assert (before.usable, before.why, before.messages) == (True, "", 0)
+        assert before.server
+        for n in range(3):
+            await bus.publish(STREAM, {"n": n})
+        after = await bus.health()
+        assert (after.usable, after.streams, after.messages) == (True, 1, 3)
+        assert after.answered_s < LIMIT_S
+        reader = Reader()
+        async with Reading(bus, reader):
+            await reader.wait_for(3)
+        assert reader.numbers == [0, 1, 2]
+
     async def test_close_lets_the_handler_finish_the_message_in_hand(self, bus: MessageBus) -> None:
         began, finished = asyncio.Event(), asyncio.Event()
 
@@ -386,7 +400,7 @@ class BusContract:
     async def test_a_closed_bus_refuses_work_and_may_be_closed_again(self, bus: MessageBus) -> None:
         await bus.close()
         await bus.close()
-        for work in (bus.publish(STREAM, {"n": 0}), bus.subscribe(STREAM, "readers", Reader())):
+        for work in (bus.publish(STREAM, {"n": 0}), bus.subscribe(STREAM, "readers", Reader()), bus.health()):
             try:
                 await work
             except BusUnavailable as error:

@@ -177,7 +177,7 @@ class BusModel:
         if not self.traits.survives:
             self._forget()
         for group in self.groups.values():
-            group.lost = group.maybe_lost = 0
+            group.lost, group.maybe_lost = 0, group.ghosts  # it may find those now
             if not self.traits.keeps_tries:
                 group.returned = dict.fromkeys(group.returned, 1)
 

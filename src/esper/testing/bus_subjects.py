@@ -7,9 +7,11 @@ from pathlib import Path
 
 from esper.errors import BusUnavailable
 from esper.ports import MessageBus
+from esper.services.oona.desk import GroupFigures
 from esper.services.oona.journal import Journal
 from esper.services.oona.memory_bus import MemoryBus, MemoryBusConfig, StreamCounts
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.oona.redis_desk import RedisDesk
 from esper.testing.bus_machine import STREAM, machine_codec
 from esper.testing.bus_model import Traits
@@ -87,7 +89,7 @@ class RedisSubject:
     """The bus on Redis.
 
     Args:
-        url: Where Redis is; it is emptied, and told to trim exactly.
+        url: Where Redis is; it is emptied.
         ask: Sends one inline command to it.
     """
 
@@ -95,7 +97,6 @@ class RedisSubject:
         self.traits = Traits(keeps_pending=False)
         self.tick_s, self.limit_s = 0.01, 15.0
         ask("FLUSHALL")
-        ask("CONFIG SET stream-node-max-entries 1")
         self._config = RedisBusConfig(
             url=url,
             name="machine",
@@ -106,13 +107,14 @@ class RedisSubject:
             block_s=0.02,
             close_limit_s=_CLOSE_S,
         )
-        self._ask, self._dead = ask, list[RedisBus]()
+        self._dead, self._lost_before = list[RedisBus](), dict[str, int]()
         self._desk = RedisDesk(self._config, codec=machine_codec(self.traits.max_length))
 
     async def open(self) -> MessageBus:
         """Return a bus under the same name as the one before."""
         bus = RedisBus(self._config, codec=machine_codec(self.traits.max_length))
         await bus.connect()
+        self._lost_before = {name: figures.lost or 0 for name, figures in (await self._groups()).items()}
         return bus
 
     async def crash(self, bus: MessageBus) -> None:
@@ -128,24 +130,26 @@ class RedisSubject:
 
     async def depth(self, bus: MessageBus, group: str) -> int:
         """Return how many messages a group has not finished."""
-        for stream in await self._desk.figures():
-            for figures in stream.groups:
-                if (stream.stream, figures.group) == (STREAM, group):
-                    assert figures.depth is not None
-                    return figures.depth
-        raise KeyError(group)
+        depth = (await self._groups())[group].depth
+        assert depth is not None
+        return depth
 
     async def lost(self, bus: MessageBus, group: str) -> int | None:
-        """Return how many messages a group has lost."""
-        return None
+        """Return how many messages a group has lost, whichever bus trimmed them."""
+        return ((await self._groups())[group].lost or 0) - self._lost_before.get(group, 0)
 
     async def held(self, bus: MessageBus) -> int:
         """Return how many messages the stream holds."""
         raise NotImplementedError
 
     async def end(self) -> None:
-        """Let Redis trim as usual, and close the connection."""
+        """Close every connection."""
         for bus in self._dead:
             await bus.close()
-        self._ask("CONFIG SET stream-node-max-entries 100")
         await self._desk.close()
+
+    async def _groups(self) -> dict[str, GroupFigures]:
+        for stream in await self._desk.figures():
+            if stream.stream == STREAM:
+                return {figures.group: figures for figures in stream.groups}
+        return {}

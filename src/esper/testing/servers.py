@@ -92,7 +92,11 @@ class RedisServer:
             raise NotFound("there is no redis-server on this machine", todo="make servers, or install Redis 7 or newer")
         with (self.folder / "server.log").open("ab") as output:
             self._process = subprocess.Popen([*self._wrapper, self._program, *arguments], stdout=output, stderr=output)
-        self._wait_until_it_answers()
+        try:
+            self._wait_until_it_answers()
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """End it at once, without a chance to write anything."""

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from esper.contracts.envelope import DeadLetter, Envelope
 from esper.errors import ConfigError, ContractError, NotFound
+from esper.ports import BusHealth
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class GroupFigures:
         pending: Messages that were handed out to it and are not acknowledged.
         oldest_pending_s: How long ago the oldest of those was published, or None where there is none.
         redelivered: Those of them that were handed out more than once, or None where the bus cannot tell.
+        lost: Messages that were trimmed before it saw them, or while they were pending, or None where the bus cannot tell.
     """
 
     group: str
@@ -29,6 +31,7 @@ class GroupFigures:
     pending: int
     oldest_pending_s: float | None
     redelivered: int | None
+    lost: int | None
 
     @property
     def depth(self) -> int | None:
@@ -105,6 +108,10 @@ class Desk(Protocol):
         Raises:
             BusUnavailable: If the bus does not answer.
         """
+        ...
+
+    async def health(self) -> BusHealth:
+        """Tell whether the bus takes messages now."""
         ...
 
     async def letters(self, stream: str | None = None) -> list[Letter]:

@@ -129,6 +129,15 @@ class GroupCommit:
         if self.failure is not None:
             raise self.failure
 
+    async def size_bytes(self) -> int:
+        """Return how large the journal is, once it turned out that it can be written.
+
+        Raises:
+            BusUnavailable: If it cannot.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._journal.check)
+        return self._journal.size_bytes()
+
     async def close(self) -> None:
         """Write what is left, and release the file.
 

@@ -196,6 +196,20 @@ class Journal:
                 f"the journal {self.path} cannot be written", why=str(error), todo="free space on its disk, then go on"
             ) from error
 
+    def check(self) -> None:
+        """Write something to the file that changes nothing.
+
+        Raises:
+            BusUnavailable: If it cannot be written.
+        """
+        with self._committed():
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def size_bytes(self) -> int:
+        """Return how large the file is, with what is still to be moved into it."""
+        beside = self.path.with_name(self.path.name + "-wal")
+        return sum(path.stat().st_size for path in (self.path, beside) if path.exists())
+
     def close(self) -> None:
         """Release the file."""
         self._db.close()

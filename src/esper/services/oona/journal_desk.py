@@ -1,12 +1,14 @@
 """The journal of an in-process bus, seen while no bus is open on it."""
 
+import time
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from esper.contracts.envelope import DeadLetter, Envelope
-from esper.errors import ContractError
+from esper.errors import BusUnavailable, ContractError
+from esper.ports import BusHealth
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.desk import GroupFigures, Letter, Passing, StreamFigures, check_stream, message_of
 from esper.services.oona.journal import GroupState, Journal, StreamState
@@ -43,6 +45,24 @@ class JournalDesk:
             )
             for name, state in sorted(streams.items())
         ]
+
+    async def health(self) -> BusHealth:
+        """Tell whether the journal can be written; see `Desk`."""
+        began, why = time.perf_counter(), ""
+        try:
+            self._journal.check()
+        except BusUnavailable as error:
+            why = str(error)
+        answered_s, streams = time.perf_counter() - began, self._journal.load().values()
+        return BusHealth(
+            usable=not why,
+            why=why,
+            server=f"journal {self._journal.path}",
+            answered_s=answered_s,
+            streams=len(streams),
+            messages=sum(len(stream.messages) for stream in streams),
+            used_bytes=self._journal.size_bytes(),
+        )
 
     async def letters(self, stream: str | None = None) -> list[Letter]:
         """Return dead letters; see `Desk`."""
@@ -132,4 +152,5 @@ def _figures(state: StreamState, group: GroupState) -> GroupFigures:
         pending=len(pending),
         oldest_pending_s=None if oldest is None else max(0.0, oldest),
         redelivered=None if pending else 0,
+        lost=None,
     )

@@ -11,7 +11,7 @@ from esper.contracts.envelope import Envelope
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ConfigError
-from esper.ports import Acknowledge, DeliveryHandler
+from esper.ports import Acknowledge, BusHealth, DeliveryHandler
 from esper.runtime.closing import Closing
 from esper.runtime.waits import Bell
 from esper.services.oona.codec import Codec
@@ -185,6 +185,24 @@ class MemoryBus(Closing):
         finally:
             self._members.discard(member)
             self._left.ring()
+
+    async def health(self) -> BusHealth:
+        """Tell whether messages are taken: always, where there is no journal; else whether that can be written now."""
+        self._check_usable()
+        began, why, used_bytes = time.perf_counter(), "", None
+        try:
+            used_bytes = None if self._commits is None else await self._commits.size_bytes()
+        except BusUnavailable as error:
+            why = str(error)
+        return BusHealth(
+            usable=not why,
+            why=why,
+            server="this process" if self._commits is None else "this process, with a journal",
+            answered_s=time.perf_counter() - began,
+            streams=sum(len(stream) > 0 for stream in self._streams),
+            messages=sum(len(stream) for stream in self._streams),
+            used_bytes=used_bytes,
+        )
 
     async def close(self) -> None:
         """Take no more messages, let each handler finish the one in hand, and end every subscription.

@@ -10,6 +10,7 @@ import msgspec
 from esper.contracts.envelope import Attempt, Envelope
 from esper.runtime.waits import Bell
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
+from esper.services.oona.losses import Losses
 
 
 class Pending(msgspec.Struct, gc=False):
@@ -76,6 +77,7 @@ class Stream:
         max_length: Messages kept.
         lossy: Whether a full stream drops what a slow group has not seen.
         durable: Whether a journal keeps it.
+        losses: Where it is counted and said what groups have lost.
 
     Attributes:
         published: Place of the next message.
@@ -86,9 +88,12 @@ class Stream:
         moves: Rings when a group was handed a message, or is done with one.
     """
 
-    def __init__(self, name: str, max_length: int, *, lossy: bool, durable: bool = True) -> None:
+    def __init__(
+        self, name: str, max_length: int, *, lossy: bool, durable: bool = True, losses: Losses | None = None
+    ) -> None:
         self.name, self.max_length, self.lossy, self.durable = name, max_length, lossy, durable
         self.groups: dict[str, Group] = {}
+        self._losses = Losses() if losses is None else losses
         self.published = self.first_seq = self.trimmed = self.reserved = 0
         self.news, self.moves = Bell(), Bell()
         self._held: dict[int, Envelope] = {}
@@ -155,6 +160,7 @@ class Stream:
         for group in self.groups.values():
             if group.next_seq < first_seq:
                 group.lost += first_seq - group.next_seq
+                self._losses.add(self.name, group.name, first_seq - group.next_seq)
                 group.next_seq = first_seq
 
     def has_for(self, group: Group) -> bool:
@@ -197,6 +203,7 @@ class Streams:
     def __init__(self, codec: Codec, max_length: int) -> None:
         self._codec, self._max_length = codec, max_length
         self._streams: dict[str, Stream] = {}
+        self._losses = Losses()
 
     def __getitem__(self, name: str) -> Stream:
         try:
@@ -211,5 +218,7 @@ class Streams:
         topic, source = self._codec.topic(name), self._codec.topic(name.removesuffix(DEAD_SUFFIX))
         durable = source is None or source.durable
         if topic is None:
-            return Stream(name, self._max_length, lossy=name.endswith(DEAD_SUFFIX), durable=durable)
-        return Stream(name, min(topic.max_length, self._max_length), lossy=topic.lossy, durable=durable)
+            lossy, length = name.endswith(DEAD_SUFFIX), self._max_length
+        else:
+            lossy, length = topic.lossy, min(topic.max_length, self._max_length)
+        return Stream(name, length, lossy=lossy, durable=durable, losses=self._losses)

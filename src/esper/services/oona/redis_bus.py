@@ -7,22 +7,25 @@ import platform
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Self
 from uuid import uuid4
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from esper.contracts.envelope import Envelope
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ConfigError, EsperError
-from esper.ports import Acknowledge, DeliveryHandler
+from esper.ports import Acknowledge, BusHealth, DeliveryHandler
 from esper.runtime.closing import Closing
 from esper.services.oona.codec import Codec
-from esper.services.oona.redis_fields import append_many, append_one, key_of, stream_of
+from esper.services.oona.losses import Losses
+from esper.services.oona.redis_append import append_and_trim, append_one, lost_in, slack_of
+from esper.services.oona.redis_config import RedisBusConfig
+from esper.services.oona.redis_entry import GroupCounts
+from esper.services.oona.redis_fields import key_of, lost_key_of, seen_key_of, stream_of
+from esper.services.oona.redis_health import health_of
 from esper.services.oona.redis_link import Command, Link
-from esper.services.oona.redis_member import GroupCounts, Member, Place
+from esper.services.oona.redis_member import Member
+from esper.services.oona.redis_seat import Place
 from esper.telemetry.bus_metrics import BusTimes, Tally, Waiting
 from esper.telemetry.logs import get_logger
 
@@ -37,44 +40,6 @@ _MOST_AT_ONCE = 256
 _SERIAL = itertools.count()
 
 
-class RedisBusConfig(BaseModel):
-    """Where Redis is, and the limits of this process on it.
-
-    Attributes:
-        url: ``redis://``, ``rediss://`` or ``unix://``, with user and database where they are needed; what redis-py knows of TLS
-            follows as ``?ssl_ca_certs=/path&ssl_certfile=…``.
-        password_file: File that holds the password, so that it need not stand in the address.
-        name: Name of this process in its groups. A process that is started again under the same name goes on with what it
-            held; two that run at once need two. Empty: host name, process id and a number.
-        max_length: Messages kept per stream (about), where the topic does not allow fewer.
-        max_tries: How often a message is handed out before it goes to the dead letters.
-        retry_delay_s: Pause before the second try; it doubles with every further one.
-        concurrency: Handlers of one subscription that run at once; order is kept with 1 only.
-        batch: Messages read at once per handler, which wait while it runs; 1 where handlers run long.
-        claim_idle_s: A member that shows no sign of life for so long is dead, and its messages go to others.
-        block_s: How long a read waits for a message; a subscription ends within it.
-        reply_limit_s: How long a command may take.
-        publish_limit_s: How long ``publish`` goes on trying.
-        close_limit_s: How long a handler may go on after the bus was closed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: str = Field(default="redis://localhost:6379", repr=False)
-    password_file: Path | None = None
-    name: str = ""
-    max_length: int = Field(default=10_000, ge=1)
-    max_tries: int = Field(default=3, ge=1)
-    retry_delay_s: float = Field(default=0.05, ge=0)
-    concurrency: int = Field(default=1, ge=1, le=256)
-    batch: int = Field(default=64, ge=1)
-    claim_idle_s: float = Field(default=30.0, gt=0)
-    block_s: float = Field(default=0.25, gt=0, le=5)
-    reply_limit_s: float = Field(default=2.0, gt=0)
-    publish_limit_s: float = Field(default=5.0, gt=0)
-    close_limit_s: float = Field(default=5.0, ge=0)
-
-
 class RedisBus(Closing):
     """Implements `esper.ports.MessageBus` on Redis Streams.
 
@@ -84,26 +49,30 @@ class RedisBus(Closing):
     keeps the message's id in its own transaction: a publish whose answer was lost is sent again with the same id.
     Where a subscription acknowledges on receipt, what its member has read and not begun is lost with it, too.
 
-    A stream keeps its newest ``max_length`` messages. A writer does not wait for a slow group: what is trimmed before a
-    group saw it is counted in ``counts()`` and logged.
+    A stream keeps its newest ``max_length`` messages, about. A writer does not wait for a slow group: it counts what it trims
+    before a group saw it, whether that has a member or not, in ``losses``, in Redis and in the log.
 
     Args:
         config: Address and limits.
         codec: Knows the declared streams.
 
     Attributes:
+        config: Address and limits.
         times: How long things take, by stream.
+        losses: Messages by stream and group that the group lost, as far as this process trimmed them or found them gone.
     """
 
     def __init__(self, config: RedisBusConfig | None = None, *, codec: Codec | None = None) -> None:
-        self._config = config or RedisBusConfig()
+        self.config = config or RedisBusConfig()
         self._codec = codec or Codec()
-        self._link = Link(self._config.url, self._config.reply_limit_s, password_file=self._config.password_file)
-        self._name = self._config.name or f"{platform.node() or 'host'}-{os.getpid()}-{next(_SERIAL)}"
+        self._link = Link(self.config.url, self.config.reply_limit_s, password_file=self.config.password_file)
+        self._name = self.config.name or f"{platform.node() or 'host'}-{os.getpid()}-{next(_SERIAL)}"
         self._stop = asyncio.Event()
         self._members: dict[tuple[str, str], dict[int, Member]] = {}
         self._counts: dict[tuple[str, str], GroupCounts] = {}
         self.times = BusTimes()
+        self.losses = Losses()
+        self._untrimmed: dict[str, int] = {}
         self._longest: dict[str, int] = {}
         self._passing: list[tuple[str, str]] = []
         self._ended = asyncio.Event()
@@ -139,7 +108,7 @@ class RedisBus(Closing):
         """
         self._check_open()
         envelope = self._codec.seal(stream, message, run_id=run_id, message_id=message_id)
-        await self._sent(stream, self.append(stream, envelope))
+        await self._sent(stream, self.append(stream, [envelope]))
         return envelope.id
 
     async def publish_many(
@@ -155,16 +124,17 @@ class RedisBus(Closing):
         envelopes = self._codec.seal_all(stream, messages, run_id=run_id)
         for start in range(0, len(envelopes), _MOST_AT_ONCE):
             part = envelopes[start : start + _MOST_AT_ONCE]
-            await self._sent(stream, append_many(key_of(stream), self._longest_of(stream), part))
+            await self._sent(stream, self.append(stream, part))
         return [envelope.id for envelope in envelopes]
 
     async def _sent(self, stream: str, command: Command) -> None:
         """Send a command again where its answer is lost; what it appends has the same ids then."""
         began = time.perf_counter()
-        ends_at = asyncio.get_running_loop().time() + self._config.publish_limit_s
+        ends_at = asyncio.get_running_loop().time() + self.config.publish_limit_s
         for attempt in itertools.count():
             try:
-                await self._link.ask(*command)
+                answer = await self._link.ask(*command)
+                self.note_lost(stream, answer)
                 self.times[stream].publish.observe(time.perf_counter() - began)
                 break
             except BusUnavailable:
@@ -173,12 +143,23 @@ class RedisBus(Closing):
                     raise
                 await asyncio.sleep(pause)
 
-    def append(self, stream: str, envelope: Envelope) -> Command:
-        """Return the command that appends an envelope to a stream and trims what is too old."""
-        return append_one(key_of(stream), self._longest_of(stream), envelope)
+    def append(self, stream: str, envelopes: Sequence[Envelope]) -> Command:
+        """Return the command that appends envelopes to a stream; the first, and now and then another, trims it."""
+        longest, key = self._longest_of(stream), key_of(stream)
+        left = self._untrimmed.get(stream, 0) - len(envelopes)
+        if len(envelopes) == 1 and left > 0:
+            self._untrimmed[stream] = left
+            return append_one(key, envelopes[0])
+        self._untrimmed[stream] = slack_of(longest)
+        return append_and_trim(key, longest, envelopes)
+
+    def note_lost(self, stream: str, answer: object) -> None:
+        """Count what the command that ``append`` returned has trimmed before groups saw it, by what it was answered."""
+        for group, count in lost_in(answer).items():
+            self.losses.add(stream, group, count)
 
     def _longest_of(self, stream: str) -> int:
-        topic, longest = self._codec.topic(stream), self._longest.get(stream, self._config.max_length)
+        topic, longest = self._codec.topic(stream), self._longest.get(stream, self.config.max_length)
         return longest if topic is None else min(longest, topic.max_length)
 
     async def subscribe(
@@ -206,7 +187,7 @@ class RedisBus(Closing):
             )
         try:
             async with asyncio.TaskGroup() as lanes:
-                for _ in range(self._config.concurrency):
+                for _ in range(self.config.concurrency):
                     lanes.create_task(self._lane(stream, group, handler, start_from, acknowledge))
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
@@ -219,7 +200,7 @@ class RedisBus(Closing):
         counts = self._counts.setdefault((stream, group), GroupCounts())
         name, begins = f"{self._name}.{slot}", "$" if start_from == ">" else "0"
         place = Place(stream, key_of(stream), group, name, begins, not slot, acknowledge)
-        members[slot] = Member(self, self._link, self._codec, self._config, place, handler, self._stop, counts)
+        members[slot] = Member(self, self._link, self._codec, self.config, place, handler, self._stop, counts)
         self._ended.clear()
         try:
             await members[slot].run()
@@ -256,12 +237,25 @@ class RedisBus(Closing):
 
     def tallies(self) -> list[Tally]:
         """Return the same as metrics have it; what waits for a group is looked at from outside (`FiguresWatch`)."""
-        counts = list(self._counts.items())
-        return [Tally(stream, group, c.redelivered, c.dead, c.lost) for (stream, group), c in counts]
+        return [self._tally(*place) for place in dict.fromkeys([*self._counts, *self.losses])]
+
+    def _tally(self, stream: str, group: str) -> Tally:
+        counts = self._counts.get((stream, group), GroupCounts())
+        return Tally(stream, group, counts.redelivered, counts.dead, self.losses.get((stream, group), 0))
 
     def waiting(self) -> list[Waiting]:
         """Return nothing: a process sees its own part of a group only."""
         return []
+
+    async def health(self) -> BusHealth:
+        """Tell whether Redis takes messages, on every server that has a part of them.
+
+        Raises:
+            BusUnavailable: If the bus is closed.
+            ConfigError: If this user may not ask.
+        """
+        self._check_open()
+        return await health_of(self._link)
 
     async def close(self) -> None:
         """Take no more messages, let each handler finish the one in hand, acknowledge, and end every subscription.
@@ -272,13 +266,13 @@ class RedisBus(Closing):
         Raises:
             BusUnavailable: If a handler goes on although it was cancelled.
         """
-        ends_at = asyncio.get_running_loop().time() + self._config.close_limit_s
+        ends_at = asyncio.get_running_loop().time() + self.config.close_limit_s
         if not self._stop.is_set():
             self._stop.set()
             for member in [member for members in self._members.values() for member in members.values()]:
                 member.cut_at(ends_at)
         try:
-            slowest = max(self._config.block_s, 0.0) + 2 * self._config.reply_limit_s
+            slowest = max(self.config.block_s, 0.0) + 2 * self.config.reply_limit_s
             async with asyncio.timeout_at(ends_at + slowest + _CANCEL_LIMIT_S):
                 await self._ended.wait()
             await self._destroy_passing()
@@ -295,7 +289,9 @@ class RedisBus(Closing):
         passing, self._passing = self._passing, []
         for stream, group in passing:
             try:
-                await self._link.ask("XGROUP", "DESTROY", key_of(stream), group)
+                key = key_of(stream)
+                forgotten = [("HDEL", beside, group) for beside in (lost_key_of(key), seen_key_of(key))]
+                await self._link.ask_all([("XGROUP", "DESTROY", key, group), *forgotten])
             except EsperError as error:  # It stays, as that of a process that was killed does.
                 log.warning("group_not_destroyed", stream=stream, group=group, why=str(error))
 

@@ -8,10 +8,12 @@ import msgspec
 
 from esper.contracts.envelope import DeadLetter, Envelope
 from esper.errors import ContractError
+from esper.ports import BusHealth
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.desk import GroupFigures, Letter, Passing, StreamFigures, check_stream, message_of
-from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
-from esper.services.oona.redis_fields import UNREADABLE, from_fields, key_of, named, order, to_fields
+from esper.services.oona.redis_bus import RedisBus
+from esper.services.oona.redis_config import RedisBusConfig
+from esper.services.oona.redis_fields import UNREADABLE, from_fields, key_of, lost_key_of, named, order, to_fields
 from esper.services.oona.redis_link import Link
 
 _PAGE = 500
@@ -59,6 +61,10 @@ class RedisDesk:
         letters = {name: figures.held for name, figures in found.items() if name.endswith(DEAD_SUFFIX)}
         return [replace(figures, dead=letters.get(name + DEAD_SUFFIX, 0)) for name, figures in found.items()]
 
+    async def health(self) -> BusHealth:
+        """Tell whether Redis takes messages; see `Desk`."""
+        return await self._bus.health()
+
     async def letters(self, stream: str | None = None) -> list[Letter]:
         """Return dead letters; see `Desk`."""
         graves = [stream + DEAD_SUFFIX] if stream else await self._bus.streams()
@@ -101,14 +107,18 @@ class RedisDesk:
 
     async def _figures(self, name: str) -> StreamFigures:
         key = key_of(name)
-        stream, groups, now = await self._link.ask_all([("XINFO", "STREAM", key), ("XINFO", "GROUPS", key), ("TIME",)])
+        asked = [("XINFO", "STREAM", key), ("XINFO", "GROUPS", key), ("HGETALL", lost_key_of(key)), ("TIME",)]
+        stream, groups, losses, now = await self._link.ask_all(asked)
         about, now_ms = named(stream), _milliseconds(now)
         held, published = cast("int", about[b"length"]), cast("int", about[b"entries-added"])
-        seen = [await self._group(key, about, named(group), now_ms=now_ms) for group in cast("list[object]", groups)]
+        lost, rows = named(losses), [named(group) for group in cast("list[object]", groups)]
+        seen = [
+            await self._group(key, about, row, lost.get(cast("bytes", row[b"name"])), now_ms=now_ms) for row in rows
+        ]
         return StreamFigures(name, held, published, published - held, 0, tuple(sorted(seen, key=lambda g: g.group)))
 
     async def _group(
-        self, key: str, stream: dict[bytes, object], group: dict[bytes, object], *, now_ms: int
+        self, key: str, stream: dict[bytes, object], group: dict[bytes, object], lost: object, *, now_ms: int
     ) -> GroupFigures:
         name, pending = cast("bytes", group[b"name"]).decode(), cast("int", group[b"pending"])
         oldest, redelivered = await self._pending(key, name) if pending else (None, 0)
@@ -118,6 +128,7 @@ class RedisDesk:
             pending=pending,
             oldest_pending_s=None if oldest is None else max(0, now_ms - order(oldest)[0]) / 1000,
             redelivered=redelivered,
+            lost=int(cast("bytes | None", lost) or 0),
         )
 
     async def _pending(self, key: str, group: str) -> tuple[bytes | None, int | None]:
@@ -180,7 +191,7 @@ class RedisDesk:
     def _letter(self, grave: str, row: Row) -> Letter:
         place = row[0].decode()
         try:
-            envelope = from_fields(place, row[1])
+            envelope = from_fields(row[0], row[1])
             content = self._codec.open(envelope)
         except ContractError as error:
             return Letter(grave, place, None, fault=str(error))
@@ -211,6 +222,6 @@ def _as_sent(envelope: Envelope) -> list[str | bytes]:
 def _passing(row: Row) -> Passing:
     place = row[0].decode()
     try:
-        return Passing(place, from_fields(place, row[1]))
+        return Passing(place, from_fields(*row))
     except ContractError as error:
         return Passing(place, None, error.why)

@@ -14,16 +14,6 @@ from esper.services.oona.codec import DEAD_SUFFIX
 UNREADABLE = "unreadable"
 """The type of an envelope that holds the raw fields of an entry that is no message."""
 
-_APPEND = """
-local at = 2
-while at <= #ARGV do
-  local last = at + tonumber(ARGV[at])
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, at + 1, last))
-  at = last + 1
-end
-"""
-"""Appends many entries; each comes with the number of its names and values."""
-
 _REQUIRED = (b"type", b"version", b"id", b"sent_at", b"body")
 
 
@@ -38,22 +28,7 @@ def to_fields(envelope: Envelope) -> list[str | bytes]:
     return [*pairs, "body", envelope.body]
 
 
-def append_one(key: str, longest: int, envelope: Envelope) -> list[str | bytes | int]:
-    """Return the command that appends an envelope to a stream, and trims it to about so many."""
-    return ["XADD", key, "MAXLEN", "~", longest, "*", *to_fields(envelope)]
-
-
-def append_many(key: str, longest: int, envelopes: Sequence[Envelope]) -> list[str | bytes | int]:
-    """Return the command that appends envelopes in order, all or none, and has one answer for all."""
-    command: list[str | bytes | int] = ["EVAL", _APPEND, 1, key, longest]
-    for envelope in envelopes:
-        fields = to_fields(envelope)
-        command.append(len(fields))
-        command += fields
-    return command
-
-
-def from_fields(entry: str, pairs: Sequence[bytes]) -> Envelope:
+def from_fields(at: bytes, pairs: Sequence[bytes]) -> Envelope:
     """Return the envelope in an entry; fields that are not known are passed over.
 
     Raises:
@@ -62,7 +37,7 @@ def from_fields(entry: str, pairs: Sequence[bytes]) -> Envelope:
     held = dict(zip(pairs[::2], pairs[1::2], strict=True))
     missing = [name.decode() for name in _REQUIRED if name not in held]
     if missing:
-        raise ContractError(f"entry {entry} is no message", why=f"it lacks {', '.join(missing)}")
+        raise ContractError(f"entry {at.decode()} is no message", why=f"it lacks {', '.join(missing)}")
     try:
         return Envelope(
             type=held[b"type"].decode(),
@@ -74,7 +49,7 @@ def from_fields(entry: str, pairs: Sequence[bytes]) -> Envelope:
             body=held[b"body"],
         )
     except ValueError as error:
-        raise ContractError(f"entry {entry} is no message", why=str(error)) from error
+        raise ContractError(f"entry {at.decode()} is no message", why=str(error)) from error
 
 
 def as_found(entry: str, pairs: Sequence[bytes], sent_at: datetime) -> Envelope:
@@ -96,6 +71,16 @@ def key_of(stream: str) -> str:
     if stem == stream or _has_tag(stem):
         return stream
     return f"{{{stem}}}{DEAD_SUFFIX}"
+
+
+def lost_key_of(key: str) -> str:
+    """Return the key of what each group of a stream has lost to trimming, by the group's name."""
+    return _beside(key, ":lost")
+
+
+def seen_key_of(key: str) -> str:
+    """Return the key of when each group of a stream was last known to have a member, by the group's name."""
+    return _beside(key, ":seen")
 
 
 def stream_of(key: str) -> str:
@@ -122,6 +107,11 @@ def _has_tag(key: str) -> bool:
     _, opened, rest = key.partition("{")
     tag, closed, _ = rest.partition("}")
     return bool(opened and closed and tag)
+
+
+def _beside(key: str, suffix: str) -> str:
+    """Return a key in the hash slot of a stream's."""
+    return key + suffix if _has_tag(key) else f"{{{key}}}{suffix}"
 
 
 def _text(value: bytes | None) -> str | None:

@@ -1,6 +1,7 @@
 """Commands to Redis, each with a deadline, and what went wrong in this library's own words."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ _KEYLESS = ("PING", "SCAN", "ECHO")
 _KEY_AFTER_STREAMS = ("XREAD", "XREADGROUP")
 _RAW = (
     *("XADD", "XRANGE", "XREVRANGE", "XREAD", "XREADGROUP", "XPENDING", "XCLAIM", "XAUTOCLAIM"),
-    *("SCAN", "SET", "CLUSTER", "SENTINEL"),
+    *("SCAN", "SET", "CLUSTER", "SENTINEL", "HGETALL"),
 )
 """Commands whose answers redis-py would change."""
 
@@ -106,10 +107,7 @@ class Link:
         """Send commands in one journey, and where ``at_once`` is set, as one transaction; their keys share a hash slot."""
 
         async def send(client: Redis) -> list[object]:
-            async with client.pipeline(transaction=at_once) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                answers = cast("list[object]", await pipe.execute(raise_on_error=False))
+            answers = await _piped(client, commands, at_once=at_once)
             for answer in answers:
                 if isinstance(
                     answer, RedisError
@@ -118,6 +116,25 @@ class Link:
             return answers
 
         return await self._sent(_key(commands[0]), send, wait_s)
+
+    async def ask_each(self, commands: Callable[[str], Sequence[Command]]) -> list[list[object]]:
+        """Send commands to every server that holds keys of its own; where one refuses a command, the answer is the error.
+
+        Args:
+            commands: Returns them, given a key that lies on the server.
+        """
+        keys: dict[Redis, str] = {}
+        with self._translated(0.0):
+            async with asyncio.timeout(self._limit_s):
+                clients, tried = await self._route.clients(), (f"oona.probe.{n}" for n in itertools.count())
+                while len(keys) < len(clients):
+                    key = next(tried)
+                    keys[await self._route.client(key.encode())] = key
+        answers = [
+            await self._sent(key.encode(), lambda client, key=key: _piped(client, commands(key)), 0.0)  # type: ignore[misc]
+            for key in keys.values()
+        ]
+        return [[self._answered(a) if isinstance(a, ResponseError) else a for a in its] for its in answers]
 
     async def keys(self, kind: str) -> list[bytes]:
         """Return all keys of a kind, such as ``stream``, on whatever servers they are."""
@@ -189,6 +206,14 @@ class Link:
         return ConfigError(
             "Redis refuses a command", why=text, todo="look at its key, its version and the user's rights"
         )
+
+
+async def _piped(client: Redis, commands: Sequence[Command], *, at_once: bool = False) -> list[object]:
+    """Send commands in one journey, and return what is answered to each, errors among it."""
+    async with client.pipeline(transaction=at_once) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        return cast("list[object]", await pipe.execute(raise_on_error=False))
 
 
 def _client(url: str, password: str | None) -> Redis:

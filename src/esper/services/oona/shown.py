@@ -50,6 +50,7 @@ def _group_to_json(group: GroupFigures) -> dict[str, object]:
         "pending": group.pending,
         "oldest_pending_s": group.oldest_pending_s,
         "redelivered": group.redelivered,
+        "lost": group.lost,
     }
 
 

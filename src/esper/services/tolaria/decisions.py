@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from esper.contracts.adaptation import Action, AdaptationDecision, Outcome, Verdict
+from esper.contracts.groups import run_group
 from esper.contracts.topics import DECISIONS
 from esper.errors import Unavailable
 from esper.ports import Delivery, MessageBus
@@ -48,11 +49,6 @@ class Refusal:
         )  # fmt: skip
 
 
-def group_of(run_id: str) -> str:
-    """Return the group in which a run reads decisions: one of its own, or a decision would reach another run."""
-    return f"execution-service.{run_id}"
-
-
 class Decisions:
     """Takes decisions in at both doors, and hands them on one at a time.
 
@@ -79,7 +75,7 @@ class Decisions:
 
     def listen(self, bridge: Bridge, bus: MessageBus) -> None:
         """Hear decisions for this run until the bus is closed."""
-        hearing = bus.subscribe(DECISIONS.stream, group_of(self._run_id), self.hear, start_from="0")
+        hearing = bus.subscribe(DECISIONS.stream, run_group(self._run_id), self.hear, start_from="0")
         self._listening = bridge.submit(hearing)
 
     def deafness(self) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from esper.contracts.groups import run_group
 from esper.contracts.kernel import BlueprintSubmissionRequest, BuildSpec
 from esper.contracts.topics import COMPILATIONS
 from esper.errors import EsperError, KernelRejected, NotFound, Unavailable
@@ -175,7 +176,7 @@ class KernelShelf:
         return ReadyKernel(kernel_id, "", await self._library.read(kernel_id), 0.0)
 
     async def _listen(self) -> None:
-        await self._bus.subscribe(COMPILATIONS.stream, f"execution-service.{self._run_id}", self._heard)
+        await self._bus.subscribe(COMPILATIONS.stream, run_group(self._run_id), self._heard)
 
     async def _heard(self, _: Delivery) -> None:
         async with self._news:

@@ -93,7 +93,7 @@ async def serving(config: UrzaConfig, manager: KernelManager | None, clock: Cloc
             immutable=Immutable(config.cache_bytes),
         )
         if config.bus_url is not None:
-            await stack.enter_async_context(_relaying(manager, config.bus_url.get_secret_value()))
+            await stack.enter_async_context(_relaying(manager, parts.metrics, config.bus_url.get_secret_value()))
         collector = manager.collector(config.retention)
         await stack.enter_async_context(collecting(collector, config.collect_every_s, parts.metrics))
         _log.info("store_open", needs_keys=config.needs_keys, postgres=config.database_url is not None)
@@ -101,9 +101,19 @@ async def serving(config: UrzaConfig, manager: KernelManager | None, clock: Cloc
 
 
 @asynccontextmanager
-async def _relaying(manager: KernelManager, bus_url: str) -> AsyncIterator[None]:
-    """Publish announcements while the service runs."""
-    from esper.services.oona.redis_bus import RedisBus, RedisBusConfig
+async def _relaying(manager: KernelManager, metrics: RestMetrics, bus_url: str) -> AsyncIterator[None]:
+    """Publish announcements while the service runs, and measure the bus that they go to."""
+    from esper.services.oona.redis_bus import RedisBus
+    from esper.services.oona.redis_config import RedisBusConfig
+    from esper.services.oona.redis_desk import RedisDesk
+    from esper.services.oona.watch import FiguresWatch
+    from esper.telemetry.bus_metrics import BusCollector
 
-    async with RedisBus(RedisBusConfig(url=bus_url)) as bus, OutboxRelay(manager.outbox, bus):
+    config = RedisBusConfig(url=bus_url)
+    async with (
+        RedisBus(config) as bus,
+        FiguresWatch(RedisDesk(config), bus) as watch,
+        OutboxRelay(manager.outbox, bus),
+    ):
+        metrics.registry.register(BusCollector({"shared": watch}))
         yield
