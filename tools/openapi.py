@@ -9,10 +9,11 @@ import json
 import sys
 from pathlib import Path
 
+from esper.services.tezzeret.main import app as tezzeret
 from esper.services.urza.main import app as urza
 
 FOLDER = Path(__file__).resolve().parents[1] / "contracts" / "openapi"
-SERVICES = {"urza": urza}
+SERVICES = {"tezzeret": tezzeret, "urza": urza}
 
 
 def made() -> dict[Path, str]:

@@ -18,15 +18,16 @@ from aiohttp.typedefs import LooseHeaders
 from sqlalchemy import func, select
 from yarl import URL
 
+from esper.services.rest.bodies import depth_of
+from esper.services.rest.callers import OPEN_PATHS
+from esper.services.rest.config import is_loopback
+from esper.services.rest.rates import Rates
 from esper.services.urza.access import ApiKeyRow, AuditRow
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.keys import ApiKeys
 from esper.services.urza.main import app
 from esper.services.urza.models import Blueprint, Kernel
-from esper.services.urza.rest.bodies import depth_of
-from esper.services.urza.rest.callers import OPEN_PATHS
-from esper.services.urza.rest.config import UrzaConfig, is_loopback
-from esper.services.urza.rest.rates import Rates
+from esper.services.urza.rest.config import UrzaConfig
 from esper.telemetry.logs import to_terminal
 from esper.testing.clock import ManualClock
 from esper.testing.forging import adapter, artifact_of, request_for, verdict_on

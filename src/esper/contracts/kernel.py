@@ -99,6 +99,25 @@ class KernelExecutionRequest(Written):
     execution_context: JsonObject = Field(default_factory=dict)
 
 
+class KernelExecutionResult(BaseModel):
+    """What one run of a kernel on generated input came to.
+
+    Attributes:
+        backend: What ran: ``kernel`` for the kernel as it is trained, or that of a form.
+        output_tensor_shape: Shape of what came out.
+        latency_ms: Median time of a run after the first, on one thread.
+        runs: Runs that were timed.
+        memory_mb: How far the process grew while it ran; None where the system does not tell.
+    """
+
+    kernel_id: str
+    backend: str
+    output_tensor_shape: list[int]
+    latency_ms: float
+    runs: int
+    memory_mb: float | None
+
+
 class BlueprintContract(BaseModel):
     """A blueprint as the store describes it."""
 

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 from esper.errors import StoreUnavailable
 from esper.ports import Clock
+from esper.services.rest.server import RestServer
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.rest.application import create_app
 from esper.services.urza.rest.config import UrzaConfig
-from esper.services.urza.rest.server import StoreServer
 
 _START_LIMIT_S, _STOP_LIMIT_S = 10.0, 10.0
 
@@ -29,7 +29,7 @@ async def served(
         StoreUnavailable: If it does not start.
     """
     config = (config or UrzaConfig()).model_copy(update={"port": 0})
-    server = StoreServer(create_app(config, manager=manager, clock=clock), config)
+    server = RestServer(create_app(config, manager=manager, clock=clock), config)
     running = asyncio.create_task(server._serve())
     try:
         async with asyncio.timeout(_START_LIMIT_S):

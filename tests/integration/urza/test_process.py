@@ -181,7 +181,7 @@ def test_a_certificate_without_its_key_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_importing_the_service_brings_no_torch(tmp_path: Path) -> None:
-    code = "import esper.services.urza.main, esper.services.urza.rest.server, esper.cli.serve, sys; print('torch' in sys.modules)"
+    code = "import esper.services.urza.main, esper.services.rest.server, esper.cli.serve, sys; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )

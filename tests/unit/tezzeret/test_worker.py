@@ -24,6 +24,7 @@ from esper.signing.keys import KeyRing, SigningKey
 from esper.signing.sealed import unseal
 from esper.testing.faults import Fault, faulty
 from esper.testing.forging import adapter, request_for
+from esper.testing.store_server import served
 
 FAULTS = ("esper.testing.faults",)
 
@@ -266,8 +267,39 @@ async def test_a_queue_that_does_not_let_go_is_told_after_the_limit() -> None:
 
 
 def test_a_worker_without_a_queue_is_refused_with_advice() -> None:
-    with pytest.raises(ConfigError, match="http://urza:8000 was given, and a queue over HTTP is not built in"):
-        TezzeretWorker(WorkerConfig(urza_url="http://urza:8000", num_workers=4, optimization_level="O2"))
+    with pytest.raises(ConfigError, match="set urza_url"):
+        TezzeretWorker(WorkerConfig(num_workers=4, optimization_level="O2"))
+
+
+async def test_a_worker_asks_the_store_at_its_address(stand: Stand) -> None:
+    async with served(stand.library) as address:
+        worker = TezzeretWorker(WorkerConfig(urza_url=address), bus=stand.bus)
+        async with stand.working(worker):
+            await stand.library.submit(request_for(adapter()))
+            await stand.event(adapter().digest, "compiled", limit_s=60)
+
+
+async def test_draining_lets_the_job_in_hand_end_and_takes_no_other(stand: Stand) -> None:
+    for width in (1, 2):
+        await stand.library.submit(request_for(adapter(width)))
+    worker = worker_of(stand)
+    running = asyncio.create_task(worker.run())
+    await stand.event(adapter(1).digest, "started")
+    await worker.drain(limit_s=60)
+    await running
+    assert worker.endings == {Ending.COMPILED: 1}
+    assert await stand.library.find(adapter(2).digest, BuildSpec()) is None
+
+
+async def test_what_does_not_end_within_the_limit_of_draining_goes_back(stand: Stand) -> None:
+    await stand.library.submit(request_for(adapter()))
+    worker = worker_of(stand)
+    running = asyncio.create_task(worker.run())
+    await stand.event(adapter().digest, "started")
+    await worker.drain(limit_s=0.0)
+    await running
+    assert worker.endings == {Ending.RELEASED: 1}
+    assert await stand.library.claim("another", lease_s=30.0) is not None
 
 
 @pytest.mark.parametrize("name", ["no_such_module_anywhere", "no.such.module", "esper.testing.no_such", ""])

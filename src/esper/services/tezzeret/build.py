@@ -4,8 +4,19 @@ from esper.contracts.kernel import PUBLISHED_LEVEL
 from esper.errors import CompilationError, EsperError
 from esper.ir import BlueprintIR
 from esper.services.tezzeret.compiler import KernelCompiler
+from esper.services.tezzeret.execution import executed
 from esper.services.tezzeret.gates.verdict import OutOfMemory, is_exhaustion
-from esper.services.tezzeret.orders import Additions, Exhausted, Order, Reply, build_of, finished, forged, refused
+from esper.services.tezzeret.orders import (
+    Additions,
+    Execution,
+    Exhausted,
+    Order,
+    Reply,
+    build_of,
+    finished,
+    forged,
+    refused,
+)
 from esper.services.tezzeret.validator import KernelValidator
 
 
@@ -20,9 +31,11 @@ class Builder:
     def __init__(self, compiler: KernelCompiler, validator: KernelValidator) -> None:
         self._compiler, self._validator = compiler, validator
 
-    def reply(self, order: Order) -> Reply:
-        """Return the kernel with its report, or why there is none; nothing is raised."""
+    def reply(self, order: Order | Execution) -> Reply:
+        """Return what was asked for, or why there is none; nothing is raised."""
         try:
+            if isinstance(order, Execution):
+                return executed(order)
             return self._forged(order) if order.kernel_id is None else finished(self._additions(order))
         except EsperError as error:
             return refused(error)

@@ -52,7 +52,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     isolated: bool = False
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
     """One build.
 
     Attributes:
@@ -67,6 +67,39 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     architecture_ir: bytes
     build: bytes
     kernel_id: str | None = None
+
+
+class Execution(msgspec.Struct, frozen=True, kw_only=True, tag="execution"):
+    """One run of a kernel.
+
+    Attributes:
+        kernel_id: Digest that the bytes of the kernel must have.
+        kernel: Its bytes.
+        shape: Shape of the input.
+        seed: Of the input.
+        form: The form that is to run, as JSON; None for the kernel as it is trained.
+        data: Bytes of the form.
+        seal: Its seal; the child verifies it before it parses a byte.
+        ring: Keys that are trusted, as JSON.
+    """
+
+    kernel_id: str
+    kernel: bytes
+    shape: tuple[int, ...]
+    seed: int = 0
+    form: bytes | None = None
+    data: bytes = b""
+    seal: bytes = b""
+    ring: bytes = b"[]"
+
+
+class Executed(msgspec.Struct, frozen=True, tag="executed"):
+    """What a run came to; see `esper.contracts.kernel.KernelExecutionResult`."""
+
+    shape: tuple[int, ...]
+    latency_ms: float
+    runs: int
+    memory_mb: float | None
 
 
 class Forged(msgspec.Struct, frozen=True, kw_only=True, tag="forged"):
@@ -135,10 +168,10 @@ class Died(msgspec.Struct, frozen=True, kw_only=True, tag="died"):
     how: str
 
 
-Reply: TypeAlias = Forged | Finished | Refused | Exhausted | Died
+Reply: TypeAlias = Forged | Finished | Executed | Refused | Exhausted | Died
 
 READY: Decoder[Ready] = Decoder(Ready)
-ORDERS: Decoder[Order] = Decoder(Order)
+ORDERS: Decoder[Order | Execution] = Decoder(Order | Execution)
 REPLIES: Decoder[Reply] = Decoder(Reply)
 
 

@@ -19,6 +19,8 @@ from esper.services.tezzeret.orders import (
     Additions,
     ChildSettings,
     Died,
+    Executed,
+    Execution,
     Exhausted,
     Finished,
     Forged,
@@ -149,7 +151,22 @@ class ForgePool:
             case other:
                 raise self._trouble(other)
 
-    async def _reply(self, order: Order) -> Reply:
+    async def execute(self, order: Execution) -> Executed:
+        """Run a kernel, in a child.
+
+        Raises:
+            CompilationError: If the child refused it.
+            ChildDied: If it killed the child, or used its memory up.
+            DeadlineExceeded: If it took longer than the deadline; the child was killed.
+            ForgeUnavailable: If no child could be started.
+        """
+        match await self._reply(order):
+            case Executed() as reply:
+                return reply
+            case other:
+                raise self._trouble(other)
+
+    async def _reply(self, order: Order | Execution) -> Reply:
         async with self._free:
             seat = await self._seat()
             reply: Reply | None = None
@@ -230,7 +247,7 @@ class ForgePool:
                 )
             case Died():
                 return ChildDied("the process of a build ended at work", how=reply.how)
-            case Forged() | Finished():
+            case Forged() | Finished() | Executed():
                 return ChildDied("a child of the forge is not sane", how="it answered something else than was asked")
 
 

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from esper.contracts.ids import new_id
 from esper.contracts.kernel import LEVELS, CompileJob
@@ -29,6 +31,7 @@ class WorkerConfig(BaseModel):
 
     Attributes:
         urza_url: Address of the store; a queue that is handed over is used instead.
+        urza_key: Key that the store knows this worker by.
         num_workers: Builds at a time, each in a child process of its own.
         optimization_level: Highest level that is built; builds that ask for more get this one.
         signing_key: File of the key that seals what levels add, as ``esper keys signing new`` makes it. Without one no form
@@ -48,6 +51,7 @@ class WorkerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     urza_url: str | None = None
+    urza_key: SecretStr | None = None
     num_workers: int = Field(default=1, ge=1, le=256)
     optimization_level: str = Field(default="O2", pattern="^O[0-3]$")
     signing_key: Path | None = None
@@ -68,16 +72,18 @@ class TezzeretWorker:
 
     Args:
         config: How it works.
-        queue: Where jobs come from.
+        queue: Where jobs come from; where it is left out, the store at ``urza_url``.
         bus: Wakes it early and carries its announcements; without one it polls and is silent.
 
     Attributes:
         endings: How many jobs ended in which way.
+        in_hand: How many jobs it holds.
+        highest_level: What it builds at most.
         pool: Its children.
         outages: How often store, bus or forge did not answer.
 
     Raises:
-        ConfigError: If there is no queue, or an extension is not installed.
+        ConfigError: If nothing says where jobs come from, or an extension is not installed.
     """
 
     def __init__(
@@ -85,12 +91,14 @@ class TezzeretWorker:
     ) -> None:
         self.config = config or WorkerConfig()
         self.endings: Counter[Ending] = Counter()
+        self.in_hand = 0
         self.outages = 0
-        self._queue, self._bus = _checked(queue, self.config), bus
+        _check(queue, self.config)
+        self._queue, self._bus = queue, bus
         key = None if self.config.signing_key is None else SigningKey.read(self.config.signing_key)
         self._sealer = None if key is None else Sealer(key)
         # Forms that nobody vouches for could be loaded by nobody.
-        self._highest_level = self.config.optimization_level if key else min(self.config.optimization_level, LEVELS[1])
+        self.highest_level = self.config.optimization_level if key else min(self.config.optimization_level, LEVELS[1])
         self._limits = ForgeLimits(memory_limit_mb=self.config.memory_limit_mb, deadline_s=self.config.deadline_s)
         self.pool = ForgePool(
             PoolConfig(
@@ -102,15 +110,16 @@ class TezzeretWorker:
             )
         )
         self._news, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._draining = asyncio.Event()
         self._ended.set()
 
     async def run(self) -> None:
         """Work until `close` is called; cancelling it ends the children too."""
         self._ended.clear()
-        desk = self._desk()
         listening = asyncio.create_task(self._listen())
         try:
-            async with asyncio.TaskGroup() as lanes:
+            async with self._opened() as queue, asyncio.TaskGroup() as lanes:
+                desk = self._desk(queue)
                 for _ in range(self.config.num_workers):
                     lanes.create_task(self._lane(desk))
         finally:
@@ -122,6 +131,20 @@ class TezzeretWorker:
                 self._ended.set()
         if listening.done() and not listening.cancelled():
             listening.result()
+
+    async def drain(self, *, limit_s: float) -> None:
+        """Stop claiming, let the jobs in hand end, and close; those that are not done in time go back to the queue.
+
+        Raises:
+            ForgeUnavailable: If the queue does not let go within ``close_limit_s`` after that.
+        """
+        self._draining.set()
+        self._news.set()
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._ended.wait()
+        except TimeoutError:
+            await self.close()
 
     async def close(self) -> None:
         """Stop: jobs in hand go back to the queue, their children are killed, and `run` returns.
@@ -141,22 +164,34 @@ class TezzeretWorker:
                 todo="cancel the task that runs it",
             ) from error
 
-    def _desk(self) -> Desk:
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[CompileQueue]:
+        """Have the queue: the one that was handed over, or the store over HTTP."""
+        if self._queue is not None or self.config.urza_url is None:
+            assert self._queue is not None, "there is one, or an address of one"
+            yield self._queue
+            return
+        from esper.services.clients.urza_client import UrzaClient
+
+        async with UrzaClient(self.config.urza_url, key=self.config.urza_key) as store:
+            yield store
+
+    def _desk(self, queue: CompileQueue) -> Desk:
         return Desk(
             worker=new_id("forge"),
-            queue=self._queue,
+            queue=queue,
             bus=self._bus,
             pool=self.pool,
             limits=self._limits,
             lease_s=self.config.lease_s,
-            highest_level=self._highest_level,
+            highest_level=self.highest_level,
             sealer=self._sealer,
             closing=self._closing,
         )
 
     async def _lane(self, desk: Desk) -> None:
         """Claim and build, one job after the other."""
-        while not self._closing.is_set():
+        while not (self._closing.is_set() or self._draining.is_set()):
             # Cleared before looking: what is announced while we look wakes us afterwards.
             self._news.clear()
             job = await self._claimed(desk)
@@ -165,14 +200,18 @@ class TezzeretWorker:
                 await self._pause(self.config.poll_s)
                 continue
             assignment = Assignment(job, desk)
-            ending = await assignment.run()
+            self.in_hand += 1
+            try:
+                ending = await assignment.run()
+            finally:
+                self.in_hand -= 1
             self.endings[ending] += 1
             if assignment.outages:
                 self.outages += assignment.outages
                 await self._pause(self.config.outage_s)
 
     async def _claimed(self, desk: Desk) -> CompileJob | None:
-        claiming = asyncio.ensure_future(self._queue.claim(desk.worker, lease_s=self.config.lease_s))
+        claiming = asyncio.ensure_future(desk.queue.claim(desk.worker, lease_s=self.config.lease_s))
         try:
             return await asyncio.shield(claiming)
         except StoreUnavailable:
@@ -189,7 +228,7 @@ class TezzeretWorker:
             claiming.cancel()
         elif claiming.exception() is None and (job := claiming.result()) is not None:
             with contextlib.suppress(Conflict, NotFound, StoreUnavailable):
-                await uncut(self._queue.release(job.job_id, desk.worker))
+                await uncut(desk.queue.release(job.job_id, desk.worker))
 
     async def _pause(self, seconds: float) -> None:
         """Wait for news, but not for longer."""
@@ -213,13 +252,10 @@ class TezzeretWorker:
         self._news.set()
 
 
-def _checked(queue: CompileQueue | None, config: WorkerConfig) -> CompileQueue:
-    if queue is None:
-        asked = (
-            "" if config.urza_url is None else f"; {config.urza_url} was given, and a queue over HTTP is not built in"
-        )
+def _check(queue: CompileQueue | None, config: WorkerConfig) -> None:
+    if queue is None and config.urza_url is None:
         raise ConfigError(
-            "the forge has no queue", why=f"nothing says where builds come from{asked}", todo="pass queue="
+            "the forge has no queue", why="nothing says where builds come from", todo="pass queue=, or set urza_url"
         )
     for name in config.extensions:
         try:
@@ -230,7 +266,6 @@ def _checked(queue: CompileQueue | None, config: WorkerConfig) -> CompileQueue:
             raise ConfigError(
                 f"extension {name!r} cannot be imported", why="no such module is installed", todo="check its name"
             )
-    return queue
 
 
 __all__ = ["TezzeretWorker", "WorkerConfig"]

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from esper.errors import ConfigError, NotFound
 from esper.ports import Clock
 from esper.runtime.clock import SystemClock
+from esper.services.rest.caller import Caller, Right
 from esper.services.urza.access import ApiKeyRow
 from esper.services.urza.database import Database
 
@@ -86,6 +87,11 @@ class ApiKeys:
             return await _added(session, name, wanted, lifetime, made=self.now())
 
         return await self._database.transact(created)
+
+    async def holder(self, token: str) -> Caller | None:
+        """Return who sent a key, as every service knows callers."""
+        info = await self.check(token)
+        return None if info is None else Caller(info.key_id, frozenset(map(Right, info.scopes)))
 
     async def check(self, token: str) -> KeyInfo | None:
         """Return the valid key that a caller sent, or None; a wrong one takes as long as a right one."""

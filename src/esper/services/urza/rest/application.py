@@ -1,29 +1,28 @@
 """The application: endpoints, gate, errors, and the parts behind them while it runs."""
 
+import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
-from typing import Any
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
-from esper import __version__
-from esper.errors import EsperError
 from esper.ports import Clock
 from esper.runtime.clock import SystemClock
+from esper.services.rest.answers import REQUEST_ID
+from esper.services.rest.application import Described, application
+from esper.services.rest.caller import Caller
+from esper.services.rest.callers import Callers
+from esper.services.rest.gate import Rules, writes
+from esper.services.rest.state import Parts
+from esper.services.urza.audit import Deed, done_by
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.keys import ApiKeys
 from esper.services.urza.outbox import OutboxRelay
-from esper.services.urza.rest.answers import on_esper_error, on_http_error, on_invalid
 from esper.services.urza.rest.blobs import blobs
 from esper.services.urza.rest.blueprints import blueprints
-from esper.services.urza.rest.callers import Callers
 from esper.services.urza.rest.collecting import collecting
 from esper.services.urza.rest.config import UrzaConfig
-from esper.services.urza.rest.description import described
-from esper.services.urza.rest.gate import Gate
 from esper.services.urza.rest.idempotency import Idempotency
 from esper.services.urza.rest.immutable import Immutable
 from esper.services.urza.rest.jobs import jobs
@@ -35,6 +34,12 @@ from esper.services.urza.stores import opened
 from esper.telemetry.logs import get_logger
 
 TITLE = "Urza - Central Artifact Storage"
+ABOUT = """Blueprints, kernels, their lineage, the queue of the forge, and outcomes of grafts.
+
+Errors are problems as RFC 9457 has them, with a stable `code`. Lists are arrays; the next page is in the `Link` header.
+What has a content address never changes and may be kept for ever."""
+ADMIN_PATHS = re.compile(r"/api/v1/(audit|(kernels|blueprints)/[^/]+/status)")
+BLOB_PATHS = re.compile(r"/api/v1/blobs/[^/]+")
 _log = get_logger("urza.rest")
 
 
@@ -50,31 +55,28 @@ def create_app(
     """
     clock = clock or SystemClock()
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with serving(config() if callable(config) else config, manager, clock) as parts:
-            app.state.serving = parts
-            try:
-                yield
-            finally:
-                app.state.serving = None
+    def opened() -> AbstractAsyncContextManager[Parts]:
+        return serving(config() if callable(config) else config, manager, clock)
 
-    app = FastAPI(title=TITLE, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.router.redirect_slashes = False
-    for router in (kernels, blueprints, jobs, blobs, operations):
-        app.router.routes.extend(router.routes)
-    app.add_exception_handler(EsperError, on_esper_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_middleware(Gate, service=app)
-    app.openapi = partial(_described_once, app)  # type: ignore[method-assign]
-    return app
+    routers = (kernels, blueprints, jobs, blobs, operations)
+    return application(Described(TITLE, ABOUT, idempotent=True), routers, opened, rules)
 
 
-def _described_once(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        app.openapi_schema = described(app)
-    return app.openapi_schema
+def rules(parts: Parts) -> Rules:
+    """Return what the store asks of its gate: long blobs, paths for administrators, and a note of every write."""
+    config = parts.config
+    assert isinstance(config, UrzaConfig)
+    return Rules(
+        admin_paths=ADMIN_PATHS,
+        long_paths=BLOB_PATHS,
+        max_long_bytes=config.max_blob_bytes,
+        stall_limit_s=config.stall_limit_s,
+        within=_noted,
+    )
+
+
+def _noted(scope: Scope, caller: Caller) -> AbstractContextManager[None]:
+    return done_by(Deed(caller.name, scope["method"], scope["path"], scope[REQUEST_ID]) if writes(scope) else None)
 
 
 @asynccontextmanager
@@ -83,19 +85,20 @@ async def serving(config: UrzaConfig, manager: KernelManager | None, clock: Cloc
     async with AsyncExitStack() as stack:
         if manager is None:
             manager = await stack.enter_async_context(await opened(config, clock))
+        metrics = RestMetrics()
         parts = Serving(
             config=config,
             manager=manager,
             callers=Callers(config, ApiKeys(manager.database, clock), clock),
             idempotency=Idempotency(manager.database),
-            metrics=RestMetrics(),
+            metrics=metrics,
             clock=clock,
             immutable=Immutable(config.cache_bytes),
         )
         if config.bus_url is not None:
-            await stack.enter_async_context(_relaying(manager, parts.metrics, config.bus_url.get_secret_value()))
+            await stack.enter_async_context(_relaying(manager, metrics, config.bus_url.get_secret_value()))
         collector = manager.collector(config.retention)
-        await stack.enter_async_context(collecting(collector, config.collect_every_s, parts.metrics))
+        await stack.enter_async_context(collecting(collector, config.collect_every_s, metrics))
         _log.info("store_open", needs_keys=config.needs_keys, postgres=config.database_url is not None)
         yield parts
 

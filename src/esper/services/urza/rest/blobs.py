@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Request, Response
 
 from esper.contracts.store_calls import Stored
-from esper.services.urza.rest.answers import json_answer
-from esper.services.urza.rest.bodies import LimitedRoute
+from esper.services.rest.answers import json_answer
+from esper.services.rest.bodies import LimitedRoute
 from esper.services.urza.rest.parameters import Digest
 from esper.services.urza.rest.state import serving_of
 from esper.services.urza.rest.transfers import BINARY, received

@@ -14,8 +14,8 @@ from esper.contracts.store import MAX_PAGE, BlueprintQuery, BlueprintRecord, Lin
 from esper.contracts.store_calls import BlueprintPut, BlueprintStatusChange
 from esper.errors import ContractError, NotFound
 from esper.ir import BlueprintIR, digest_of
-from esper.services.urza.rest.answers import IMMUTABLE, json_answer, json_list, matches, next_page
-from esper.services.urza.rest.bodies import LimitedRoute
+from esper.services.rest.answers import IMMUTABLE, json_answer, json_list, matches, next_page
+from esper.services.rest.bodies import LimitedRoute
 from esper.services.urza.rest.parameters import Digest
 from esper.services.urza.rest.state import serving_of
 

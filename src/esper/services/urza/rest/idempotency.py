@@ -13,12 +13,12 @@ from starlette.responses import Response
 from esper.contracts.problems import IDEMPOTENCY_KEY, MEDIA_TYPE
 from esper.errors import ContractError, EsperError
 from esper.ir import digest_of
+from esper.services.rest.answers import Refusal, Wait, problem
+from esper.services.rest.caller import caller_of
 from esper.services.urza.access import IdempotencyRow
 from esper.services.urza.audit import done_by
 from esper.services.urza.base import now
 from esper.services.urza.database import Database
-from esper.services.urza.rest.answers import Refusal, Wait, problem
-from esper.services.urza.rest.caller import caller_of
 
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _LEASE = timedelta(seconds=60)

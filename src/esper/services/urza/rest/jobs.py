@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request, Response
 from esper.contracts.adaptation import Outcome
 from esper.contracts.kernel import CompiledKernelContract, CompileJob
 from esper.contracts.store_calls import Became, Claim, Completion, Failure, Finish, Held, Renewal
-from esper.services.urza.rest.answers import json_answer
-from esper.services.urza.rest.bodies import LimitedRoute
+from esper.services.rest.answers import json_answer
+from esper.services.rest.bodies import LimitedRoute
 from esper.services.urza.rest.parameters import JobId
 from esper.services.urza.rest.state import serving_of
 

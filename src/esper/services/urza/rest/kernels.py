@@ -8,8 +8,8 @@ from esper.contracts.kernel import CompiledKernelContract, KernelForm, Validatio
 from esper.contracts.store import KernelQuery, KernelRecord, LineageEntry, OutcomeStatistics
 from esper.contracts.store_calls import ArtifactHead, KernelStatusChange, KernelSummary, Link
 from esper.errors import ContractError, NotFound
-from esper.services.urza.rest.answers import IMMUTABLE, json_answer, json_list, matches, next_page
-from esper.services.urza.rest.bodies import LimitedRoute
+from esper.services.rest.answers import IMMUTABLE, json_answer, json_list, matches, next_page
+from esper.services.rest.bodies import LimitedRoute
 from esper.services.urza.rest.parameters import Digest
 from esper.services.urza.rest.ranges import range_of
 from esper.services.urza.rest.state import Serving, serving_of

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from esper import __version__
 from esper.contracts.store import MAX_PAGE, KernelQuery
 from esper.errors import StoreUnavailable
+from esper.services.rest.answers import json_answer, json_list
+from esper.services.rest.bodies import LimitedRoute
 from esper.services.urza.audit import AuditRecord, audit_log
-from esper.services.urza.rest.answers import json_answer, json_list
-from esper.services.urza.rest.bodies import LimitedRoute
 from esper.services.urza.rest.state import serving_of
 
 operations = APIRouter(tags=["operations"], route_class=LimitedRoute)

@@ -2,33 +2,52 @@
 
 import asyncio
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from esper.errors import ContractError, EsperError, StoreUnavailable
-from esper.services.urza.audit import Deed, done_by
-from esper.services.urza.rest.answers import REQUEST_ID, Refusal, problem
-from esper.services.urza.rest.caller import CALLER, Caller, Right
-from esper.services.urza.rest.callers import OPEN_PATHS
-from esper.services.urza.rest.config import UrzaConfig
-from esper.services.urza.rest.metrics import OUTSIDE
-from esper.services.urza.rest.state import Serving, serving_in
+from esper.errors import ContractError, EsperError, Unavailable
+from esper.services.rest.answers import REQUEST_ID, Refusal, problem
+from esper.services.rest.caller import CALLER, Caller, Right
+from esper.services.rest.callers import OPEN_PATHS
+from esper.services.rest.config import RestConfig
+from esper.services.rest.metrics import OUTSIDE
+from esper.services.rest.state import Parts, parts_in
 from esper.telemetry.logs import get_logger
 from esper.telemetry.tracing import traced, usable
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-ADMIN_PATHS = re.compile(r"/api/v1/(audit|(kernels|blueprints)/[^/]+/status)")
-BLOB_PATHS = re.compile(r"/api/v1/blobs/[^/]+")
 READING = frozenset({"GET", "HEAD"})
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
-_log = get_logger("urza.rest")
+_log = get_logger("rest")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a service asks of its gate beside what every service does.
+
+    Attributes:
+        admin_paths: Paths that take the scope ``admin``.
+        long_paths: Paths to which long bodies may be put, piece by piece.
+        max_long_bytes: Longest of those.
+        stall_limit_s: How long the sender of one may stand still.
+        within: What a request is answered within, such as a note of who writes.
+    """
+
+    admin_paths: re.Pattern[str] | None = None
+    long_paths: re.Pattern[str] | None = None
+    max_long_bytes: int = 0
+    stall_limit_s: float = 20.0
+    within: Callable[[Scope, Caller], AbstractContextManager[None]] = lambda _, __: nullcontext()
 
 
 class Gate:
@@ -37,10 +56,11 @@ class Gate:
     Args:
         app: What is behind the gate.
         service: The application, which holds the parts.
+        rules: What it asks for, given its parts.
     """
 
-    def __init__(self, app: ASGIApp, service: "FastAPI") -> None:
-        self._app, self._service = app, service
+    def __init__(self, app: ASGIApp, service: "FastAPI", rules: Callable[[Parts], Rules]) -> None:
+        self._app, self._service, self._rules = app, service, rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -50,8 +70,8 @@ class Gate:
         answering = _Answering(send, _request_id(scope))
         scope[REQUEST_ID] = answering.request_id
         try:
-            serving = serving_in(self._service)
-        except StoreUnavailable as error:
+            serving = parts_in(self._service)
+        except Unavailable as error:
             await problem(error, scope)(scope, receive, answering.send)
             return
         began = serving.clock.monotonic_s()
@@ -62,18 +82,18 @@ class Gate:
             serving.metrics.in_hand.dec()
             _count(serving, scope, answering.status, serving.clock.monotonic_s() - began)
 
-    async def _pass(self, scope: Scope, receive: Receive, answering: "_Answering", serving: Serving) -> None:
+    async def _pass(self, scope: Scope, receive: Receive, answering: "_Answering", serving: Parts) -> None:
         headers = Headers(scope=scope)
         try:
             scope[CALLER] = caller = await serving.callers.admitted(scope, headers)
-            _check_right(scope, caller)
-            limited = _Limited(receive, _body_limits(scope, headers, serving.config))
+            rules = self._rules(serving)
+            _check_right(scope, caller, rules)
+            limited = _Limited(receive, _body_limits(scope, headers, serving.config, rules))
         except EsperError as error:
             serving.metrics.refused.labels(error.code).inc()
             await problem(error, scope)(scope, receive, answering.send)
             return
-        deed = Deed(caller.name, scope["method"], scope["path"], answering.request_id) if _writes(scope) else None
-        with traced(usable(headers.get("traceparent"))), done_by(deed):
+        with traced(usable(headers.get("traceparent"))), rules.within(scope, caller):
             try:
                 await self._app(scope, limited.receive, answering.send)
             except Exception as error:
@@ -83,7 +103,7 @@ class Gate:
                 await problem(_fault(), scope)(scope, receive, answering.send)
 
 
-def _count(serving: Serving, scope: Scope, status: int, seconds: float) -> None:
+def _count(serving: Parts, scope: Scope, status: int, seconds: float) -> None:
     endpoint = getattr(scope.get("route"), "path", OUTSIDE)
     method = scope["method"] if endpoint != OUTSIDE else OUTSIDE
     serving.metrics.requests.labels(endpoint, method, str(status)).inc()
@@ -142,14 +162,14 @@ class _Limited:
         return message
 
 
-def _body_limits(scope: Scope, headers: Headers, config: UrzaConfig) -> tuple[int, float, bool]:
+def _body_limits(scope: Scope, headers: Headers, config: RestConfig, rules: Rules) -> tuple[int, float, bool]:
     """Return what a body may be.
 
     Raises:
         ContractError: If its head says that it will be too large, or is packed: what it unpacks to has no bound.
     """
-    is_blob = scope["method"] == "PUT" and BLOB_PATHS.fullmatch(scope["path"]) is not None
-    most = config.max_blob_bytes if is_blob else config.max_body_bytes
+    is_long = scope["method"] == "PUT" and _is(rules.long_paths, scope)
+    most = rules.max_long_bytes if is_long else config.max_body_bytes
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise ContractError("the body is compressed", todo="send it as it is", code="ESP-3412")
     length = headers.get("content-length", "0")
@@ -157,19 +177,23 @@ def _body_limits(scope: Scope, headers: Headers, config: UrzaConfig) -> tuple[in
         raise ContractError("the length of the body cannot be read", code="ESP-3414")
     if len(length) > 18 or int(length) > most:
         raise _too_large(most)
-    return (most, config.stall_limit_s, True) if is_blob else (most, config.body_limit_s, False)
+    return (most, rules.stall_limit_s, True) if is_long else (most, config.body_limit_s, False)
 
 
-def _check_right(scope: Scope, caller: Caller) -> None:
+def _check_right(scope: Scope, caller: Caller, rules: Rules) -> None:
     """Refuse what the caller may not do: reading and writing by the method, and what only an administrator may by its path."""
     if scope["path"] in OPEN_PATHS:
         return
     reading = scope["method"] in READING
-    is_admin = ADMIN_PATHS.fullmatch(scope["path"]) is not None
-    caller.check(Right.ADMIN if is_admin else Right.READ if reading else Right.WRITE)
+    caller.check(Right.ADMIN if _is(rules.admin_paths, scope) else Right.READ if reading else Right.WRITE)
 
 
-def _writes(scope: Scope) -> bool:
+def _is(paths: re.Pattern[str] | None, scope: Scope) -> bool:
+    return paths is not None and paths.fullmatch(scope["path"]) is not None
+
+
+def writes(scope: Scope) -> bool:
+    """Say whether a request may change something."""
     return scope["method"] not in READING
 
 

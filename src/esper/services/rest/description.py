@@ -7,12 +7,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from esper.contracts.problems import IDEMPOTENCY_KEY, MEDIA_TYPE, Problem
-from esper.services.urza.rest.callers import OPEN_PATHS
-
-_ABOUT = """Blueprints, kernels, their lineage, the queue of the forge, and outcomes of grafts.
-
-Errors are problems as RFC 9457 has them, with a stable `code`. Lists are arrays; the next page is in the `Link` header.
-What has a content address never changes and may be kept for ever."""
+from esper.services.rest.callers import OPEN_PATHS
 
 _KEY_PARAMETER = {
     "name": IDEMPOTENCY_KEY,
@@ -23,9 +18,9 @@ _KEY_PARAMETER = {
 }
 
 
-def described(app: FastAPI) -> dict[str, Any]:
-    """Return the document: what FastAPI finds, with problems, keys and idempotency added."""
-    found = get_openapi(title=app.title, version="1", description=_ABOUT, routes=app.routes)
+def described(app: FastAPI, about: str, *, idempotent: bool) -> dict[str, Any]:
+    """Return the document: what FastAPI finds, with problems, keys and, where a service has them, idempotency added."""
+    found = get_openapi(title=app.title, version="1", description=about, routes=app.routes)
     schemas = found["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
@@ -33,11 +28,11 @@ def described(app: FastAPI) -> dict[str, Any]:
     found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
-            _complete(path, method, operation)
+            _complete(path, method, operation, idempotent)
     return {key: _dedented(value) for key, value in found.items()}
 
 
-def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
+def _complete(path: str, method: str, operation: dict[str, Any], idempotent: bool) -> None:
     operation["responses"].pop("422", None)
     operation["responses"]["default"] = {
         "description": "A problem.",
@@ -45,7 +40,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     }
     if path not in OPEN_PATHS:
         operation["security"] = [{"key": []}, {}]
-    if method == "post":
+    if method == "post" and idempotent:
         operation.setdefault("parameters", []).append(_KEY_PARAMETER)
 
 

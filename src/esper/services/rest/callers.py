@@ -2,17 +2,17 @@
 
 import hashlib
 from collections import OrderedDict
+from typing import Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from esper.errors import Rejected
 from esper.ports import Clock
-from esper.services.urza.keys import ApiKeys
-from esper.services.urza.rest.answers import Wait
-from esper.services.urza.rest.caller import LOCAL, NOBODY, Caller, Right
-from esper.services.urza.rest.config import UrzaConfig, is_loopback
-from esper.services.urza.rest.rates import Rates
+from esper.services.rest.answers import Wait
+from esper.services.rest.caller import LOCAL, NOBODY, Caller
+from esper.services.rest.config import RestConfig, is_loopback
+from esper.services.rest.rates import Rates
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Paths that everybody may read; they tell nothing but whether the service is there."""
@@ -20,6 +20,14 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 _KEY_AGE_S = 5.0
 """How long a key that was found valid is believed to be so; a revoked one opens nothing after that."""
 _KEYS_REMEMBERED = 4096
+
+
+class Keys(Protocol):
+    """Knows who holds which key."""
+
+    async def holder(self, token: str) -> Caller | None:
+        """Return the holder of a valid key, or None."""
+        ...
 
 
 class Callers:
@@ -34,7 +42,7 @@ class Callers:
         clock: Measures rates, and how old knowledge is.
     """
 
-    def __init__(self, config: UrzaConfig, keys: ApiKeys, clock: Clock) -> None:
+    def __init__(self, config: RestConfig, keys: Keys, clock: Clock) -> None:
         self._config, self._keys, self._clock = config, keys, clock
         self._rates = Rates(config.requests_per_s, config.burst, clock)
         self._refusals = Rates(config.refusals_per_s, int(config.refusals_per_s * 10) + 1, clock)
@@ -97,10 +105,10 @@ class Callers:
         if now - since < _KEY_AGE_S:
             return caller
         self._known.pop(digest, None)
-        info = await self._keys.check(token)
-        if info is None:
+        holder = await self._keys.holder(token)
+        if holder is None:
             return None
-        caller = Caller(info.key_id, frozenset(Right(scope) for scope in info.scopes))
+        caller = holder
         self._known[digest] = caller, now
         if len(self._known) > _KEYS_REMEMBERED:
             self._known.popitem(last=False)

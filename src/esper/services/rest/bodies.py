@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from esper.contracts.problems import IDEMPOTENCY_KEY
 from esper.errors import ContractError
-from esper.services.urza.rest.answers import Refusal
-from esper.services.urza.rest.state import serving_of
+from esper.services.rest.answers import Refusal
+from esper.services.rest.state import parts_of
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -29,7 +29,7 @@ class LimitedRequest(Request):
             Refusal: If it is no such JSON.
         """
         if not hasattr(self, "_json"):
-            self._json = parsed(await self.body(), max_depth=serving_of(self).config.max_depth)
+            self._json = parsed(await self.body(), max_depth=parts_of(self).config.max_depth)
         return self._json
 
 
@@ -42,9 +42,10 @@ class LimitedRoute(APIRoute):
 
         async def limited(request: Request) -> Response:
             request = LimitedRequest(request.scope, request.receive)
-            if request.method != "POST" or IDEMPOTENCY_KEY not in request.headers:
+            known = parts_of(request).idempotency
+            if known is None or request.method != "POST" or IDEMPOTENCY_KEY not in request.headers:
                 return await answer(request)
-            return await serving_of(request).idempotency.answered(request, lambda: answer(request))
+            return await known.answered(request, lambda: answer(request))
 
         return limited
 

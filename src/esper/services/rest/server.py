@@ -12,17 +12,17 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from esper.errors import ConfigError
-from esper.services.urza.rest.config import UrzaConfig
-from esper.services.urza.rest.state import Serving
+from esper.services.rest.config import RestConfig
+from esper.services.rest.state import Parts
 from esper.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_log = get_logger("urza.rest")
+_log = get_logger("rest")
 
 
-class StoreServer(uvicorn.Server):
+class RestServer(uvicorn.Server):
     """A server that says that it is not ready for a while before it stops accepting connections.
 
     Args:
@@ -31,7 +31,7 @@ class StoreServer(uvicorn.Server):
         tls: Certificate and key, where it speaks HTTPS itself.
     """
 
-    def __init__(self, app: "FastAPI", config: UrzaConfig, *, tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(self, app: "FastAPI", config: RestConfig, *, tls: tuple[Path, Path] | None = None) -> None:
         self._app, self._config = app, config
         super().__init__(_uvicorn(app, config, tls))
 
@@ -42,12 +42,12 @@ class StoreServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop: first say so, then accept no more connections, then end what is in hand."""
-        parts: Serving | None = getattr(self._app.state, "serving", None)
+        parts: Parts | None = getattr(self._app.state, "serving", None)
         if parts is None or parts.draining or not self._config.drain_s:
             self._end(sig, frame)
             return
         parts.draining = True
-        _log.info("store_draining", seconds=self._config.drain_s)
+        _log.info("draining", seconds=self._config.drain_s)
         asyncio.get_running_loop().call_later(self._config.drain_s, self._end, sig, frame)
 
     def _end(self, sig: int, frame: FrameType | None) -> None:
@@ -59,7 +59,7 @@ class StoreServer(uvicorn.Server):
             super().handle_exit(sig, frame)
 
 
-def patient(config: UrzaConfig) -> type[asyncio.Protocol]:
+def patient(config: RestConfig) -> type[asyncio.Protocol]:
     """Return the protocol of connections that may not keep the server waiting for the head of a request.
 
     uvicorn itself sets no limit to how long or how large a head may be.
@@ -107,7 +107,7 @@ def patient(config: UrzaConfig) -> type[asyncio.Protocol]:
     return PatientProtocol
 
 
-def _uvicorn(app: "FastAPI", config: UrzaConfig, tls: tuple[Path, Path] | None) -> uvicorn.Config:
+def _uvicorn(app: "FastAPI", config: RestConfig, tls: tuple[Path, Path] | None) -> uvicorn.Config:
     options: dict[str, Any] = {}
     if tls is not None:
         options = {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1]), "ssl_version": ssl.PROTOCOL_TLS_SERVER}
@@ -130,7 +130,7 @@ def _uvicorn(app: "FastAPI", config: UrzaConfig, tls: tuple[Path, Path] | None) 
     )
 
 
-def run(make: Callable[[], "FastAPI"], config: UrzaConfig, *, tls: tuple[Path, Path] | None = None) -> None:
+def run(make: Callable[[], "FastAPI"], config: RestConfig, *, tls: tuple[Path, Path] | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
@@ -141,10 +141,10 @@ def run(make: Callable[[], "FastAPI"], config: UrzaConfig, *, tls: tuple[Path, P
     Raises:
         ConfigError: If it cannot listen there, or does not start.
     """
-    server = StoreServer(make(), config, tls=tls)
+    server = RestServer(make(), config, tls=tls)
     try:
         server.run()
     except OSError as error:
         raise ConfigError(f"cannot listen on {config.host}:{config.port}", why=str(error), code="ESP-2570") from error
     if not server.started:
-        raise ConfigError("the store did not start", why="the reason stands above", code="ESP-2571")
+        raise ConfigError("the service did not start", why="the reason stands above", code="ESP-2571")

@@ -19,7 +19,7 @@ IMMUTABLE = "private, max-age=31536000, immutable"
 REVALIDATED = "private, no-cache"
 REQUEST_ID = "esper.request_id"
 
-_log = get_logger("urza.rest")
+_log = get_logger("rest")
 
 
 class Refusal(HTTPException):

@@ -1,0 +1,1 @@
+"""The forge over HTTP: how it is, and runs of kernels."""
