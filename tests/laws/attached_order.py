@@ -110,7 +110,7 @@ class AttachedRun(Sound):
         """What was rolled back may grow again where the user says so."""
         self._growth.unlock(*self._locked[0])
 
-    @rule(steps=st.integers(1, 5))
+    @rule(steps=st.integers(1, 8))
     def save_and_load(self, steps: int) -> None:
         """Law 5: loaded into fresh objects, the run goes on as this one does, and tells the same."""
         saved = through_a_file(self._growth.state_dict())

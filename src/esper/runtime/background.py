@@ -6,8 +6,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -27,6 +27,9 @@ PICK_UP_S = 0.02
 """How often the loop looks for work that was handed over; waking it for each piece would cost training a system call, and
 with it the interpreter's lock for up to 5 ms."""
 
+GLANCE_S = 0.05
+"""How often a flush looks whether there was progress."""
+
 
 class BackgroundLoop:
     """A daemon thread that runs one event loop until it is closed."""
@@ -35,6 +38,7 @@ class BackgroundLoop:
         self._loop = asyncio.new_event_loop()
         self._handed: deque[tuple[Coroutine[Any, Any, Any], Future[Any]]] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._looked_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -54,6 +58,7 @@ class BackgroundLoop:
             raise Unavailable("the background services are closed", todo="attach again to start them")
         future: Future[Result] = Future()
         self._handed.append((work, future))
+        self._turn_away()
         return future
 
     def call(self, function: Callable[[], object]) -> None:
@@ -64,6 +69,11 @@ class BackgroundLoop:
         """Start what was handed over now; for a caller that is about to wait."""
         if self.alive:
             self._loop.call_soon_threadsafe(self._start_handed)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it last looked for work; more than a few ``PICK_UP_S`` where something holds its thread up."""
+        return time.monotonic() - self._looked_at
 
     def close(self, *, limit_s: float = 10.0) -> None:
         """Cancel what still runs, wait for it up to ``limit_s`` (not on the loop's own thread), and end the thread."""
@@ -93,10 +103,12 @@ class BackgroundLoop:
         finally:
             self._drain()
             self._loop.close()
+            self._turn_away()
 
     def _look(self) -> None:
-        self._start_handed()
         self._loop.call_later(PICK_UP_S, self._look)
+        self._looked_at = time.monotonic()
+        self._start_handed()
 
     def _start_handed(self) -> None:
         while self._handed:
@@ -109,6 +121,14 @@ class BackgroundLoop:
             task.add_done_callback(self._tasks.discard)
             task.add_done_callback(partial(_settle, future))
 
+    def _turn_away(self) -> None:
+        """Refuse what was handed over once nobody looks any more; the loop's thread and a caller may both be at it."""
+        while self._handed and not self.alive:
+            with suppress(IndexError):  # the other was faster
+                work, future = self._handed.popleft()
+                work.close()
+                future.set_exception(_closed())
+
     def _drain(self) -> None:
         self._start_handed()
         tasks = asyncio.all_tasks(self._loop)
@@ -120,11 +140,15 @@ class BackgroundLoop:
 
 def _settle(future: Future[Any], ended: "asyncio.Task[Any]") -> None:
     if ended.cancelled():
-        future.set_exception(Unavailable("the background services were closed", todo="attach again to start them"))
+        future.set_exception(_closed())
     elif (error := ended.exception()) is not None:
         future.set_exception(error)
     else:
         future.set_result(ended.result())
+
+
+def _closed() -> Unavailable:
+    return Unavailable("the background services were closed", todo="attach again to start them")
 
 
 @dataclass
@@ -205,14 +229,22 @@ class Bridge:
     def flush(self, *, limit_s: float = 10.0) -> None:
         """Wait until every post has run; used when a run ends or is saved.
 
+        The limit counts time without progress: it begins anew with each post that has run, and a glance counts as long as it
+        was meant to last, however late an overloaded or suspended machine lets this thread go on.
+
         Raises:
-            DeadlineExceeded: If one did not within ``limit_s``.
+            DeadlineExceeded: If none of those that are left ran for ``limit_s``.
         """
         self._loop.pick_up()
-        late = wait(self._posts, limit_s).not_done
+        late, left_s = set(self._posts), limit_s
+        while late and left_s > 0:
+            taken, late = wait(late, min(GLANCE_S, left_s), FIRST_COMPLETED)
+            left_s = limit_s if taken else left_s - GLANCE_S
         if late:
             raise DeadlineExceeded(
-                "handing over what happened", why=f"{len(late)} messages were not taken within {limit_s:g} s"
+                "handing over what happened",
+                why=f"{len(late)} messages were not taken, and for {limit_s:g} s none was; the background loop last looked "
+                f"for work {self._loop.silent_s:.2g} s ago",
             )
 
     @contextmanager

@@ -1,8 +1,10 @@
 """Training hands work over, looks for results, and every wait is counted."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 
@@ -59,3 +61,47 @@ def test_a_closed_loop_says_so(loop: BackgroundLoop) -> None:
     loop.close()
     with pytest.raises(Unavailable, match="closed"):
         loop.submit(_name())
+
+
+def test_the_limit_of_a_flush_counts_time_without_progress(loop: BackgroundLoop) -> None:
+    bridge, turn = Bridge(loop), asyncio.Lock()
+
+    async def take_a_while() -> None:
+        async with turn:
+            await asyncio.sleep(0.15)
+
+    for _ in range(8):
+        bridge.post(take_a_while())
+    bridge.flush(limit_s=0.5)
+    assert all(post.done() for post in bridge._posts)
+
+
+def test_a_flush_that_gives_up_says_how_long_the_loop_is_held_up(loop: BackgroundLoop) -> None:
+    bridge, release = Bridge(loop), threading.Event()
+    loop.call(release.wait)
+    bridge.post(_name())
+    with pytest.raises(DeadlineExceeded, match="1 messages were not taken") as caught:
+        bridge.flush(limit_s=0.5)
+    release.set()
+    told = re.search(r"last looked for work ([\d.]+) s ago", str(caught.value))
+    assert told is not None
+    assert float(told.group(1)) >= 0.4
+    bridge.flush()
+
+
+class HandedTooLate(BackgroundLoop):
+    """Is handed work right after it has looked for the last time."""
+
+    late: "Future[str] | None" = None
+
+    def _drain(self) -> None:
+        super()._drain()
+        self.late = self.submit(_name())
+
+
+def test_what_is_handed_over_too_late_is_refused_and_waited_for_by_nobody() -> None:
+    loop = HandedTooLate()
+    loop.close()
+    assert loop.late is not None
+    with pytest.raises(Unavailable, match="were closed"):
+        loop.late.result(10)

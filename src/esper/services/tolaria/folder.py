@@ -1,7 +1,9 @@
 """Where a run writes: its folder, its event log, its manifest."""
 
+import asyncio
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class RunFolder:
         self.run_id, self.writes = run_id, writes
         path = Path(root) / run_id
         self.path = own_folder(path) if writes else path
+        self._in_turn, self._one_at_a_time = asyncio.Lock(), threading.Lock()
 
     @property
     def events(self) -> Path:
@@ -42,9 +45,11 @@ class RunFolder:
         if not self.writes:
             return
         aside = self.manifest.with_suffix(".tmp")
-        aside.write_text(json.dumps({"version": MANIFEST_VERSION, **content}, indent=1) + "\n", encoding="utf-8")
-        aside.replace(self.manifest)
+        with self._one_at_a_time:
+            aside.write_text(json.dumps({"version": MANIFEST_VERSION, **content}, indent=1) + "\n", encoding="utf-8")
+            aside.replace(self.manifest)
 
     async def written(self, content: dict[str, Any]) -> None:
-        """Do the same on the background loop, one after another in the order asked for, so that training does not wait."""
-        self.write_manifest(content)
+        """Do the same beside the background loop, in the order asked for: neither training nor its services wait for a disk."""
+        async with self._in_turn:
+            await asyncio.to_thread(self.write_manifest, content)
