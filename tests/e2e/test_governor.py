@@ -118,8 +118,8 @@ def test_values_that_are_not_finite_are_taken_back_to_the_bit(injury: str, root:
         assert "not finite" in undone.why
         assert "the loader in state= goes back with it" in undone.why
         assert state(training, undone) is SeedState.LOCKED
-        assert growth._engine._told[-1].verdict is Verdict.ROLLED_BACK
-        assert growth._engine._told[-1].decision_id == event.decision_id
+        assert growth._engine.reports.told[-1].verdict is Verdict.ROLLED_BACK
+        assert growth._engine.reports.told[-1].decision_id == event.decision_id
         assert not topology(training.model)
         losses = training.train(2 * EVERY, growth)
         assert all(map(math.isfinite, losses)), "the run goes on"

@@ -277,8 +277,8 @@ def test_a_kernel_asked_for_by_another_thread_joins_between_two_steps_of_the_tra
         kernel_id = growth.graft("0", ring).kernel_id
         run.train(1)
         threads: list[int] = []
-        join = growth._engine.graft_now
-        growth._engine.graft_now = lambda *given: (threads.append(threading.get_ident()), join(*given))[1]  # type: ignore[method-assign]
+        join = growth._engine.grafting.now
+        growth._engine.grafting.now = lambda *given: (threads.append(threading.get_ident()), join(*given))[1]  # type: ignore[method-assign]
         load: Callable[..., Any] = run.model.load_kernel
         asking = threading.Thread(target=lambda: asyncio.run(load("2", 0, kernel_id)))
         asking.start()

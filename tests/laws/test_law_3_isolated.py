@@ -352,7 +352,7 @@ def test_it_joins_at_the_boundary_after_its_steps_so_weakly_that_nothing_moves_a
         assert state(training, slot) is SeedState.TRAINING
         before: list[Tensor] = []
         engine = growth._engine
-        graduate = engine.trials.graduate
+        graduate = engine.grafting.incubations.graduate
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             before.append(logits(training))
@@ -360,7 +360,7 @@ def test_it_joins_at_the_boundary_after_its_steps_so_weakly_that_nothing_moves_a
             before.append(logits(training))
             return found
 
-        engine.trials.graduate = watched  # type: ignore[method-assign]
+        engine.grafting.incubations.graduate = watched  # type: ignore[method-assign]
         training.train(1, growth)
         assert state(training, slot) is SeedState.BLENDING
         joined = growth.events[-1]

@@ -31,7 +31,7 @@ class Candidates:
         seeds_per_slot: int,
         inherited_params: int = 0,
     ) -> None:
-        self._placement, self._shelf, self._budget = placement, shelf, budget
+        self._placement, self._shelf, self.budget = placement, shelf, budget
         self._seeds_per_slot, self._inherited_params = seeds_per_slot, inherited_params
 
     def current(self, trials: Iterable[Trial], scores: Mapping[str, float]) -> tuple[Candidate, ...]:
@@ -95,9 +95,9 @@ class Candidates:
         """Say which limits one more graft of a price would pass."""
         trials = tuple(trials)
         sums = (
-            ("parameters", self._inherited_params + sum(t.params for t in trials) + price.params, self._budget.params),
-            ("FLOPs", sum(t.flops for t in trials) + price.flops, self._budget.flops),
-            ("ms", sum(t.latency_ms for t in trials) + latency_ms, self._budget.latency),
+            ("parameters", self._inherited_params + sum(t.params for t in trials) + price.params, self.budget.params),
+            ("FLOPs", sum(t.flops for t in trials) + price.flops, self.budget.flops),
+            ("ms", sum(t.latency_ms for t in trials) + latency_ms, self.budget.latency),
         )
         for unit, total, limit in sums:
             if limit is not None and total > limit:

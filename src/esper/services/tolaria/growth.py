@@ -62,8 +62,8 @@ class Growth:
         self._rates = NewbornRates(subject.optimizer)
         self._waiting = Waiting(subject.model, subject.optimizer)
         try:
-            self._engine.request_kernels()
-            self._engine.write_manifest()
+            self._engine.grafting.request_kernels()
+            self._engine.reports.manifest()
         except BaseException:
             observer.close()
             self._rates.close()
@@ -121,7 +121,7 @@ class Growth:
         self._rates.settle()
         check_incubation(incubate)
         check_apart(self._subject.team, incubate)
-        return self._engine.graft_by_hand(slot, blueprint, incubate=incubate)
+        return self._engine.grafting.by_hand(slot, blueprint, incubate=incubate)
 
     async def graft_kernel(self, layer_name: str, seed_idx: int, kernel_id: str) -> None:
         """Graft any validated kernel of the library; ``model.load_kernel`` comes here while a run is attached.
@@ -136,8 +136,8 @@ class Growth:
                 todo="call growth.graft(slot, blueprint) on every rank",
                 code="ESP-2144",
             )
-        ready = await self._engine.kernel_for(layer_name, kernel_id)
-        joined = self._handover.ask(lambda: self._engine.graft_now(layer_name, seed_idx, ready))
+        ready = await self._engine.grafting.kernel_for(layer_name, kernel_id)
+        joined = self._handover.ask(lambda: self._engine.grafting.now(layer_name, seed_idx, ready))
         await asyncio.wrap_future(joined)
 
     def rollback(self, event: GrowthEvent) -> GrowthEvent:
@@ -156,15 +156,15 @@ class Growth:
         trials = self._engine.trials
         apprentice = trials.incubator.apprentices.get((event.slot, event.seed_idx))
         if apprentice is not None and apprentice.decision.decision_id == event.decision_id:
-            return trials.withdraw(apprentice, why="by hand")
+            return self._engine.grafting.incubations.withdraw(apprentice, why="by hand")
         undone = trials.roll_back(event, why="by hand")
         self._engine.start_anew()
-        self._engine.report()
+        self._engine.reports.outcomes()
         return undone
 
     def before_graft(self, act: Callable[[], None]) -> None:
         """Have ``act`` called right before each graft joins, when ``state_dict`` still is that of the training without it."""
-        self._engine.before_join = act
+        self._engine.grafting.before_join = act
 
     def unlock(self, slot: str, seed_idx: int = 0) -> None:
         """Let a slot that a rollback locked be grown again.
@@ -173,7 +173,8 @@ class Growth:
             NotFound: If there is no such slot.
             IllegalTransition: If it is not locked.
         """
-        self._engine.trials.unlock(slot, seed_idx)
+        trials = self._engine.trials
+        trials.seeds.unlock(slot, seed_idx, trials.position)
 
     def digest(self) -> str:
         """Return one SHA-256 over every parameter, buffer and optimizer moment: equal states, equal digests."""
@@ -231,8 +232,8 @@ class Growth:
             raise
         engine = self._engine
         if (scheduled := engine.consultation.scheduled) is not None:
-            engine.fetch(scheduled.decision)  # the run that was saved had it
-        engine.write_manifest()
+            engine.grafting.fetch(scheduled.decision)  # the run that was saved had it
+        engine.reports.manifest()
 
     def _take(self, state: dict[str, Any]) -> None:
         """Put everything to ``state``; what happened is added to the log last, as it is never taken back."""
@@ -263,12 +264,12 @@ class Growth:
         self._placement.grower = None
         STEERED.discard(self._subject.optimizer)
         self._engine.observer.close()
-        self._engine.trials.end_incubations()
+        self._engine.grafting.incubations.end()
         self._rates.close()
         self._engine.consultation.void()
         self._handover.close()
         try:
-            self._engine.report()
+            self._engine.reports.outcomes()
             self._parts.platform.bridge.flush()
         finally:
             self._parts.platform.close()

@@ -1,8 +1,6 @@
 """Grafts from their joining to their verdict: join, judge, keep, cull, roll back; each whole or not at all."""
 
-import copy
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from esper.contracts.adaptation import AdaptationDecision, Outcome, Verdict
 from esper.contracts.ids import new_id
-from esper.errors import EsperError, GraftFailed, NotFound
+from esper.errors import GraftFailed, NotFound
 from esper.kasmina import Newborn, Placement, Seed, SeedState, placement_of, topology
 from esper.kasmina.graft import set_strength, strength
 from esper.services.tolaria.acceptance import Judgement, judge, placebo
@@ -22,10 +20,9 @@ from esper.services.tolaria.held import Book, Held
 from esper.services.tolaria.incubator import Apprentice, Incubator
 from esper.services.tolaria.kernels import ReadyKernel
 from esper.services.tolaria.record import Position, Rise, Trial
+from esper.services.tolaria.seeds import SeedBook
 from esper.services.tolaria.snapshot import Subject, capture, restore, whole
 from esper.services.tolaria.surgery import Cut, Surgeon
-
-RESTING = (SeedState.LOCKED, SeedState.EMBARGOED)
 
 
 class Trials:
@@ -51,9 +48,11 @@ class Trials:
         self.host_params, self.inherited_params = counted.host, counted.grafts
         self.incubator = incubator
         self._control: Control = control or NoControl()
-        self._config, self._events, self._run_id = config, events, run_id
-        self._subject, self._model = subject, subject.model
-        self._placement: Placement = placement_of(subject.model)
+        self.run_id = run_id
+        self._config, self.events = config, events
+        self._subject, self.team, self.model = subject, subject.team, subject.model
+        self.placement: Placement = placement_of(subject.model)
+        self.seeds = SeedBook(self.placement, embargo_boundaries=config.embargo_boundaries)
         self._surgeon = Surgeon(
             subject,
             snapshots_held=config.snapshots_held,
@@ -61,92 +60,32 @@ class Trials:
             rate=config.newborn_rate,
         )
         self._books: dict[str, Book] = {}
-        self._embargoes: dict[tuple[str, int], int] = {}
-        self._settle_inherited()
+        self._inherit()
 
-    def seed(self, slot: str, seed_idx: int) -> Seed:
-        """Return a seed, dormant where it is new."""
-        return self._placement.seeds.setdefault((slot, seed_idx), Seed(slot=slot, seed_idx=seed_idx))
+    @property
+    def ended(self) -> bool:
+        """Whether the planned length ends before the next boundary."""
+        steps = self._config.steps
+        return steps is not None and self.position.step + self._config.every > steps
 
-    def incubate(self, decision: AdaptationDecision, ready: ReadyKernel, *, steps: int) -> GrowthEvent:
-        """Let a kernel learn apart before it joins; nothing that it does reaches the host.
-
-        Args:
-            decision: Names slot, seed and blueprint; its seed is germinated.
-            ready: The kernel.
-            steps: Optimizer steps; it joins at the first boundary after them.
-
-        Returns:
-            The event: incubating, or cancelled with the reason.
-        """
-        step = self.position.step
-        seed = self.seed(str(decision.target_layer), decision.seed_idx)
-        seed.move(SeedState.LOADED, step=step)
-        try:
-            apprentice = self.incubator.take_in(decision, ready, steps=steps)
-        except EsperError as error:
-            return self.cancel(decision, why=str(error))
-        seed.move(SeedState.TRAINING, step=step)
-        own = type(apprentice.optimizer).__name__
-        why = f"{decision.reason}; it learns apart for {steps} steps by {own}, and joins at the boundary after them"
-        return self._events.append(self._about(decision, EventKind.INCUBATING, why))
-
-    def between(self, *, look: bool) -> list[GrowthEvent]:
-        """Move along, after an optimizer step, what moves between boundaries: strengths, and what learns apart.
-
-        Args:
-            look: Whether to wait for what an accelerator knows.
-        """
+    def rise(self) -> None:
+        """Set every strength that is on its way to what it is after this optimizer step."""
         for rise in self.position.rises:
             if (alpha := rise.alpha(self.position.step)) is not None:
-                set_strength(self._model, rise.slot, rise.seed_idx, alpha)
+                set_strength(self.model, rise.slot, rise.seed_idx, alpha)
                 self._control.rise(rise.slot, rise.seed_idx, alpha)
-        if not self.incubator.apprentices:
-            return []
-        return [self._failed(apprentice, why) for apprentice, why in self.incubator.step(look=look)]
 
-    def withdraw(self, apprentice: Apprentice, *, why: str) -> GrowthEvent:
-        """End an incubation before it joins."""
-        self.incubator.release(apprentice)
-        return self.cancel(apprentice.decision, why=why)
-
-    def end_incubations(self) -> None:
-        """Take out of the model what learns apart, as the run is closed; a run that resumes has it again."""
-        for place, apprentice in list(self.incubator.apprentices.items()):
-            self.incubator.release(apprentice)
-            for following in (SeedState.CANCELLED, SeedState.EMBARGOED, SeedState.DORMANT):
-                self.seed(*place).move(following, step=self.position.step)
-
-    def _failed(self, apprentice: Apprentice, why: str) -> GrowthEvent:
-        """Drop a kernel that cannot learn on, already out of the incubator; the host never met it."""
-        decision, step = apprentice.decision, self.position.step
-        seed = self.seed(str(decision.target_layer), decision.seed_idx)
-        seed.move(SeedState.CULLED, step=step)
-        self._rest(seed)
-        self.outcomes.append(
-            Outcome(
-                decision_id=decision.decision_id, run_id=self._run_id, slot=seed.slot, seed_idx=seed.seed_idx,
-                blueprint=apprentice.incubation.blueprint, kernel_id=apprentice.ready.kernel_id, verdict=Verdict.CULLED,
-                gain=None, gain_error=None, params=sum(p.numel() for p in apprentice.kernel.parameters()),
-                steps=apprentice.taken,
+    def note(
+        self, kind: EventKind, decision: AdaptationDecision | None = None, *, why: str, kept: bool | None = None
+    ) -> GrowthEvent:
+        """Write down what became of a decision, or something that has none."""
+        of = decision or AdaptationDecision(decision_id="")
+        return self.events.append(
+            GrowthEvent(
+                step=self.position.step, kind=kind, why=why, slot=of.target_layer or "", seed_idx=of.seed_idx,
+                blueprint=of.blueprint or "", kernel_id=of.kernel_id or "", decision_id=of.decision_id, kept=kept,
             )
         )  # fmt: skip
-        return self._events.append(self._about(decision, EventKind.CULLED, f"while it learned apart, {why}"))
-
-    def _about(self, decision: AdaptationDecision, kind: EventKind, why: str) -> GrowthEvent:
-        return GrowthEvent(
-            step=self.position.step, kind=kind, why=why, slot=decision.target_layer or "", seed_idx=decision.seed_idx,
-            blueprint=decision.blueprint or "", kernel_id=decision.kernel_id or "", decision_id=decision.decision_id,
-            kept=None if kind is EventKind.INCUBATING else False,
-        )  # fmt: skip
-
-    def graduate(self, apprentice: Apprentice, *, before: float, seen: Tensor | None) -> GrowthEvent:
-        """Let a kernel that has learned apart join, at a strength that rises from almost nothing; see ``join``."""
-        learned = self.incubator.learned(apprentice)
-        self.incubator.release(apprentice)
-        if not learned:
-            return self._failed(apprentice, "no gradient reached it")
-        return self.join(apprentice.decision, apprentice.ready, before=before, seen=seen, apprentice=apprentice)
 
     def join(
         self,
@@ -170,7 +109,7 @@ class Trials:
             The event: grafted, or cancelled with the reason where the graft failed and the host was restored.
         """
         slot, step = str(decision.target_layer), self.position.step
-        seed = self.seed(slot, decision.seed_idx)
+        seed = self.seeds.of(slot, decision.seed_idx)
         book = self._book()
         if apprentice is None:
             seed.move(SeedState.LOADED, step=step)
@@ -199,10 +138,10 @@ class Trials:
     def cancel(self, decision: AdaptationDecision, *, why: str) -> GrowthEvent:
         """Withdraw a decision whose seed is germinated, loaded or learning apart."""
         slot = str(decision.target_layer)
-        seed = self.seed(slot, decision.seed_idx)
+        seed = self.seeds.of(slot, decision.seed_idx)
         seed.move(SeedState.CANCELLED, step=self.position.step)
-        self._rest(seed)
-        return self._events.append(self._about(decision, EventKind.CANCELLED, why))
+        self.seeds.rest(seed, self.position)
+        return self.note(EventKind.CANCELLED, decision, why=why, kept=False)
 
     def advance(self, *, last: bool) -> list[GrowthEvent]:
         """Move every seed along at a boundary, and give the verdicts that are due.
@@ -210,7 +149,7 @@ class Trials:
         Args:
             last: Whether the planned run ends here, so that every open trial is judged.
         """
-        self._wake()
+        self.seeds.wake(self.position)
         now = self.position.history[-1].validation
         if self.position.open_trials:
             self.position.tried()
@@ -236,14 +175,14 @@ class Trials:
                 code="ESP-5020",
             )
         undone = [trial for trial in self.position.trials.values() if trial.key in self._books_from(key)]
-        seed = self.seed(event.slot, event.seed_idx)
+        seed = self.seeds.of(event.slot, event.seed_idx)
         seed.move(SeedState.ROLLED_BACK, step=self.position.step)
         seed.move(SeedState.LOCKED, step=self.position.step)
         self._reopen(book, keep=seed)
         for trial in undone:
             self._report(trial, Verdict.ROLLED_BACK, None)
         why += self._data_note(now - self.position.step)
-        return self._events.append(replace(_of(event, EventKind.ROLLED_BACK, self.position.step), why=why, kept=False))
+        return self.events.append(replace(_of(event, EventKind.ROLLED_BACK, self.position.step), why=why, kept=False))
 
     def holds(self, key: str) -> bool:
         """Tell whether the state before a join is held."""
@@ -264,7 +203,7 @@ class Trials:
             restore(self._subject, held.training)
         self._reopen(held.book)
         why += f"; the state of step {self.position.step} was put back" + self._data_note(now - self.position.step)
-        return self._events.append(GrowthEvent(step=self.position.step, kind=EventKind.ROLLED_BACK, why=why))
+        return self.events.append(GrowthEvent(step=self.position.step, kind=EventKind.ROLLED_BACK, why=why))
 
     def _data_note(self, steps: int) -> str:
         """Say what becomes of the batches since the state that was put back."""
@@ -279,8 +218,7 @@ class Trials:
         return {
             "position": self.position.to_dict(),
             "topology_version": self.topology_version,
-            "seeds": [seed.to_dict() for seed in self._placement.seeds.values()],
-            "embargoes": [[slot, index, until] for (slot, index), until in self._embargoes.items()],
+            **self.seeds.state_dict(),
             "held": {key: Held(snapshot, self._books[key]).to_dict() for key, snapshot in self._surgeon.held.items()},
         }
 
@@ -288,8 +226,7 @@ class Trials:
         """Go on from ``state_dict``; the training itself has been restored."""
         self.position = Position.from_dict(state["position"])
         self.topology_version = state["topology_version"]
-        self._set_seeds(Seed.from_dict(seed) for seed in state["seeds"])
-        self._embargoes = {(slot, index): until for slot, index, until in state["embargoes"]}
+        self.seeds.load_state_dict(state)
         self._surgeon.held.clear()
         self._books = {}
         for key, saved in state["held"].items():
@@ -310,7 +247,7 @@ class Trials:
         slot = newborn.slot
         why = decision.reason if learned is None else f"{decision.reason}; it learned apart for {learned.taken} steps"
         params = sum(parameter.numel() for parameter in newborn.parameters.values())
-        event = self._events.append(
+        event = self.events.append(
             GrowthEvent(
                 step=self.position.step, kind=EventKind.GRAFTED, why=why, slot=slot,
                 seed_idx=newborn.seed_idx, blueprint=ready.blueprint or decision.blueprint or "", kernel_id=ready.kernel_id,
@@ -318,11 +255,11 @@ class Trials:
                 evidence=decision.evidence,
             )
         )  # fmt: skip
-        flops = self._placement.place(slot).price(newborn.kernel.ir).flops
+        flops = self.placement.place(slot).price(newborn.kernel.ir).flops
         boundary = self.position.boundary
         trial = Trial(event, params, flops, ready.latency_ms, boundary, boundary + self._patience(), before)
         if learned is not None:
-            trial.first_alpha = strength(self._model, *trial.place)
+            trial.first_alpha = strength(self.model, *trial.place)
             trial.blend_steps = self._blend_steps
         self.position.trials[event.decision_id] = trial
         self.position.grafts.append(self.position.step)
@@ -345,7 +282,7 @@ class Trials:
     # -- verdicts ----------------------------------------------------------------------------------------------------
 
     def _advance(self, trial: Trial, now: float, *, last: bool) -> list[GrowthEvent]:
-        seed, step = self.seed(*trial.place), self.position.step
+        seed, step = self.seeds.of(*trial.place), self.position.step
         age = self.position.boundary - trial.boundary
         if seed.state is SeedState.BLENDING and age >= self._config.settle_boundaries:
             seed.move(SeedState.HOLDING, step=step)
@@ -372,7 +309,7 @@ class Trials:
         seed.move(SeedState.CULLED, step=self.position.step)
         self._books.pop(trial.key, None)
         del self.position.trials[trial.key]
-        self._rest(seed)
+        self.seeds.rest(seed, self.position)
         self._topology_changed()
         self._report(trial, Verdict.CULLED, found)
         after = "the state before the join was restored" if restored else "training goes on without it"
@@ -381,64 +318,39 @@ class Trials:
     def _verdict(self, trial: Trial, kind: EventKind, found: Judgement, why: str) -> GrowthEvent:
         event = _of(trial.event, kind, self.position.step)
         kept = kind is EventKind.KEPT
-        return self._events.append(replace(event, why=why, gain=found.gain, gain_error=found.error, kept=kept))
+        return self.events.append(replace(event, why=why, gain=found.gain, gain_error=found.error, kept=kept))
 
     def _report(self, trial: Trial, verdict: Verdict, found: Judgement | None) -> None:
         slot, seed_idx = trial.place
         self.outcomes.append(
             Outcome(
-                decision_id=trial.key, run_id=self._run_id, slot=slot, seed_idx=seed_idx,
+                decision_id=trial.key, run_id=self.run_id, slot=slot, seed_idx=seed_idx,
                 blueprint=trial.event.blueprint, kernel_id=trial.event.kernel_id, verdict=verdict,
                 gain=None if found is None else found.gain, gain_error=None if found is None else found.error,
                 params=trial.params, steps=max(0, self.position.step - trial.event.step),
             )
         )  # fmt: skip
 
-    def _settle_inherited(self) -> None:
-        """Take what an earlier run left on trial as part of the model, whose losses are not known here; free other slots."""
-        path = (SeedState.BLENDING, SeedState.HOLDING, SeedState.EVALUATING, SeedState.FOSSILIZED)
-        ends = (SeedState.CANCELLED, SeedState.EMBARGOED, SeedState.DORMANT)
-        for seed in self._placement.seeds.values():
-            following = path[path.index(seed.state) + 1 :] if seed.state in path else ()
-            if seed.state in (
-                SeedState.GERMINATED,
-                SeedState.LOADED,
-                SeedState.TRAINING,
-            ):  # in a copy of a model that grew
-                following = ends
-            elif seed.state is SeedState.EMBARGOED:
-                following = ends[-1:]
-            for state in following:
-                seed.move(state, step=0)
-        present = {(e.slot, e.seed_idx): strength(self._model, e.slot, e.seed_idx) for e in topology(self._model)}
+    def _inherit(self) -> None:
+        """Let strengths that an earlier run left on their way rise on."""
+        present = {(e.slot, e.seed_idx): strength(self.model, e.slot, e.seed_idx) for e in topology(self.model)}
         self.position.inherited = tuple(
             Rise(*place, 0, alpha, math.ceil((1.0 - alpha) * self._blend_steps))
             for place, alpha in present.items()
             if 0.0 < alpha < 1.0  # 0 is an ablation
         )
 
-    def unlock(self, slot: str, seed_idx: int) -> None:
-        """Let a seed that a rollback locked be grown again.
-
-        Raises:
-            IllegalTransition: If it is not locked.
-        """
-        self._placement.place(slot)
-        self.seed(slot, seed_idx).move(SeedState.DORMANT, step=self.position.step)
-
     # -- the book ----------------------------------------------------------------------------------------------------
 
     def _book(self) -> Book:
-        return Book(self.position.copy(), tuple(copy.deepcopy(list(self._placement.seeds.values()))))
+        return Book(self.position.copy(), self.seeds.copies())
 
     def _reopen(self, book: Book, *, keep: Seed | None = None) -> None:
         """Take the position and seeds of a book; locks and embargoes that came since stay, but where a graft is back."""
         rewound = self.position.boundary - book.position.boundary
         self.position = book.position.copy()
-        joined = {(entry.slot, entry.seed_idx) for entry in topology(self._model)}
-        resting = [s for place, s in self._placement.seeds.items() if s.state in RESTING and place not in joined]
-        self._embargoes = {place: u - rewound for place, u in self._embargoes.items() if place not in joined}
-        self._set_seeds([*copy.deepcopy(list(book.seeds)), *resting, *([] if keep is None else [keep])])
+        joined = {(entry.slot, entry.seed_idx) for entry in topology(self.model)}
+        self.seeds.reopen(book.seeds, rewound=rewound, joined=joined, keep=keep)
         self._books = {key: self._books[key] for key in self._surgeon.held}
         self._drop_ended()
         self._topology_changed()
@@ -446,34 +358,17 @@ class Trials:
     def _drop_ended(self) -> None:
         """Let nothing learn apart whose incubation has ended since the state that was put back."""
         for place, apprentice in list(self.incubator.apprentices.items()):
-            if self.seed(*place).state is not SeedState.TRAINING:
+            if self.seeds.of(*place).state is not SeedState.TRAINING:
                 self.incubator.release(apprentice)
 
     def _books_from(self, key: str) -> set[str]:
         keys = list(self._books)
         return set(keys[keys.index(key) :])
 
-    def _set_seeds(self, seeds: Iterable[Seed]) -> None:
-        self._placement.seeds.clear()
-        self._placement.seeds.update({(seed.slot, seed.seed_idx): seed for seed in seeds})
-
     def _topology_changed(self) -> None:
         self.topology_version += 1
         self._control.void()
         self.position.changed()
-
-    def _rest(self, seed: Seed) -> None:
-        seed.move(SeedState.EMBARGOED, step=self.position.step)
-        until = self.position.boundary + self._config.embargo_boundaries
-        self._embargoes[(seed.slot, seed.seed_idx)] = until
-
-    def _wake(self) -> None:
-        over = [place for place, until in self._embargoes.items() if self.position.boundary >= until]
-        for place in over:
-            del self._embargoes[place]
-            seed = self.seed(*place)
-            if seed.state is SeedState.EMBARGOED:
-                seed.move(SeedState.DORMANT, step=self.position.step)
 
 
 def _of(event: GrowthEvent, kind: EventKind, step: int) -> GrowthEvent:
