@@ -131,8 +131,10 @@ async def play(seed: int, folder: Path, *, strikes: int = STRIKES, plants: bool 
             await stage.play(plan(seed, strikes))
         except* (RuntimeError, TimeoutError, StoreUnavailable) as errors:
             outcome.crashes = [f"{error!r}; the service said: {stage.service.log}" for error in errors.exceptions]
-        noted, left = stage.writers.noted, await stage.left()
         outcome.moments, outcome.strikes = stage.moments, dict(stage.struck)
+        if outcome.crashes:  # what is not at rest cannot be judged
+            return outcome
+        noted, left = stage.writers.noted, await stage.left()
         outcome.breaches = [list(breach) for breach in breaches(noted, left)]
         outcome.counts = _counted(noted, left)
         if plants:
