@@ -52,7 +52,7 @@ class Embedded:
 
     Attributes:
         bus: In-process messages.
-        library: The artifact store in a local folder.
+        library: The artifact store in a local folder or elsewhere, with what was read last in memory.
         advisor: The controller.
         counts: Returns what was counted from the messages so far, also after the end.
         metrics: The same for Prometheus, and what the buses are measured by.
@@ -74,6 +74,7 @@ async def embedded(
     *,
     forge_workers: int = 1,
     extensions: Sequence[str] = (),
+    store: str | None = None,
     shared: "RedisBus | None" = None,
     run_id: str | None = None,
 ) -> AsyncIterator[Embedded]:
@@ -85,14 +86,16 @@ async def embedded(
     Args:
         root: Folder for everything that is written; its library is shared by all runs below it.
         advisor: The controller.
-        forge_workers: Child processes that compile.
+        forge_workers: Child processes that compile; for a store elsewhere its settings say how many.
         extensions: Modules with custom ops that the children import.
+        store: Address of an artifact store in place of the library in ``root``.
         shared: A bus that other processes are on: it is opened, told what is said here, and closed.
         run_id: The run whose messages are counted, where it is not every one.
 
     Raises:
         ConfigError: If the folder cannot be written.
-        StoreUnavailable: If the library in it cannot be opened.
+        StoreUnavailable: If the library in it cannot be opened, or the store elsewhere does not answer at the beginning.
+        Rejected: If the store elsewhere wants another key.
         BusUnavailable: If the shared bus does not answer at the beginning.
     """
     from esper.services.nissa.counters import RunCounters
@@ -102,33 +105,34 @@ async def embedded(
     from esper.services.oona.watch import FiguresWatch
     from esper.services.tamiyo.analyzer_service import AnalyzerService
     from esper.services.tezzeret.worker import TezzeretWorker, WorkerConfig
-    from esper.services.urza.kernel_manager import KernelManager
     from esper.services.urza.outbox import OutboxRelay
+    from esper.storage import storage_at, storage_in
     from esper.telemetry.bus_metrics import BusCollector
 
     # Who reads on is in the journal too: one with an uplink would wait for it in a process that has none.
     name = "alone" if shared is None else "shared"
     async with (
-        await KernelManager.open(Path(root) / "library") as library,
+        storage_in(Path(root), forge_workers) if store is None else storage_at(store, Path(root)) as kept,
         shared or nullcontext(),
         MemoryBus(journal=Journal.first_free(Path(root) / "bus", name)) as bus,
         nullcontext() if shared is None else FiguresWatch(_desk_of(shared), shared) as watch,
     ):
-        forge = TezzeretWorker(
-            WorkerConfig(num_workers=forge_workers, extensions=tuple(extensions)), queue=library, bus=bus
-        )
-        relay = OutboxRelay(library.outbox, bus)
+        work = WorkerConfig(num_workers=max(1, kept.forge_workers), extensions=tuple(extensions))
+        forges = [TezzeretWorker(work, queue=kept.queue, bus=bus)] if kept.forge_workers else []
+        relays = [] if kept.outbox is None else [OutboxRelay(kept.outbox, bus)]
         counters = RunCounters(bus, run_id=run_id)
         counters.metrics.registry.register(BusCollector({"local": bus} | ({} if watch is None else {"shared": watch})))
         async with asyncio.TaskGroup() as tasks:
             uplinks = () if shared is None else (Uplink(bus, shared),)
-            for part in (forge, relay, counters, AnalyzerService(bus), *uplinks):
+            for part in (*forges, *relays, counters, AnalyzerService(bus), *uplinks):
                 tasks.create_task(part.run())
             try:
-                yield Embedded(bus, library, advisor, counters.snapshot, counters.metrics, shared)
+                yield Embedded(bus, kept.library, advisor, counters.snapshot, counters.metrics, shared)
             finally:
-                await forge.close()
-                await relay.close()
+                for forge in forges:
+                    await forge.close()
+                for relay in relays:
+                    await relay.close()
                 await bus.drain(limit_s=DRAIN_LIMIT_S)
                 await bus.close()
 
@@ -160,6 +164,7 @@ def attach(
     governor: "bool | GovernorConfig" = True,
     ddp: "DistributedDataParallel | None" = None,
     bus: str | None = None,
+    store: str | None = None,
     root: str | os.PathLike[str] = "./esper-runs",
 ) -> "Growth":
     """Let a wrapped model grow while the caller trains it.
@@ -191,6 +196,9 @@ def attach(
             give it as the model.
         bus: Address of a Redis that other processes are on, such as ``redis://localhost:6379``: they see there what happens,
             and may decide for this run. Without it everything stays in this process.
+        store: Address of an artifact store that other processes use, such as ``http://localhost:8000``: blueprints, kernels
+            and outcomes are kept there. How it is reached, and who builds, is in ``[store]`` of the settings. Without it
+            they are kept in ``<root>/library``.
         root: Folder for everything that is written: ``<root>/<run>`` and ``<root>/library``.
 
     Returns:
@@ -198,7 +206,8 @@ def attach(
 
     Raises:
         ConfigError: If an argument cannot be used; it says why, and what to do.
-        StoreUnavailable: If the library below ``root`` cannot be opened.
+        StoreUnavailable: If the library below ``root`` cannot be opened, or ``store`` does not answer.
+        Rejected: If ``store`` wants another key.
         BusUnavailable: If ``bus`` does not answer.
     """
     from esper.kasmina.compiling import opened
@@ -235,7 +244,9 @@ def attach(
     attachment.clear_dead_grafts(subject)
     folder = attachment.new_run(root, team)
     with preserved_rng():  # what the services import may draw, as rich does
-        platform = attachment.start_platform(team, lambda: start(root, advisor, bus=bus, run_id=folder.run_id))
+        platform = attachment.start_platform(
+            team, lambda: start(root, advisor, bus=bus, store=store, run_id=folder.run_id)
+        )
     try:
         growth = attachment.start_growth(
             subject, platform, folder, validate=validate, budget=limits, config=config, probe=probe,
@@ -276,6 +287,7 @@ def start(
     *,
     extensions: Sequence[str] = (),
     bus: str | None = None,
+    store: str | None = None,
     run_id: str = "",
 ) -> "Platform":
     """Start the embedded services in a background thread of their own, and wait until they answer.
@@ -285,11 +297,13 @@ def start(
         advisor: The controller.
         extensions: Modules with custom ops that the forge's children import.
         bus: Address of a Redis that other processes are on, or None.
+        store: Address of an artifact store that other processes use, or None.
         run_id: The run: it hears decisions there, and its messages are counted.
 
     Raises:
         ConfigError: If the folder cannot be written.
-        StoreUnavailable: If the library in it cannot be opened.
+        StoreUnavailable: If the library in it cannot be opened, or ``store`` does not answer.
+        Rejected: If ``store`` wants another key.
         BusUnavailable: If ``bus`` does not answer.
     """
     from esper.services.tolaria.platform import Platform
@@ -301,7 +315,9 @@ def start(
     async def serve() -> None:
         try:
             shared = None if bus is None else _shared(bus, run_id)
-            async with embedded(root, advisor, extensions=extensions, shared=shared, run_id=run_id or None) as services:
+            async with embedded(
+                root, advisor, extensions=extensions, store=store, shared=shared, run_id=run_id or None
+            ) as services:
                 started.set_result(services)
                 await ending.wait()
                 await loop.end_others()

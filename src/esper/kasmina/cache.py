@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from esper.contracts.adaptation import Outcome
 from esper.contracts.kernel import (
@@ -22,6 +22,7 @@ class KernelCache:
 
     Args:
         library: Where kernels come from.
+        read: How they are read there, where that is not ``library.read``.
         max_bytes: What may be held; those that were used longest ago go first.
 
     Attributes:
@@ -30,9 +31,15 @@ class KernelCache:
         failed: Prefetches that came to nothing; the read that follows says why.
     """
 
-    def __init__(self, library: Library, *, max_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(
+        self,
+        library: Library,
+        *,
+        read: Callable[[str], Awaitable[bytes]] | None = None,
+        max_bytes: int = DEFAULT_BYTES,
+    ) -> None:
         self.hits = self.misses = self.failed = 0
-        self._library, self._max_bytes = library, max_bytes
+        self._library, self._read, self._max_bytes = library, read or library.read, max_bytes
         self._held: OrderedDict[str, bytes] = OrderedDict()
         self._size = 0
         self._in_flight: dict[str, asyncio.Task[bytes]] = {}
@@ -89,7 +96,7 @@ class KernelCache:
         task = self._in_flight.get(kernel_id)
         if task is None:
             self.misses += 1
-            task = self._in_flight[kernel_id] = asyncio.ensure_future(self._library.read(kernel_id))
+            task = self._in_flight[kernel_id] = asyncio.ensure_future(self._read(kernel_id))
             task.add_done_callback(lambda done: self._landed(kernel_id, done))
         return task
 

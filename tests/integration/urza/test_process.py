@@ -3,12 +3,9 @@
 import asyncio
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -28,38 +25,7 @@ from esper.services.clients import UrzaClient
 from esper.services.clients.messages import TransportConfig
 from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.forging import adapter, request_for
-from esper.testing.servers import free_port
-
-
-@asynccontextmanager
-async def process(
-    folder: Path, *options: str, **settings: object
-) -> AsyncIterator[tuple[int, "subprocess.Popen[bytes]", Path]]:
-    """Run the service with options and settings; yield port, process and log."""
-    port, log = free_port(), folder / "log"
-    command = [sys.executable, "-m", "esper.cli", "serve", "urza", "--port", str(port), "--root", str(folder / "lib")]
-    told = {f"ESPER_URZA_{name.upper()}": str(value) for name, value in settings.items()}
-    with log.open("wb") as output:
-        running = subprocess.Popen(  # noqa: ASYNC220
-            [*command, "--json", *options], stdout=output, stderr=output, cwd=folder, env=os.environ | told
-        )
-    try:
-        async with asyncio.timeout(60):
-            while not _listens(port):
-                assert running.poll() is None, log.read_text()
-                await asyncio.sleep(0.05)
-        yield port, running, log
-    finally:
-        running.kill()
-        running.wait(10)
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False
+from tests.integration.urza.process import listens, process
 
 
 async def ended(running: "subprocess.Popen[bytes]") -> int:
@@ -108,7 +74,7 @@ async def test_an_upload_in_hand_is_finished_new_callers_are_refused_and_the_end
         await asyncio.sleep(0.2)
         running.send_signal(signal.SIGTERM)
         async with asyncio.timeout(10):
-            while _listens(port):  # noqa: ASYNC110
+            while listens(port):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert running.poll() is None, "it waits for what is in hand"
         assert (await upload.end()).startswith(b"HTTP/1.1 200")
