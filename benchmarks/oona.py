@@ -56,7 +56,8 @@ def answer(*, quick: bool, seed: int) -> Answer:
         method=f"medians of {size.rounds} rounds. In one process: a publisher and a member of a group in one event loop; each "
         "message is checked, sealed, held, decoded, handled and acknowledged. Over Redis: its own server (no AOF), a sender "
         f"and a reader in processes of their own, at most {AT_ONCE} messages per command; health: {SIGNALS} signals in a "
-        f"message, decoded to HealthSignal. {peers} do the same job in the same round; redis-py sends one field, no header. "
+        f"message, decoded to HealthSignal. {peers} do the same job in the same round; redis-py sends header and body, too, "
+        "packed as one field. "
         "Rates are of wall time; cpu: processor time of sender and reader without Redis, which a busy machine moves less. "
         "p50, p99: of single awaited calls, one each millisecond"
     )

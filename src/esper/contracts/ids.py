@@ -29,11 +29,15 @@ os.register_at_fork(after_in_child=_fresh.clear)
 
 
 def new_message_id() -> MessageId:
-    """Return a fresh identifier of a message; the system is asked once for a block of them, because there are many."""
-    try:
-        return _fresh.pop()
-    except IndexError:
+    """Return a fresh identifier of a message."""
+    return new_message_ids(1)[0]
+
+
+def new_message_ids(count: int) -> list[MessageId]:
+    """Return fresh identifiers of messages; the system is asked once for a block of them, because there are many."""
+    while len(_fresh) < count:
         block = f"message-{os.urandom(_BLOCK_BYTES).hex()}"
-    made = cast("list[MessageId]", [block + last for last in _LAST_DIGITS])
-    _fresh.extend(made[1:])
-    return made[0]
+        _fresh.extend(cast("list[MessageId]", [block + last for last in _LAST_DIGITS]))
+    made = _fresh[len(_fresh) - count :]
+    del _fresh[len(_fresh) - count :]
+    return made

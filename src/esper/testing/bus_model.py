@@ -101,11 +101,15 @@ class BusModel:
         if message_id in self.log:
             raise LawBroken(f"two messages have the id {message_id}")
         self.log.append(message_id)
-        self.first = max(self.first, len(self.log) - self.traits.max_length)
-        for group in self.groups.values():
+        before, self.first = self.first, max(self.first, len(self.log) - self.traits.max_length)
+        for name, group in self.groups.items():
             group.lost += max(0, self.first - group.next)
             group.next = max(group.next, self.first)
             if not self.traits.keeps_pending:
+                trimmed = self.log[before : self.first]
+                group.maybe_lost += sum(
+                    m.group == name and m.hand is not None and m.hand.id in trimmed for m in self.members
+                )
                 gone = [held for held in group.returned if held not in self.held]
                 group.maybe_lost += len(gone)
                 group.ghosts += len(gone)
@@ -136,8 +140,6 @@ class BusModel:
             member.hand = Hand(message_id, 1)
         else:
             raise LawBroken(f"group {member.group} is handed {self._place(message_id)}; its next one is {group.next}")
-        if hand is not None and hand.id != message_id:
-            group.maybe_lost += 1
         if member.hand.tries > self.traits.max_tries:
             raise LawBroken(f"{message_id} is handed out for the {member.hand.tries}th time")
         if redelivered != (member.hand.tries > 1):
@@ -167,7 +169,6 @@ class BusModel:
         if self.traits.keeps_pending or hand.id in self.held:
             group.returned[hand.id] = hand.tries
         else:
-            group.maybe_lost += 1
             group.ghosts += 1
 
     def restarted(self) -> None:

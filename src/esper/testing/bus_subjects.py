@@ -103,7 +103,7 @@ class RedisSubject:
             batch=1,
             max_tries=self.traits.max_tries,
             retry_delay_s=_RETRY_S,
-            claim_idle_s=0.6,
+            claim_idle_s=2.0,
             block_s=0.02,
             close_limit_s=_CLOSE_S,
         )

@@ -7,7 +7,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 
 from esper.contracts.envelope import DeadLetter, Envelope
-from esper.contracts.ids import MessageId, new_message_id
+from esper.contracts.ids import MessageId, new_message_ids
 from esper.contracts.topics import TOPICS, Message, Topic
 from esper.errors import ContractError
 from esper.telemetry.tracing import traceparent
@@ -82,14 +82,14 @@ class Codec:
             ContractError: If the message does not keep the stream's contract, or cannot be sent at all.
         """
         head = _Head(stream, self._topics.get(stream), run_id, datetime.now(UTC), traceparent())
-        return self._sealed(message, head, message_id or new_message_id())
+        return self._sealed(message, message_id or new_message_ids(1)[0], head)
 
     def seal_all(self, stream: str, messages: Sequence[Message], *, run_id: str | None = None) -> list[Envelope]:
         """Put messages into envelopes with fresh ids, as ``seal`` does; where one is refused, all are."""
         head = _Head(stream, self._topics.get(stream), run_id, datetime.now(UTC), traceparent())
-        return [self._sealed(message, head, new_message_id()) for message in messages]
+        return [self._sealed(*pair, head) for pair in zip(messages, new_message_ids(len(messages)), strict=True)]
 
-    def _sealed(self, message: Message, head: "_Head", message_id: MessageId) -> Envelope:
+    def _sealed(self, message: Message, message_id: MessageId, head: "_Head") -> Envelope:
         checked = message if head.topic is None else _as_declared(head.topic, message)
         name, version = self._named(checked)
         return Envelope(
@@ -219,9 +219,11 @@ def _parser(model: Contract) -> Callable[[bytes], Message]:
 
 
 def _body(message: Message, stream: str) -> bytes:
-    if isinstance(message, dict) and not _is_flat(message):
-        _check_plain(message, "$", stream, _MAX_DEPTH)
     try:
+        if isinstance(message, dict):
+            if not _is_flat(message):
+                _check_plain(message, "$", stream, _MAX_DEPTH)
+            return _packed(message)
         return _packed(message.model_dump() if isinstance(message, BaseModel) else message)
     except (TypeError, OverflowError, UnicodeEncodeError, msgspec.EncodeError) as error:
         if isinstance(message, dict):

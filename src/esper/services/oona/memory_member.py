@@ -10,7 +10,7 @@ from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.runtime.waits import is_set_within
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.group_commit import GroupCommit
-from esper.services.oona.handing import handed, noted
+from esper.services.oona.handing import handed
 from esper.services.oona.memory_stream import Group, Pending, Stream, Streams
 from esper.telemetry.bus_metrics import BusTimes, since
 from esper.telemetry.logs import get_logger
@@ -75,7 +75,7 @@ class Member:
         self._commits, self._stop = shared.commits, shared.stop
         self._waits = shared.times[stream.name].consume
         self._stream, self._group, self._handler = stream, group, handler
-        self._handle = self._handle_received if acknowledge == Acknowledge.ON_RECEIPT else self._handle_until_settled
+        self._on_receipt = acknowledge == Acknowledge.ON_RECEIPT
         self._limit = asyncio.timeout(None)
 
     def cut_at(self, when: float) -> None:
@@ -91,24 +91,55 @@ class Member:
             return
 
     async def _work(self) -> None:
-        stream, group, time = self._stream, self._group, asyncio.get_running_loop().time
-        taken, ends_at, is_first = 0, time() + _TURN_S, True
+        stream, group = self._stream, self._group
         while not self._stop.is_set():
-            pending = stream.take(group)
-            if pending is None:
-                await stream.news.wait_for(lambda: stream.has_for(group) or self._stop.is_set())
-                is_first = True
-                continue
-            if is_first:
-                self._waits.observe(since(pending.envelope.sent_at))
-                is_first = False
-            if self._commits is not None:
-                self._commits.moved(stream, group)
-            await self._handle(pending)
-            taken += 1
-            if taken % _LOOK_EVERY == 0 and time() > ends_at:
+            await stream.news.wait_for(lambda: stream.has_for(group) or self._stop.is_set())
+            if await self._turn():
                 await asyncio.sleep(0)
-                ends_at, is_first = time() + _TURN_S, True
+
+    async def _turn(self) -> bool:
+        """Hand messages out for a millisecond at most, and tell whether there are more.
+
+        The first try at a message stands here: most have no other, and a call for each would cost as much as all the rest.
+        """
+        stream, group, commits, handler = self._stream, self._group, self._commits, self._handler
+        take, settle, opened, name = stream.take, group.pending.discard, self._codec.open, stream.name
+        stopped, now = self._stop.is_set, asyncio.get_running_loop().time
+        taken, ends_at = 0, now() + _TURN_S
+        while not stopped() and (pending := take(group)) is not None:
+            envelope = pending.envelope
+            if not taken:
+                self._waits.observe(since(envelope.sent_at))
+            if commits is not None:
+                commits.moved(stream, group)
+            if self._on_receipt:
+                await self._handle_received(pending)
+            elif pending.tries:
+                await self._handle_until_settled(pending)
+            else:
+                pending.tries = 1
+                try:
+                    delivery = Delivery(envelope.id, name, opened(envelope), envelope.run_id, False)
+                    await handed(handler, delivery, envelope.traceparent)
+                except (
+                    Exception
+                ) as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
+                    pending.note(error)
+                    await self._handle_until_settled(pending)
+                except BaseException:
+                    stream.give_back(group, pending)
+                    raise
+                else:
+                    group.handled += 1
+                    if commits is None:
+                        settle(pending.seq)
+                    else:
+                        commits.acknowledge(stream, group, pending.seq)
+            taken += 1
+            if taken % _LOOK_EVERY == 0 and now() > ends_at:
+                break
+        stream.moves.ring()  # each message that is taken rings as well, so that nobody waits for the end of a slow one
+        return taken > 0 and stream.has_for(group)
 
     async def _handle_until_settled(self, pending: Pending) -> None:
         """Hand one message out until it is acknowledged or dead; otherwise the group gets it back."""
@@ -117,11 +148,8 @@ class Member:
                 pending.tries += 1
                 try:
                     await self._call(pending)
-                except (
-                    Exception
-                ) as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
-                    pending.history = noted(pending.history, error)
-                    pending.reason = pending.history[-1].reason
+                except Exception as error:  # As for the first try.
+                    pending.note(error)
                 else:
                     self._group.handled += 1
                     self._settle(pending)

@@ -10,6 +10,7 @@ import msgspec
 from esper.contracts.envelope import Attempt, Envelope
 from esper.runtime.waits import Bell
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
+from esper.services.oona.handing import noted
 from esper.services.oona.losses import Losses
 
 
@@ -31,6 +32,11 @@ class Pending(msgspec.Struct, gc=False):
     reason: str = ""
     settled: bool = False
     history: tuple[Attempt, ...] = ()
+
+    def note(self, error: Exception) -> None:
+        """Take note of a try that failed."""
+        self.history = noted(self.history, error)
+        self.reason = self.history[-1].reason
 
 
 @dataclass(eq=False)

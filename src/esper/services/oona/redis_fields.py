@@ -34,20 +34,22 @@ def from_fields(at: bytes, pairs: Sequence[bytes]) -> Envelope:
     Raises:
         ContractError: If the entry is no message of this library.
     """
-    held = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    missing = [name.decode() for name in _REQUIRED if name not in held]
-    if missing:
-        raise ContractError(f"entry {at.decode()} is no message", why=f"it lacks {', '.join(missing)}")
+    by_turns = iter(pairs)
+    held = dict(zip(by_turns, by_turns, strict=True))
     try:
+        run_id, trace = held.get(b"run_id"), held.get(b"traceparent")
         return Envelope(
             type=held[b"type"].decode(),
             version=int(held[b"version"]),
             id=MessageId(held[b"id"].decode()),
-            run_id=_text(held.get(b"run_id")),
+            run_id=None if run_id is None else run_id.decode(),
             sent_at=datetime.fromisoformat(held[b"sent_at"].decode()),
-            traceparent=_text(held.get(b"traceparent")),
+            traceparent=None if trace is None else trace.decode(),
             body=held[b"body"],
         )
+    except KeyError:
+        missing = ", ".join(name.decode() for name in _REQUIRED if name not in held)
+        raise ContractError(f"entry {at.decode()} is no message", why=f"it lacks {missing}") from None
     except ValueError as error:
         raise ContractError(f"entry {at.decode()} is no message", why=str(error)) from error
 
@@ -112,7 +114,3 @@ def _has_tag(key: str) -> bool:
 def _beside(key: str, suffix: str) -> str:
     """Return a key in the hash slot of a stream's."""
     return key + suffix if _has_tag(key) else f"{{{key}}}{suffix}"
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
