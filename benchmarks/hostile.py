@@ -72,6 +72,7 @@ async def _besieged(answer: Answer, *, quick: bool, seed: int, deadline_s: float
         "sent": len(sent) + len(broken),
         "planted": len(broken),
         "refused_at_the_door": held.answers["refused"],
+        "told_to_come_again": held.answers["told to come again"],
         "let_in": held.answers["let in"],
         "passed_and_looked_at_again": passed,
         **{f"attempts_{status}": count for status, count in sorted(held.endings.items())},

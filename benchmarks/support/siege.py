@@ -17,7 +17,7 @@ import esper.testing.faults as faults
 from esper.contracts.events import CompilationEvent
 from esper.contracts.kernel import BlueprintSubmissionRequest
 from esper.contracts.topics import COMPILATIONS
-from esper.errors import CompilationError, EsperError
+from esper.errors import CompilationError, EsperError, Unavailable
 from esper.ir import BlueprintIR
 from esper.ports import Delivery
 from esper.services.oona.memory_bus import MemoryBus
@@ -134,6 +134,8 @@ class Siege:
         try:
             request = _request(one)
             response = await self.library.submit(request)
+        except Unavailable:
+            self.answers["told to come again"] += 1
         except (EsperError, ValidationError):
             self.answers["refused"] += 1
         except Exception as error:

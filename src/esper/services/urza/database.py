@@ -30,6 +30,9 @@ REVISION = "0004"
 BUSY_TIMEOUT_MS = 10_000
 """How long a writer waits for another process; a transaction here takes milliseconds."""
 
+TURN_TIMEOUT_S = 60.0
+"""How long a writer waits for those of its own process that came before it: some hundred transactions."""
+
 CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S = 5.0, 10.0, 30.0
 """How long PostgreSQL may take to let us in, to have a connection free, and to answer."""
 
@@ -61,6 +64,9 @@ class Database:
         if isinstance(source, AsyncEngine):
             source = async_sessionmaker(source, expire_on_commit=False)
         self._sessions = source
+        # SQLite gives its one write lock to whoever happens to ask next; among many, one may never be that.
+        bind = source.kw.get("bind")
+        self._turn = asyncio.Lock() if bind is not None and bind.dialect.name == "sqlite" else None
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -108,10 +114,23 @@ class Database:
         Raises:
             StoreUnavailable: If the database does not answer.
         """
-        async with _translated(), self._sessions() as session, session.begin():
+        async with _translated(), self._in_turn(), self._sessions() as session, session.begin():
             await session.connection(execution_options={_WRITING: True})
             yield session
             await note(session)
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        """Let writers of this process pass in the order in which they came, where the database has no order."""
+        if self._turn is None:
+            yield
+            return
+        async with asyncio.timeout(TURN_TIMEOUT_S):
+            await self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
 
 @asynccontextmanager
