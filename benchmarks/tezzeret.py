@@ -76,7 +76,7 @@ class Forge:
 
     async def _heard(self, delivery: Delivery) -> None:
         event = delivery.body
-        if isinstance(event, CompilationEvent) and event.status != "started":
+        if isinstance(event, CompilationEvent) and event.status not in ("queued", "started"):
             waiting = self._ended.pop(event.blueprint_id, None)
             if waiting is not None:
                 waiting.set_result(event)

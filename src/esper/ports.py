@@ -294,6 +294,15 @@ class Library(Protocol):
         """
         ...
 
+    async def withdraw(self, blueprint_id: str, build: BuildSpec) -> None:
+        """End a build that waits or is at work; submitting it again starts over.
+
+        Raises:
+            NotFound: If there is no such build.
+            Conflict: If it has ended already.
+        """
+        ...
+
     async def report(self, outcome: Outcome) -> None:
         """Record what a graft brought; a decision has one record, with the verdict that came last."""
         ...
@@ -304,7 +313,7 @@ class CompileQueue(Protocol):
 
     Laws: a job is held by one worker at a time, for as long as its lease lasts; a lease that ran out returns the job; a
     completed job's kernel and report become visible together or not at all; a job that killed two workers is quarantined,
-    unless it was to finish a kernel, which is proven and stays. Jobs that finish come after all that build.
+    unless it was to finish a kernel, which is proven and stays. Jobs that finish are the least urgent.
     """
 
     async def claim(self, worker: str, *, lease_s: float) -> CompileJob | None:

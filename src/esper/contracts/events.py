@@ -14,11 +14,14 @@ class CompilationEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A blueprint moved on in the forge.
 
     Attributes:
-        status: ``started``, ``compiled``, ``finished`` (what its level adds is there), ``rejected``, ``failed`` or
-            ``quarantined``.
+        status: ``queued``, ``started``, ``compiled``, ``finished`` (what its level adds is there), ``rejected``, ``failed``,
+            ``quarantined`` or ``withdrawn``.
         kernel_id: The kernel, once there is one.
         reason: Why it was rejected or failed, or has not all that its level adds.
         elapsed_ms: Time since the work was claimed.
+        queue_position: Place in the queue, from 1, where it is queued.
+        eta_s: Seconds until the kernel is expected, from the times of the latest builds of its level; None while none of that
+            level was measured.
     """
 
     blueprint_id: str
@@ -26,6 +29,8 @@ class CompilationEvent(msgspec.Struct, frozen=True, kw_only=True):
     kernel_id: str | None = None
     reason: str = ""
     elapsed_ms: float = 0.0
+    queue_position: int | None = None
+    eta_s: float | None = None
 
 
 class EpochEvent(msgspec.Struct, frozen=True, kw_only=True):

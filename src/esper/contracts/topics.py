@@ -63,6 +63,6 @@ DECISIONS = Topic("control.adaptation.decision", AdaptationDecision, 1, ("tamiyo
 SUBMITTED = Topic("blueprints.submitted", BlueprintSubmitted, 1, ("urza",), ("tezzeret",), durable=False)
 EPOCHS = Topic("system.events.epoch", EpochEvent, 1, ("tolaria",), ("nissa",))
 OUTCOMES = Topic("innovation.field_reports", Outcome, 1, ("tolaria",), ("urza", "tamiyo", "nissa"))
-COMPILATIONS = Topic("compilation.events", CompilationEvent, 1, ("tezzeret",), ("nissa",), durable=False)
+COMPILATIONS = Topic("compilation.events", CompilationEvent, 1, ("urza", "tezzeret"), ("nissa",), durable=False)
 
 TOPICS: dict[str, Topic] = {t.stream: t for t in (HEALTH, DECISIONS, SUBMITTED, EPOCHS, OUTCOMES, COMPILATIONS)}

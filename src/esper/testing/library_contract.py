@@ -87,6 +87,37 @@ class LibraryContract:
         order = [(await claimed(library, "w")).blueprint_id for _ in range(3)]
         assert order == [adapter(width).digest for width in (2, 1, 3)]
 
+    async def test_a_job_is_not_passed_for_ever_by_more_urgent_ones(self, library: Store, clock: ManualClock) -> None:
+        await library.submit(request_for(adapter(1), priority=1))
+        passed = 0
+        for width in range(2, 60):
+            clock.advance(10.0)
+            await library.submit(request_for(adapter(width), priority=10))
+            job = await library.claim("w", lease_s=3600.0)
+            if job is not None and job.blueprint_id == adapter(1).digest:
+                break
+            passed += 1
+        assert 9 <= passed <= 30, "nine steps of priority are worth minutes, not hours"
+
+    async def test_a_build_that_waits_can_be_withdrawn_and_asked_for_again(self, library: Store) -> None:
+        ir = adapter()
+        await refused(library.withdraw(ir.digest, BuildSpec()), NotFound)
+        await library.submit(request_for(ir))
+        await library.withdraw(ir.digest, BuildSpec())
+        assert await library.claim("w", lease_s=LEASE_S) is None
+        assert "withdrawn" in str(await refused(library.find(ir.digest, BuildSpec()), KernelRejected))
+        await refused(library.withdraw(ir.digest, BuildSpec()), Conflict)
+        await library.submit(request_for(ir))
+        assert (await compiled(library, b"after all")).status is KernelStatus.VALIDATED
+
+    async def test_a_build_that_is_withdrawn_at_work_is_not_its_workers_any_more(self, library: Store) -> None:
+        await library.submit(request_for(adapter()))
+        job = await claimed(library, "w")
+        await library.withdraw(job.blueprint_id, job.build)
+        await refused(library.renew(job.job_id, "w", lease_s=LEASE_S), Conflict)
+        artifact = artifact_of(job.blueprint_id, b"too late")
+        await refused(library.complete(job.job_id, "w", artifact, verdict_on(artifact)), Conflict)
+
     async def test_a_job_is_claimed_by_one_of_many_workers(self, library: Store) -> None:
         for width in range(1, 6):
             await library.submit(request_for(adapter(width)))

@@ -1,6 +1,7 @@
 """From a submitted blueprint to a kernel that can be read, through the real queue, the real bus and real children."""
 
 import asyncio
+import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -50,7 +51,7 @@ class Stand:
             self.heard.append(delivery.body)
             self._news.notify_all()
 
-    async def event(self, blueprint_id: str, status: str, *, limit_s: float = 30.0, count: int = 1) -> CompilationEvent:
+    async def event(self, blueprint_id: str, status: str, *, limit_s: float = 60.0, count: int = 1) -> CompilationEvent:
         """Wait for an announcement."""
 
         def matching() -> list[CompilationEvent]:
@@ -78,6 +79,42 @@ async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
         await listening
 
 
+async def test_a_build_that_is_withdrawn_at_work_is_stopped(stand: Stand) -> None:
+    hanging = faulty(Fault.HANG)
+    worker = worker_of(stand, extensions=FAULTS, lease_s=0.3, poll_s=0.05)
+    async with stand.working(worker):
+        await stand.library.submit(request_for(hanging))
+        await stand.event(hanging.digest, "started")
+        await stand.library.withdraw(hanging.digest, BuildSpec())
+        await stand.library.submit(request_for(adapter()))
+        await stand.event(adapter().digest, "compiled")
+    assert stand.statuses(hanging.digest) == ["queued", "started", "withdrawn"]
+    assert worker.endings == {Ending.LOST: 1, Ending.COMPILED: 1}
+
+
+@pytest.mark.slow
+async def test_when_a_kernel_is_expected_is_right_to_an_order_of_magnitude(stand: Stand) -> None:
+    worker = worker_of(stand, num_workers=2)
+    widths = range(2, 26)
+    async with stand.working(worker):
+        for width in range(30, 36):
+            await stand.library.submit(request_for(adapter(width)))
+        for width in range(30, 36):
+            await stand.event(adapter(width).digest, "compiled")
+        began, asked, done = asyncio.get_running_loop().time(), dict[int, float](), dict[int, float]()
+        expected = dict[int, float]()
+        for width in widths:
+            asked[width] = asyncio.get_running_loop().time() - began
+            eta_s = (await stand.library.submit(request_for(adapter(width)))).estimated_compilation_time_s
+            assert eta_s is not None
+            expected[width] = eta_s
+        for width in widths:
+            await stand.event(adapter(width).digest, "compiled", limit_s=120)
+            done[width] = asyncio.get_running_loop().time() - began
+    ratios = [expected[width] / (done[width] - asked[width]) for width in widths]
+    assert 0.1 < statistics.median(ratios) < 10.0, ratios
+
+
 def worker_of(stand: Stand, **config: object) -> TezzeretWorker:
     return TezzeretWorker(WorkerConfig(**config), queue=stand.library, bus=stand.bus)  # type: ignore[arg-type]
 
@@ -96,7 +133,7 @@ async def test_a_submitted_blueprint_becomes_a_kernel_that_is_announced_after_it
         assert {"latency_p50_ms", "throughput_per_s", "flops", "params"} <= kernel.validation_metrics.keys()
         assert kernel.estimated_flops == 128
         assert event.elapsed_ms > 0
-    assert stand.statuses(adapter().digest) == ["started", "compiled"]
+    assert stand.statuses(adapter().digest) == ["queued", "started", "compiled"]
     assert worker.endings == {Ending.COMPILED: 1}
     assert worker.pool.idle_pids == []
 
@@ -115,7 +152,7 @@ async def test_a_proven_kernel_is_handed_out_and_what_its_level_adds_follows_sea
         kernel = await stand.library.find(ir.digest, build)
         assert kernel is not None
         assert kernel.kernel_id == event.kernel_id
-        assert [heard.status for heard in stand.heard if heard.status != "started"] == [
+        assert [heard.status for heard in stand.heard if heard.status not in ("queued", "started")] == [
             "compiled",
             "compiled",
             "finished",
@@ -174,7 +211,7 @@ async def test_a_deadly_blueprint_is_quarantined_after_two_deaths_and_the_next_o
         await stand.library.submit(request_for(adapter()))
         event = await stand.event(deadly.digest, "quarantined")
         await stand.event(adapter().digest, "compiled")
-    assert stand.statuses(deadly.digest) == ["started", "failed", "started", "quarantined"]
+    assert stand.statuses(deadly.digest) == ["queued", "started", "failed", "started", "quarantined"]
     said = {Fault.HANG: "no answer within 2 s", Fault.SEGFAULT: "SIGSEGV", Fault.MEMORY: "ran out of memory"}
     assert said[fault] in event.reason
     with pytest.raises(KernelRejected, match="quarantined"):

@@ -161,6 +161,10 @@ class UrzaClient:
         """Return what grafts of all kernels of a blueprint brought."""
         return (await self._got(f"/blueprints/{_part(blueprint_id)}/statistics")).read_as(OutcomeStatistics)
 
+    async def withdraw(self, blueprint_id: str, build: BuildSpec) -> None:
+        """End a build that waits or is at work; submitting it again starts over."""
+        await self._sent("POST", f"/blueprints/{_part(blueprint_id)}/withdraw", build)
+
     # -- kernels -----------------------------------------------------------------------------------------------------
 
     async def search_kernels(

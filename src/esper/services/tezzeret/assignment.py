@@ -68,7 +68,7 @@ class _Broken:
 
 @dataclass(frozen=True)
 class _Withdrawn:
-    """The worker stops before the job is done."""
+    """The worker stops before the job is done, or holds it no more."""
 
 
 _Attempt: TypeAlias = _Built | Additions | _Broken | _Withdrawn
@@ -116,6 +116,7 @@ class Assignment:
         self.outages = 0
         self._job, self._desk = job, desk
         self._began_s = asyncio.get_running_loop().time()
+        self._lost = asyncio.Event()
 
     async def run(self) -> Ending:
         """Build, store, then announce; a job that is cut short goes back to the queue.
@@ -137,15 +138,15 @@ class Assignment:
             await asyncio.wait([keeping])
 
     async def _attempted(self) -> _Attempt:
-        """Build until it is done or the worker stops."""
+        """Build until it is done, the worker stops, or the job was taken away."""
         work = asyncio.create_task(self._built())
-        closing = asyncio.create_task(self._desk.closing.wait())
+        endings = {asyncio.create_task(event.wait()) for event in (self._desk.closing, self._lost)}
         try:
-            await asyncio.wait({work, closing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, *endings}, return_when=asyncio.FIRST_COMPLETED)
             return work.result() if work.done() else _Withdrawn()
         finally:
             # A build that is cut short kills its child, which takes a moment.
-            unfinished = {task for task in (work, closing) if not task.done()}
+            unfinished = {task for task in (work, *endings) if not task.done()}
             for task in unfinished:
                 task.cancel()
             if unfinished:
@@ -237,13 +238,14 @@ class Assignment:
         return Ending.RELEASED
 
     async def _keep_lease(self, done: asyncio.Event) -> None:
-        """Renew three times per lease; one that was lost is found out when the result is stored."""
+        """Renew three times per lease; where it was lost, the work ends."""
         while not await _is_set_within(done, self._desk.lease_s / 3):
             try:
                 await self._desk.queue.renew(self._job.job_id, self._desk.worker, lease_s=self._desk.lease_s)
             except StoreUnavailable:
                 continue
-            except (Conflict, NotFound):
+            except (Conflict, NotFound):  # somebody else holds it, or it was withdrawn
+                self._lost.set()
                 return
 
     async def _announce(self, status: str, *, kernel_id: str | None = None, reason: str = "") -> None:

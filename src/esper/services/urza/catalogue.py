@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload, selectinload
 
 from esper.contracts.adaptation import Outcome
-from esper.contracts.events import BlueprintSubmitted
+from esper.contracts.events import BlueprintSubmitted, CompilationEvent
 from esper.contracts.ids import new_id
 from esper.contracts.kernel import (
     BlueprintContract,
@@ -16,7 +16,6 @@ from esper.contracts.kernel import (
     BlueprintSubmissionResponse,
     BuildSpec,
     CompiledKernelContract,
-    JobPhase,
     JsonObject,
     KernelStatus,
     ValidationResult,
@@ -31,7 +30,7 @@ from esper.contracts.store import (
     LineageEntry,
     OutcomeStatistics,
 )
-from esper.contracts.topics import SUBMITTED
+from esper.contracts.topics import COMPILATIONS, SUBMITTED
 from esper.errors import ConfigError, KernelRejected, NotFound
 from esper.ir import BlueprintIR, check_birth
 from esper.ports import BlobStore, Clock
@@ -50,13 +49,11 @@ from esper.services.urza.models import (
     ValidationReport,
 )
 from esper.services.urza.outbox import Outbox
+from esper.services.urza.queueing import position_of, wait_of
 from esper.services.urza.records import build_key, kernel_contract
 from esper.services.urza.search import kernel_record, page_of_kernels
 from esper.services.urza.statistics import statistics
 from esper.services.urza.words import words_of
-
-_TIMED_JOBS = 20
-"""Latest finished builds over which the time of the next one is estimated."""
 
 _REFUSED = {
     JobStatus.REJECTED: "the forge refused it",
@@ -349,10 +346,23 @@ class Catalogue:
             job.status, job.attempts, job.queued_at, job.ended_at = JobStatus.QUEUED, 0, self._clock.now_s(), None
         if job.status is JobStatus.QUEUED:
             job.priority = max(job.priority, request.priority)
-            announced = BlueprintSubmitted(blueprint_id=ir.digest, priority=job.priority)
-            self._outbox.add(session, SUBMITTED.stream, announced)
         await session.flush()
-        return await _response(session, job)
+        response = await _response(session, job, self._clock.now_s())
+        if job.status is JobStatus.QUEUED:
+            self._announce(session, job.priority, response)
+        return response
+
+    def _announce(self, session: AsyncSession, priority: int, response: BlueprintSubmissionResponse) -> None:
+        """Tell who waits how long it will take, and wake the forge."""
+        waits = CompilationEvent(
+            blueprint_id=response.blueprint_id,
+            status="queued",
+            queue_position=response.queue_position,
+            eta_s=response.estimated_compilation_time_s,
+        )
+        self._outbox.add(session, COMPILATIONS.stream, waits)
+        submitted = BlueprintSubmitted(blueprint_id=response.blueprint_id, priority=priority)
+        self._outbox.add(session, SUBMITTED.stream, submitted)
 
     def _queued(
         self, session: AsyncSession, blueprint: Blueprint, key: str, request: BlueprintSubmissionRequest
@@ -435,43 +445,17 @@ def _no_blueprint(blueprint_id: str) -> NotFound:
     return NotFound(f"there is no blueprint {blueprint_id[:80]}", todo="submit it")
 
 
-async def _response(session: AsyncSession, job: CompileJobRow) -> BlueprintSubmissionResponse:
+async def _response(session: AsyncSession, job: CompileJobRow, now_s: float) -> BlueprintSubmissionResponse:
     if job.status is not JobStatus.QUEUED:
         message = f"the build is {job.status}" + (f": {job.reason}" if job.reason else "")
         return BlueprintSubmissionResponse(blueprint_id=job.blueprint_id, status=job.status, message=message)
-    position = await _position(session, job)
-    typical_s = await _typical_build_s(session)
     return BlueprintSubmissionResponse(
         blueprint_id=job.blueprint_id,
         status=job.status,
         message="the blueprint waits for the forge",
-        queue_position=position,
-        estimated_compilation_time_s=None if typical_s is None else typical_s * position,
+        queue_position=await position_of(session, job),
+        estimated_compilation_time_s=await wait_of(session, job, now_s),
     )
-
-
-async def _position(session: AsyncSession, job: CompileJobRow) -> int:
-    """Return the place of a job in the queue, from 1."""
-    row = CompileJobRow
-    earlier = (row.priority == job.priority) & (
-        (row.queued_at < job.queued_at) | ((row.queued_at == job.queued_at) & (row.id < job.id))
-    )
-    ahead = select(func.count()).where(row.status == JobStatus.QUEUED, (row.priority > job.priority) | earlier)
-    return int(await session.scalar(ahead) or 0) + 1
-
-
-async def _typical_build_s(session: AsyncSession) -> float | None:
-    """Return the mean time of the latest builds, or None where there was none."""
-    row = CompileJobRow
-    took = (row.ended_at - row.claimed_at).label("took")
-    latest = (
-        select(took)
-        .where(row.status == JobStatus.DONE, row.phase == JobPhase.BUILD)
-        .order_by(row.ended_at.desc())
-        .limit(_TIMED_JOBS)
-        .subquery()
-    )
-    return await session.scalar(select(func.avg(latest.c.took)))
 
 
 def _graftable(kernel: Kernel) -> Kernel:

@@ -24,6 +24,7 @@ from esper.services.urza.holding import deaths, demote, end, held
 from esper.services.urza.judging import judge
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.models import CompileJobRow, JobStatus, Kernel
+from esper.services.urza.queueing import in_turn
 from esper.services.urza.records import job_of, kernel_contract, kernel_row
 
 MAX_ATTEMPTS = 5
@@ -47,7 +48,7 @@ class JobQueue:
         self._database, self._keeper, self._clock = database, keeper, clock
 
     async def claim(self, worker: str, *, lease_s: float) -> CompileJob | None:
-        """Take the most urgent job (10 before 1, then the oldest), or None where there is none."""
+        """Take the job whose turn it is (see `esper.services.urza.queueing`), or None where there is none."""
         if not await self._may_claim():
             return None
 
@@ -250,8 +251,7 @@ def _some(condition: ColumnElement[bool]) -> Select[str]:
 
 def _next_job() -> Select[CompileJobRow]:
     """Choose the most urgent job; on PostgreSQL other workers skip it instead of waiting for it."""
-    order = (CompileJobRow.priority.desc(), CompileJobRow.queued_at, CompileJobRow.id)
-    queued = select(CompileJobRow).where(CompileJobRow.status == JobStatus.QUEUED).order_by(*order).limit(1)
+    queued = select(CompileJobRow).where(CompileJobRow.status == JobStatus.QUEUED).order_by(*in_turn()).limit(1)
     return queued.options(joinedload(CompileJobRow.blueprint)).with_for_update(skip_locked=True, of=CompileJobRow)
 
 

@@ -20,9 +20,10 @@ from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.kernel_cache import PersistentKernelCache as PersistentKernelCache
 from esper.services.urza.outbox import Outbox
 from esper.services.urza.uploads import Uploads
+from esper.services.urza.withdrawals import Withdrawals
 
 
-class KernelManager(Catalogue, JobQueue, Forms, Uploads):
+class KernelManager(Catalogue, JobQueue, Forms, Uploads, Withdrawals):
     """Keeps blueprints and kernels: implements `esper.ports.Library` and `esper.ports.CompileQueue`.
 
     ```python
@@ -55,6 +56,7 @@ class KernelManager(Catalogue, JobQueue, Forms, Uploads):
         JobQueue.__init__(self, database, self._keeper, clock)
         Forms.__init__(self, database, self._keeper, s3_client, clock)
         Uploads.__init__(self, database, self._keeper)
+        Withdrawals.__init__(self, database, self.outbox, clock)
 
     @classmethod
     async def at(cls, url: str, blobs: BlobStore, *, clock: Clock | None = None) -> Self:

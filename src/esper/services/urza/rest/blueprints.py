@@ -77,6 +77,13 @@ async def find_kernel(request: Request, blueprint_id: Digest, build: Annotated[B
     return Response(status_code=204) if kernel is None else json_answer(kernel)
 
 
+@blueprints.post("/{blueprint_id}/withdraw", status_code=204)
+async def withdraw_build(request: Request, blueprint_id: Digest, build: BuildSpec) -> Response:
+    """End a build that waits or is at work; submitting it again starts over."""
+    await serving_of(request).manager.withdraw(blueprint_id, build)
+    return Response(status_code=204)
+
+
 @blueprints.get("/{blueprint_id}/lineage", response_model=list[LineageEntry])
 async def get_ancestors(request: Request, blueprint_id: Digest) -> Response:
     """Return the line from a blueprint to its origin."""
