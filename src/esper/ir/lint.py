@@ -69,7 +69,7 @@ def check_birth(ir: BlueprintIR) -> None:
 
 
 def _birth_findings(ir: BlueprintIR, life: Liveness) -> list[Finding]:
-    found = [*_norms_of_zero(ir, life), *_not_neutral(ir, life), *_redundant_biases(ir)]
+    found = [*_norms_of_zero(ir, life), *_not_neutral(ir, life), *_redundant_biases(ir), *_redundant_norms(ir)]
     found = found or [*_series_of_zeros(ir, life)]
     return found or [*_never_live(ir, life), *_deaf(ir, life)]
 
@@ -203,6 +203,21 @@ def _redundant_biases(ir: BlueprintIR) -> Iterator[Finding]:
         ends = _ends(ir, node.id)
         if ends and all(end in ("batch_norm", "group_norm", "layer_norm") for end in ends):
             yield _redundant(ir, node.id, f"a {ends[0]} follows and takes the mean off")
+
+
+def _redundant_norms(ir: BlueprintIR) -> Iterator[Finding]:
+    """A batch norm scales each channel anew, so what scaled the channels before it cannot be seen behind it."""
+    for node in ir.nodes:
+        ends = _ends(ir, node.id) if node.op.endswith("_norm") else []
+        if ends and all(end == "batch_norm" for end in ends):
+            yield _error(
+                ir,
+                node.id,
+                "redundant-norm",
+                f"the weight of {node.id!r} is redundant",
+                "a batch_norm follows and scales each channel anew",
+                "Keep one of the two norms.",
+            )
 
 
 def _ends(ir: BlueprintIR, value_id: str) -> list[str]:

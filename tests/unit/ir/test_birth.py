@@ -177,6 +177,13 @@ def test_a_bias_before_batch_norm_is_refused() -> None:
         check_birth(ir)
 
 
+def test_a_norm_before_batch_norm_is_refused() -> None:
+    ir = drawn(lambda g, site: zero(g, g.gelu(g.batch_norm(g.scale(g.rms_norm(g.input), value=2.0)))), IMAGE)
+    assert [finding.rule for finding in lint(ir)] == ["redundant-norm"]
+    with pytest.raises(InvalidBlueprint, match="scales each channel anew"):
+        check_birth(ir)
+
+
 def test_two_kinds_of_waste_are_only_warned_about() -> None:
     ir = drawn(lambda g, site: zero(g, g.linear(g.scale(g.input, value=1.0), out=32)))
     findings = lint(ir)

@@ -178,3 +178,13 @@ def test_probes_reach_as_far_as_the_widest_kernel_and_hold_odd_extents() -> None
     assert probes.wide.extent >= (13, 14)
     assert all(size % 2 == 1 for size in probes.odd.extent)
     assert [probe.batch for probe in probes.all] == [1, 3, 8]
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-12])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_weight_that_only_rounding_moves_is_dead_whatever_the_draw(factor: float, seed: int) -> None:
+    graph = Graph(Layout.CHANNELS_1D, 1)
+    faint = graph.scale(graph.mul(graph.input, graph.input), value=factor)
+    ir = graph.finish(graph.conv(faint, out=1, kernel=1, init="zero"), "faint")
+    report = KernelValidator().validate(KernelCompiler().compile(ir, BuildSpec(weight_seed=seed)), ir)
+    assert "is dead" in " ".join(report.correctness.reasons)

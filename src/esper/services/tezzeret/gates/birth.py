@@ -11,6 +11,8 @@ from esper.services.tezzeret.gates.trial import Trial, largest
 from esper.services.tezzeret.gates.verdict import Findings
 from esper.services.tezzeret.probes import Probe
 
+_SHIFT = 0.5
+
 
 def check_birth_measured(trial: Trial, found: Findings) -> None:
     """Look whether F is exactly zero, and which parameters get a gradient."""
@@ -50,10 +52,13 @@ def _expect_alive(trial: Trial, newborn: KernelModule, found: Findings) -> None:
 
 
 def _gradients(trial: Trial, newborn: KernelModule, step: int) -> dict[str, float]:
-    """Return the largest gradient of each parameter for y = x + F(x) against a shuffled input."""
+    """Return the largest gradient of each parameter for y = x + F(x) against a shuffled input, shifted.
+
+    Without the shift the errors would add up to nothing, and a last bias, whose gradient is their sum, would make no measure.
+    """
     newborn.zero_grad()
     x = _varied_input(trial, step)
-    missed = (x + newborn(x) - x.roll(1, 0)).float()
+    missed = (x + newborn(x) - x.roll(1, 0) + _SHIFT).float()
     (missed.square().sum() * 0.5).backward()
     return {
         name: 0.0 if parameter.grad is None else largest(parameter.grad)
