@@ -11,7 +11,7 @@ from esper.errors import EsperError
 from esper.ir import BlueprintIR, check_birth, lint
 from esper.services.tezzeret.build import Builder
 from esper.services.tezzeret.compiler import KernelCompiler
-from esper.services.tezzeret.orders import Forged, finished, order_of
+from esper.services.tezzeret.orders import Forged, order_of, read_kernel
 from esper.services.tezzeret.screening import ForgeLimits, screen
 from esper.services.tezzeret.validator import KernelValidator
 from esper.testing.blueprints import newborns
@@ -67,7 +67,7 @@ def test_every_sound_blueprint_is_built_and_agrees_with_the_reference(ir: Bluepr
     )  # fmt: skip
     reply = Builder(KernelCompiler(), KernelValidator()).reply(order_of(job, "O0"))
     assert isinstance(reply, Forged), reply
-    _, report = finished(reply)
+    _, report = read_kernel(reply)
     assert report.correctness.passed, report.reasons
     assert report.correctness.metrics["error_float64"] < 1e-9
 
