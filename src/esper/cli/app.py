@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
+from esper.cli.blueprint import blueprint
 from esper.cli.bus import bus
 from esper.cli.demo import demo
 from esper.cli.export import export
+from esper.cli.kernel import kernel
 from esper.cli.keys import keys
 from esper.cli.library import library
 from esper.cli.serve import serve
@@ -33,7 +35,9 @@ def esper(
 
 app.command(name="demo")(demo)
 app.command(name="export")(export)
+app.add_typer(blueprint)
 app.add_typer(bus)
+app.add_typer(kernel)
 app.add_typer(keys)
 app.add_typer(library)
 app.add_typer(serve)

@@ -1,6 +1,7 @@
 """From JSON that somebody sent to typed fields, with the path of whatever is wrong."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -47,7 +48,7 @@ def parsed(source: object, caps: Caps) -> Document:
     Raises:
         InvalidBlueprint: If it is not JSON, too long, or has a missing, unknown, repeated or mistyped field.
     """
-    value = _loaded(source, caps) if isinstance(source, str | bytes) else source
+    value = loaded(source, caps) if isinstance(source, str | bytes) else source
     fields = _object(value, "$", _DOCUMENT, required=_DOCUMENT - {"name", "version"})
     return Document(
         name=_text(fields.get("name", UNNAMED), "$.name"),
@@ -59,7 +60,12 @@ def parsed(source: object, caps: Caps) -> Document:
     )
 
 
-def _loaded(source: str | bytes, caps: Caps) -> object:
+def loaded(source: str | bytes, caps: Caps) -> object:
+    """Return the object that a text holds.
+
+    Raises:
+        InvalidBlueprint: If it is not JSON, or too long; the cause tells where.
+    """
     size = len(source)
     if size > caps.json_bytes:
         raise InvalidBlueprint("too long", path="$", why=f"{size} bytes of JSON; the cap is {caps.json_bytes}")
@@ -87,10 +93,33 @@ def _nodes(value: object, caps: Caps) -> tuple[Node, ...]:
         _mistyped(value, "$.nodes", "a list")
     if len(value) > caps.nodes:
         raise InvalidBlueprint("too many nodes", path="$.nodes", why=f"{len(value)} nodes; the cap is {caps.nodes}")
-    return tuple(_node(entry, f"$.nodes[{index}]") for index, entry in enumerate(value))
+    return tuple(checked_node(entry, f"$.nodes[{index}]") for index, entry in enumerate(value))
 
 
-def _node(value: object, path: str) -> Node:
+def checked_head(value: object) -> Iterator[InvalidBlueprint]:
+    """Return what is wrong with the fields of a blueprint, each for itself."""
+    fields: dict[str, object] = value if isinstance(value, dict) else {}
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: _object(value, "$", _DOCUMENT, required=_DOCUMENT - {"name", "version"}),
+        lambda: _layout(fields.get("layout", Layout.FEATURES.value)),
+        lambda: _integer(fields.get("channels", 1), "$.channels"),
+        lambda: _integer(fields.get("version", 1), "$.version"),
+        lambda: _text(fields.get("name", UNNAMED), "$.name"),
+        lambda: _text(fields.get("output", UNNAMED), "$.output"),
+    )
+    for check in checks:
+        try:
+            check()
+        except InvalidBlueprint as error:
+            yield error
+
+
+def checked_node(value: object, path: str) -> Node:
+    """Return a node, its fields of the right types.
+
+    Raises:
+        InvalidBlueprint: If a field is missing, unknown, repeated or mistyped.
+    """
     fields = _object(value, path, _NODE, required=_NODE - {"attrs"})
     inputs = fields["inputs"]
     if not isinstance(inputs, list):

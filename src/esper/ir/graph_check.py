@@ -33,7 +33,7 @@ def completed_node(
     """
     path = f"$.nodes[{index}]"
     _check_id(node, path, widths)
-    spec = _spec(node, path)
+    spec = spec_of(node, path)
     attrs = _attrs(node, spec, path)
     inputs = _input_widths(node, spec, path, widths)
     if layout not in spec.layouts:
@@ -55,7 +55,12 @@ def _check_id(node: Node, path: str, widths: Mapping[str, int]) -> None:
         raise InvalidBlueprint(f"node id {node.id!r} appears twice", path=f"{path}.id", todo="Give each node its own.")
 
 
-def _spec(node: Node, path: str) -> OpSpec:
+def spec_of(node: Node, path: str) -> OpSpec:
+    """Return the operation that a node names.
+
+    Raises:
+        InvalidBlueprint: If there is none.
+    """
     try:
         return ops.get(node.op)
     except NotFound as unknown:

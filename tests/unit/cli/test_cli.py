@@ -47,7 +47,7 @@ def test_help_names_what_exists_and_writes_no_file(tmp_path: Path) -> None:
     done = esper("--help", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     verbs = done.stdout.partition("Commands")[2]
-    assert {"bus", "demo", "export", "keys", "library", "serve"} <= set(verbs.split())
+    assert {"blueprint", "bus", "demo", "export", "kernel", "keys", "library", "serve"} <= set(verbs.split())
     for later in ("train", "rollback", "watch"):
         assert later not in verbs
     assert list(tmp_path.iterdir()) == []
