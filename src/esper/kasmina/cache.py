@@ -88,6 +88,10 @@ class KernelCache:
             self.prefetch([found.kernel_id])
         return found
 
+    async def withdraw(self, blueprint_id: str, build: BuildSpec) -> None:
+        """End a build that waits or is at work."""
+        await self._library.withdraw(blueprint_id, build)
+
     async def report(self, outcome: Outcome) -> None:
         """Record what a graft brought."""
         await self._library.report(outcome)
