@@ -8,17 +8,23 @@ import argparse
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 from benchmarks.support.report import dumps, report, table
 
-MET, MISSED, UNKNOWN = 0, 4, 3
+MET, USAGE, UNKNOWN, MISSED = 0, 2, 3, 4
+FOLDERS = {
+    "texts": "folder of texts, for benchmarks that read some",
+    "work": "folder where a long benchmark keeps what it has",
+}
 
 
 def names() -> list[str]:
-    """Return the benchmarks that there are: every file of this folder is one."""
-    files = Path(__file__).resolve().parent.glob("*.py")
-    return sorted(path.stem.replace("_", "-") for path in files if not path.stem.startswith("__"))
+    """Return the benchmarks that there are: every file of this folder is one, and so is the folder of a large one."""
+    here = Path(__file__).resolve().parent
+    found = [path.stem for path in here.glob("*.py")] + [path.parent.name for path in here.glob("*/__init__.py")]
+    return sorted(name.replace("_", "-") for name in found if not name.startswith("__") and name != "support")
 
 
 def module(name: str) -> str:
@@ -42,7 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no benchmark {given.name!r}: {hint}", file=sys.stderr)
         return UNKNOWN
     question = import_module(module(given.name))
-    answer = question.answer(quick=given.quick, seed=given.seed)
+    folders = {name: folder for name in FOLDERS if (folder := getattr(given, name)) is not None}
+    unused = set(folders) - set(signature(question.answer).parameters)
+    if unused:
+        print(f"{given.name} takes no --{min(unused)}", file=sys.stderr)
+        return USAGE
+    answer = question.answer(quick=given.quick, seed=given.seed, **folders)
     found = report(given.name, answer, seed=given.seed, quick=given.quick)
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: to see that it runs, not for figures")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--seed", type=int, default=0, help="seed of models, data and order (default 0)")
+    for name, meaning in FOLDERS.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=meaning)
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON object to a file")
     return parser
 

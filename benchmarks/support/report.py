@@ -61,6 +61,7 @@ class Answer:
         baselines: The same work done by hand or by others, in the same run.
         ratios: One over the other.
         targets: The bars.
+        tables: Whole tables, for results that are kept; not printed for people.
     """
 
     method: str
@@ -68,6 +69,7 @@ class Answer:
     baselines: dict[str, float] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
+    tables: list[dict[str, object]] = field(default_factory=list)
 
 
 def report(name: str, answer: Answer, *, seed: int, quick: bool) -> dict[str, object]:
@@ -84,6 +86,7 @@ def report(name: str, answer: Answer, *, seed: int, quick: bool) -> dict[str, ob
         "baselines": answer.baselines,
         "ratios": answer.ratios,
         "targets": [target.to_json() for target in answer.targets],
+        **({"tables": answer.tables} if answer.tables else {}),
     }
 
 

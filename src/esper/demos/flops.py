@@ -1,17 +1,22 @@
 """Counting what training costs: torch counts one step of each topology, and every step that is taken is added up."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from esper.kasmina import MorphableModel, topology
+from esper.kasmina.flop_counter import FlopCounter
 from esper.kasmina.quiet import quiet, quiet_eval
 
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""From outputs and labels to losses, which are averaged."""
 
-def step_flops(model: nn.Module, inputs: Tensor, labels: Tensor) -> int:
+
+def step_flops(model: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss = F.cross_entropy) -> int:
     """Return the floating-point operations of one training step, forward and backward.
 
     Matrix products and convolutions count, a multiply-add as 2; element-wise work, the optimizer's too, counts nothing, in
@@ -21,19 +26,19 @@ def step_flops(model: nn.Module, inputs: Tensor, labels: Tensor) -> int:
         model: In any state.
         inputs: One batch.
         labels: Its labels.
+        loss: What is trained for.
     """
-    with quiet(model), FlopCounterMode(display=False) as counter:
+    with quiet(model), FlopCounter() as counter:
         model.train()
-        loss = F.cross_entropy(model(inputs), labels)
-        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
-    return int(counter.get_total_flops())
+        torch.autograd.grad(loss(model(inputs), labels).mean(), [p for p in model.parameters() if p.requires_grad])
+    return int(counter.total)
 
 
 def forward_flops(model: nn.Module, inputs: Tensor) -> int:
     """Return the floating-point operations of one forward pass without gradient."""
-    with quiet_eval(model), FlopCounterMode(display=False) as counter:
+    with quiet_eval(model), FlopCounter() as counter:
         model(inputs)
-    return int(counter.get_total_flops())
+    return int(counter.total)
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,17 @@ class FlopMeter:
         inputs: A batch like those that are trained on.
         labels: Its labels.
         held_out: Inputs that every newborn is probed on.
+        loss: What is trained for.
 
     Attributes:
         spent: Floating-point operations so far, those of undone grafts included.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, held_out: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, labels: Tensor, held_out: Tensor, loss: Loss = F.cross_entropy
+    ) -> None:
         self.spent = 0
+        self._loss = loss
         self._model, self._inputs, self._labels, self._held_out = model, inputs, labels, held_out
         self._prices: dict[object, Price] = {}
         self._price = self._price_now()
@@ -85,7 +94,7 @@ class FlopMeter:
     def _price_now(self) -> Price:
         key = _shape(self._model)
         if key not in self._prices:
-            step = step_flops(self._model, self._inputs, self._labels)
+            step = step_flops(self._model, self._inputs, self._labels, self._loss)
             self._prices[key] = Price(step, forward_flops(self._model, self._held_out))
         return self._prices[key]
 

@@ -21,11 +21,13 @@ class Kind(StrEnum):
     MIXING = "mixing"
     GATED = "gated"
     GATED_MIXING = "gated_mixing"
+    BLOCK = "block"
+    """A whole block of its architecture, to be appended behind the last one."""
 
     @property
     def is_mixing(self) -> bool:
         """Whether it mixes positions."""
-        return self in (Kind.MIXING, Kind.GATED_MIXING)
+        return self in (Kind.MIXING, Kind.GATED_MIXING, Kind.BLOCK)
 
     @property
     def is_gated(self) -> bool:

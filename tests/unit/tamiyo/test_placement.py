@@ -170,3 +170,16 @@ def test_random_growth_repeats_itself_with_the_seed_in_any_run_and_differs_betwe
     assert drawn("run-1", 0) == drawn("run-2", 0)
     assert drawn("run-1", 0) != drawn("run-1", 1)
     assert len(set(drawn("run-1", 0))) > 2
+
+
+def test_a_whole_block_is_appended_behind_the_last_and_never_put_in_front_of_a_trained_one(
+    make_candidate: MakeCandidate, make_packet: MakePacket
+) -> None:
+    front, last = (make_candidate(slot, order=order, kind="block", params=50) for slot, order in (("a", 0), ("b", 3)))
+    gated = make_candidate("a", order=0, kind="gated_mixing")
+    packet = make_packet([gated, front, last])
+    assert pool(packet, frozenset()) == (gated, last)
+    chosen = _choose(packet)
+    assert (chosen.candidate, chosen.why) == (last, "a whole block, behind the last one")
+    taken = make_candidate("b", order=3, kind="block", masked=("no free seed: fossilized",))
+    assert _choose(make_packet([gated, front, taken])).candidate == gated

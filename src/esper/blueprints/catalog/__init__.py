@@ -1,12 +1,34 @@
 """Catalogue: the blueprints that Esper ships, one file each, without torch."""
 
 from esper.blueprints.catalog.conv_bottleneck import conv_bottleneck
+from esper.blueprints.catalog.depthwise_separable import depthwise_separable
 from esper.blueprints.catalog.gated_conv import gated_conv
 from esper.blueprints.catalog.gated_mlp import gated_mlp
+from esper.blueprints.catalog.low_rank import low_rank
 from esper.blueprints.catalog.mlp_adapter import mlp_adapter
 from esper.blueprints.catalog.self_attention import self_attention
+from esper.blueprints.catalog.transformer_block import transformer_block
 
-__all__ = ["CATALOG", "conv_bottleneck", "gated_conv", "gated_mlp", "mlp_adapter", "self_attention"]
+__all__ = [
+    "CATALOG",
+    "conv_bottleneck",
+    "depthwise_separable",
+    "gated_conv",
+    "gated_mlp",
+    "low_rank",
+    "mlp_adapter",
+    "self_attention",
+    "transformer_block",
+]
 
-CATALOG = ("gated_conv", "self_attention", "gated_mlp", "mlp_adapter", "conv_bottleneck")
+CATALOG = (
+    "gated_conv",
+    "transformer_block",
+    "self_attention",
+    "gated_mlp",
+    "depthwise_separable",
+    "mlp_adapter",
+    "conv_bottleneck",
+    "low_rank",
+)
 """Names of the shipped blueprints."""

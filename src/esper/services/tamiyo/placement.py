@@ -12,8 +12,9 @@ from esper.services.tamiyo.config import Where
 
 LIVE = frozenset({"blending", "holding", "evaluating", "fossilized"})
 """Lifecycle states in which a seed is part of the model."""
-KINDS = (Kind.GATED_MIXING, Kind.GATED, Kind.MIXING, Kind.PLAIN)
-"""Best first (decision 0007: a gated conv beats a conv bottleneck by 3.2 ± 0.6 points, a plain 1×1 loses 0.9)."""
+KINDS = (Kind.BLOCK, Kind.GATED_MIXING, Kind.GATED, Kind.MIXING, Kind.PLAIN)
+"""Best first (decision 0007): a whole block on transformers; a gated conv beats a conv bottleneck by 3.2 ± 0.6 points, and a
+plain 1×1 loses 0.9."""
 
 Pair = tuple[str, str]
 """A slot and a blueprint."""
@@ -43,7 +44,11 @@ def pool(packet: SystemStatePacket, undone: frozenset[Pair]) -> tuple[Candidate,
         packet: The state of the run.
         undone: Slots and blueprints whose graft did not stay; they come back only when nothing else is left.
     """
-    possible = tuple(c for c in packet.candidates if (is_ready(c) or is_pending(c)) and fits(c, packet))
+    last = max((c.order for c in packet.candidates if c.kind == Kind.BLOCK), default=0)
+    offered = (
+        c for c in packet.candidates if c.kind != Kind.BLOCK or c.order == last
+    )  # never in front of a trained one
+    possible = tuple(c for c in offered if (is_ready(c) or is_pending(c)) and fits(c, packet))
     fresh = tuple(c for c in possible if (c.slot, c.blueprint) not in undone)
     return fresh or possible
 
@@ -112,7 +117,11 @@ Place = tuple[str, str, tuple[Reason, ...]]
 
 
 def _balanced(slots: Slots, packet: SystemStatePacket) -> Place:
-    """Take the emptiest stage and its foremost slot; among equally empty stages the bottleneck score decides."""
+    """Append a whole block; where none can be, take the emptiest stage, among equals the highest score, and its foremost slot."""
+    blocks = [c for there in slots.values() for c in there if c.kind == Kind.BLOCK]
+    if blocks:
+        order = Reason(text="position in the forward pass", name="order", value=blocks[0].order)
+        return blocks[0].slot, "a whole block, behind the last one", (order,)
     shares = stage_shares(packet)
     emptiest = min(shares.get(there[0].stage, 0.0) for there in slots.values())
     fronts: dict[int, Candidate] = {}

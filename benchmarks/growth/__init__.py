@@ -1,0 +1,62 @@
+"""Does growth pay?  Uses × tasks × arms × seeds, each arm with its own tuned learning rate, all held against honest controls.
+
+Rules: the same initial weights and batches within a seed; a rate for every arm, chosen with equal effort on other seeds; a
+schedule that spans the arm's own FLOPs; FLOPs of forward, backward, evaluations at boundaries, statistics and probes; static
+hosts that begin every residual branch at zero, as grown ones do; choices by the validation part, the test part read once; seeds
+listed beforehand. Outcomes are kept by run, so that an interrupted study goes on where it was.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.growth import plateau, size_unknown
+from benchmarks.growth.bench import Bench
+from benchmarks.growth.figures import mean_error
+from benchmarks.growth.study import Plan, Study, tests
+from benchmarks.support.report import Answer
+
+USES: dict[str, Callable[[Bench, Plan, str], Study]] = {
+    "size-unknown": size_unknown.study,
+    "plateau": plateau.study,
+}
+"""The uses by name."""
+TASKS_OF = {"size-unknown": ("friedman", "mnist1d", "digits", "characters"), "plateau": ("mnist1d", "characters")}
+"""On which tasks each is studied."""
+QUICK_TASKS_OF = {"size-unknown": ("friedman",), "plateau": ("friedman",)}
+
+
+def answer(*, quick: bool, seed: int, texts: Path | None = None, work: Path | None = None) -> Answer:
+    """Study every use on its tasks.
+
+    Args:
+        quick: A tenth of the steps, two seeds, few rates: to see that it runs.
+        seed: First reported seed.
+        texts: Folder with ``tinyshakespeare.txt``; without it the characters are Python's help pages.
+        work: Where outcomes are kept; a folder that is thrown away where it is left out.
+    """
+    plan = Plan.quick() if quick else Plan()
+    plan = plan.from_seed(seed)
+    with (
+        tempfile.TemporaryDirectory(prefix="esper-growth-") as thrown_away,
+        Bench(work or Path(thrown_away), texts=texts) as bench,
+    ):
+        chosen = QUICK_TASKS_OF if quick else TASKS_OF
+        studies = [USES[use](bench, plan, task) for use, tasks in chosen.items() for task in tasks]
+    return _answer(studies, plan)
+
+
+def _answer(studies: list[Study], plan: Plan) -> Answer:
+    result = Answer(
+        method=f"{len(plan.seeds)} paired seeds ({plan.seeds[0]} to {plan.seeds[-1]}), rates tuned on "
+        f"{len(plan.tuning_seeds)} others; test points: percent right, or percent of variance explained; ± is one standard error"
+    )
+    for study in studies:
+        name = f"{study.name}.{study.task}"
+        for arm, outcomes in study.arms.items():
+            held = result.metrics if arm == study.reference else result.baselines
+            held[f"{name}.{arm}"] = mean_error(tests(outcomes))[0]
+        result.ratios |= {f"{name}.{fact}": value for fact, value in study.facts.items()}
+        result.targets += study.targets
+        result.tables.append(study.to_json())
+    return result

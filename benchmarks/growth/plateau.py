@@ -1,0 +1,95 @@
+"""Use 2, a network at its plateau: grow it, retrain a larger one, or go on with the small one.
+
+A small network is trained to the end of its schedule. The unit is the whole training of the larger network from scratch, for as
+many steps. Arms, by additional FLOPs: the trained network with a graft at every slot and its schedule warmed up again; the larger
+network from scratch; the small one with the same re-warming. What was already trained is sunk, and is stated.
+"""
+
+from benchmarks.growth.bench import Bench
+from benchmarks.growth.runs import Outcome, Run
+from benchmarks.growth.study import Plan, Study, mean
+from benchmarks.growth.tasks import Task, task_named
+from benchmarks.growth.tuning import Make, tuned
+from benchmarks.support.report import Target
+from esper.demos.messages import Place
+
+SMALL, RETRAIN = "small", "retrain the larger"
+UNITS = (0.35, 0.5, 0.7, 1.0)
+MARGIN_POINTS = 0.5
+GAIN_POINTS = 0.3
+
+
+def grow(units: float) -> str:
+    """Return the name of a growing arm."""
+    return f"grow, {units:g} units"
+
+
+def go_on(units: float) -> str:
+    """Return the name of an arm that continues the small network."""
+    return f"continue small, {units:g} units"
+
+
+def study(bench: Bench, plan: Plan, name: str) -> Study:
+    """Train to a plateau and go on in three ways, on one task."""
+    task = task_named(name)
+    steps = max(1, round(plan.share * task.steps))
+    places = tuple(Place(slot, 0, task.blueprint) for slot in task.slots)
+
+    def small(rate: float, seed: int) -> Run:
+        return Run(task=name, arm=SMALL, seed=seed, rate=rate, width=task.widths[0], steps=steps, keep=True)
+
+    def retrain(rate: float, seed: int) -> Run:
+        return Run(task=name, arm=RETRAIN, seed=seed, rate=rate, width=task.widths[0], steps=steps, places=places)
+
+    tuning = tuned(bench, {SMALL: small, RETRAIN: retrain}, grid=plan.rates[name], seeds=plan.tuning_seeds)
+    seeds = (*plan.tuning_seeds, *plan.seeds)
+    plateaued = {o.run.seed: o for o in bench.outcomes([small(tuning[SMALL].rate, s) for s in seeds])}
+    unit = int(mean(outcome.flops for outcome in tuning[RETRAIN].outcomes))
+
+    growing = {grow(units): _grow(task, plateaued, places, round(units * unit)) for units in UNITS}
+    continuing = {go_on(units): _go_on(task, plateaued, round(units * unit)) for units in UNITS}
+    arms = growing | continuing
+    tuning |= tuned(bench, arms, grid=plan.rates[name], seeds=plan.tuning_seeds)
+
+    makers: dict[str, Make] = {SMALL: small, RETRAIN: retrain, **arms}
+    found = {arm: bench.outcomes([make(tuning[arm].rate, seed) for seed in plan.seeds]) for arm, make in makers.items()}
+    result = Study("plateaued network", name, found, tuning, grow(0.7))
+    _judge(result, unit)
+    return result
+
+
+def _grow(task: Task, begun: dict[int, Outcome], places: tuple[Place, ...], flops: int) -> Make:
+    return lambda rate, seed: Run(
+        task=task.name, arm="grow", seed=seed, rate=rate, width=task.widths[0], flops=flops,
+        planted=places, begin=begun[seed].run.key,
+    )  # fmt: skip
+
+
+def _go_on(task: Task, begun: dict[int, Outcome], flops: int) -> Make:
+    return lambda rate, seed: Run(
+        task=task.name, arm="continue small", seed=seed, rate=rate, width=task.widths[0], flops=flops,
+        begin=begun[seed].run.key,
+    )  # fmt: skip
+
+
+def _judge(result: Study, unit: int) -> None:
+    over_retrained = result.less(grow(0.7), RETRAIN)
+    over_continued = result.less(grow(0.7), go_on(1.0))
+    larger = result.less(RETRAIN, SMALL)
+    result.facts = {
+        "unit_gflops": unit / 1e9,
+        "grown_0.7_units_spent": mean(outcome.flops for outcome in result.arms[grow(0.7)]) / unit,
+        "sunk_units": mean(outcome.flops for outcome in result.arms[SMALL]) / unit,
+        "grown_0.7_less_retrained": over_retrained.mean,
+        "grown_0.7_less_retrained_error": over_retrained.error,
+        "grown_0.7_less_continued_1.0": over_continued.mean,
+        "grown_0.7_less_continued_1.0_error": over_continued.error,
+        "retrained_less_small": larger.mean,
+        "retrained_less_small_error": larger.error,
+        "counts": float(larger.at_least(0.0)),
+    }
+    lower = over_retrained.mean - 2 * over_retrained.error
+    result.targets = [
+        Target(f"{result.task}: grown at 0.7 less retrained, two errors below", ">=", -MARGIN_POINTS, lower),
+        Target(f"{result.task}: grown at 0.7 less small continued at 1.0", ">=", GAIN_POINTS, over_continued.mean),
+    ]

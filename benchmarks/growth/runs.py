@@ -1,0 +1,85 @@
+"""One training as data, and what came of it."""
+
+import hashlib
+
+import msgspec
+
+from esper.demos.messages import Place
+
+VERSION = 1
+"""Raised whenever what a run does changes, so that no stored result is taken for one of another kind."""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One training of one arm on one seed.
+
+    Attributes:
+        task: Name of the task.
+        arm: Name of the arm in its table.
+        seed: Of data, initial weights and batches.
+        rate: Peak learning rate; the schedule spans the run's own steps.
+        width: Of the host.
+        steps: Optimizer steps, or 0 where FLOPs are given.
+        flops: FLOPs to spend on training, or 0 where steps are given.
+        places: Grafts that are there from the start.
+        planted: Grafts that a hand puts in before the first step, under ``esper.attach``.
+        controller: Which controller grows the host, or "" for none.
+        begin: Key of the run that this one continues, with its weights and moments; "" for new weights.
+        keep: Whether the end is kept for runs that continue from it.
+        read_test: Whether the test part is read at the end; tuning never does.
+    """
+
+    task: str
+    arm: str
+    seed: int
+    rate: float
+    width: int
+    steps: int = 0
+    flops: int = 0
+    places: tuple[Place, ...] = ()
+    planted: tuple[Place, ...] = ()
+    controller: str = ""
+    begin: str = ""
+    keep: bool = False
+    read_test: bool = True
+
+    @property
+    def key(self) -> str:
+        """Name of the run: a digest of all that it depends on."""
+        return hashlib.sha256(b"%d" % VERSION + msgspec.json.encode(self)).hexdigest()[:20]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a run.
+
+    Attributes:
+        run: Which run.
+        commit: Of the code that made it.
+        steps: Optimizer steps taken.
+        params: Parameters at the end.
+        flops: All that was spent: training, evaluations at boundaries, statistics, probes.
+        overhead: The part of it that was not training steps.
+        validation: Quality on the validation part at the end, in points.
+        validation_loss: Mean loss there.
+        test: Quality on the test part, or None where it was not read.
+        test_loss: Mean loss there, or None.
+        places: Grafts at the end.
+        curve: FLOPs spent so far and mean validation loss, along the run.
+        events: What happened to the model, as told to people.
+        seconds: Wall time.
+    """
+
+    run: Run
+    commit: str
+    steps: int
+    params: int
+    flops: int
+    overhead: int
+    validation: float
+    validation_loss: float
+    test: float | None
+    test_loss: float | None
+    places: tuple[Place, ...]
+    curve: tuple[tuple[int, float], ...]
+    events: tuple[str, ...]
+    seconds: float

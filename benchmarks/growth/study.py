@@ -1,0 +1,118 @@
+"""What every study shares: its plan, its arms by seed, and its table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from benchmarks.growth.figures import Difference, mean_error, paired
+from benchmarks.growth.runs import Outcome
+from benchmarks.growth.tuning import FIRST_TUNING_SEED, Choice
+from benchmarks.support.report import Target
+
+RATES: dict[str, tuple[float, ...]] = {
+    "mnist1d": (0.005, 0.01, 0.02, 0.04),
+    "digits": (0.005, 0.01, 0.02, 0.04),
+    "friedman": (0.005, 0.01, 0.02, 0.04),
+    "characters": (0.0015, 0.003, 0.006, 0.012),
+}
+"""Peak rates that every arm of a task is first tried at."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of a study is done; written down before its first run.
+
+    Attributes:
+        seeds: Reported seeds.
+        tuning_seeds: Seeds of the tuning.
+        share: Of a task's steps that a run takes.
+        rates: Peak rates to begin with, by task.
+    """
+
+    seeds: tuple[int, ...] = tuple(range(8))
+    tuning_seeds: tuple[int, ...] = tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + 3))
+    share: float = 1.0
+    rates: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: RATES)
+
+    @classmethod
+    def quick(cls) -> "Plan":
+        """Return a plan that shows how a study works; its figures prove nothing."""
+        few = {task: rates[1:3] for task, rates in RATES.items()}
+        return cls(seeds=(0, 1), tuning_seeds=(FIRST_TUNING_SEED,), share=0.1, rates=few)
+
+    def from_seed(self, seed: int) -> "Plan":
+        """Return the same plan with its reported seeds counted from another one."""
+        return replace(self, seeds=tuple(seed + number for number in self.seeds))
+
+
+Arms = Mapping[str, Sequence[Outcome]]
+"""Outcomes by arm, one per seed in the order of the plan."""
+
+
+@dataclass
+class Study:
+    """What a study found on one task.
+
+    Attributes:
+        name: Of the use.
+        task: Of the task.
+        arms: Outcomes by arm.
+        tuning: How each arm's rate was chosen.
+        reference: The arm that the others are held against.
+        facts: Further figures, by name.
+        targets: Bars.
+    """
+
+    name: str
+    task: str
+    arms: Arms
+    tuning: Mapping[str, Choice]
+    reference: str
+    facts: dict[str, float] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
+
+    def less(self, arm: str, other: str) -> Difference:
+        """Return an arm's test points less another's."""
+        return paired(tests(self.arms[arm]), tests(self.arms[other]), comparisons=len(self.arms) - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole table."""
+        return {
+            "use": self.name,
+            "task": self.task,
+            "reference": self.reference,
+            "arms": {arm: self._row(arm, outcomes) for arm, outcomes in self.arms.items()},
+            "tuning": {arm: choice.to_json() for arm, choice in self.tuning.items()},
+            "facts": self.facts,
+            "targets": [target.to_json() for target in self.targets],
+            "commits": sorted({outcome.commit for outcomes in self.arms.values() for outcome in outcomes}),
+        }
+
+    def _row(self, arm: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+        points, error = mean_error(tests(outcomes))
+        loss, loss_error = mean_error([outcome.test_loss or 0.0 for outcome in outcomes])
+        return {
+            "seeds": [outcome.run.seed for outcome in outcomes],
+            "test": [round(value, 3) for value in tests(outcomes)],
+            "test_mean": round(points, 3),
+            "test_error": round(error, 3),
+            "test_loss": round(loss, 5),
+            "test_loss_error": round(loss_error, 5),
+            "params": round(mean(outcome.params for outcome in outcomes)),
+            "steps": round(mean(outcome.steps for outcome in outcomes)),
+            "gflops": round(mean(outcome.flops for outcome in outcomes) / 1e9, 3),
+            "overhead_share": round(mean(outcome.overhead / outcome.flops for outcome in outcomes), 4),
+            "reference_less_this": self.less(self.reference, arm).to_json(),
+            "curves": [[[f"{flops:.4g}", f"{loss:.4g}"] for flops, loss in outcome.curve] for outcome in outcomes[:1]],
+        }
+
+
+def tests(outcomes: Sequence[Outcome]) -> list[float]:
+    """Return the test points of outcomes."""
+    return [value for outcome in outcomes if (value := outcome.test) is not None]
+
+
+def mean(values: Any) -> float:
+    """Return a mean."""
+    held = list(values)
+    return float(sum(held) / len(held))

@@ -1,0 +1,227 @@
+"""What is trained: data, hosts, length and budget of each task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.growth.hosts import perceptron, residual_cnn, transformer
+from esper.datasets import characters, digits, friedman, mnist1d, windows
+from esper.ir import Layout
+from esper.kasmina import Slot, wrap
+
+CONTEXT = 64
+"""Characters that the transformer sees."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the data.
+
+    Attributes:
+        inputs: One row per example.
+        labels: Classes, next characters (one per position) or targets.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def first(self, count: int) -> "Part":
+        """Return some examples, evenly spread over the part."""
+        rows = torch.linspace(0, len(self.inputs) - 1, min(count, len(self.inputs))).round().long()
+        return Part(self.inputs[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Data:
+    """Three parts without a common example."""
+
+    train: Part
+    validation: Part
+    test: Part
+
+
+Losses = Callable[[Tensor, Tensor], Tensor]
+"""From outputs and labels to one loss per example."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: As users type it.
+        load: Makes the data of a seed, given a folder of texts or None.
+        host: Makes a host of a width.
+        widths: Of the static controls; the first is the small host that grows.
+        slots: Names of the places where it may grow.
+        layout: Of what flows there, where the layers do not tell.
+        blueprint: What a hand grafts there.
+        budget: How far it may grow.
+        batch_size: Examples in one step.
+        steps: Of a full run.
+        judged_on: Validation examples on which growth is judged at boundaries.
+        losses: What is trained for.
+        points: From outputs and labels to quality in points: percent right, or percent of the variance that is explained.
+    """
+
+    name: str
+    load: Callable[[int, Path | None], Data]
+    host: Callable[[int], nn.Module]
+    widths: tuple[int, ...]
+    slots: tuple[str, ...]
+    layout: Layout | None
+    blueprint: str
+    budget: str
+    batch_size: int
+    steps: int
+    judged_on: int
+    losses: Losses
+    points: Callable[[Tensor, Tensor], float]
+
+    def wrapped(self, model: nn.Module, data: Data) -> None:
+        """Give a host its slots."""
+        wrap(model, slots=[Slot(name, layout=self.layout) for name in self.slots], example=data.train.inputs[:2])
+
+    def small(self, seed: int, *, width: int | None = None) -> nn.Module:
+        """Return a host with the initial weights of a seed; global generators stay as they were."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.host(self.widths[0] if width is None else width)
+
+
+def task_named(name: str) -> Task:
+    """Return a task by name."""
+    return TASKS[name]
+
+
+# -- losses and points ---------------------------------------------------------------------------------------------------
+
+
+def class_losses(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return one cross-entropy per example, the mean over positions where there are several, in nats."""
+    if outputs.ndim == 2:
+        return F.cross_entropy(outputs, labels, reduction="none")
+    return F.cross_entropy(outputs.movedim(-1, 1), labels, reduction="none").mean(dim=1)
+
+
+def percent_right(outputs: Tensor, labels: Tensor) -> float:
+    """Return the share of right answers in percent."""
+    return 100 * float((outputs.argmax(dim=-1) == labels).double().mean())
+
+
+def squared_errors(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return one squared error per example."""
+    return (outputs - labels).square()
+
+
+def percent_explained(outputs: Tensor, labels: Tensor) -> float:
+    """Return the coefficient of determination in percent."""
+    return 100 * (1 - float((outputs - labels).square().mean() / labels.var(correction=0)))
+
+
+# -- data ----------------------------------------------------------------------------------------------------------------
+
+
+def _mnist1d(seed: int, _: Path | None) -> Data:
+    splits = mnist1d(seed=seed, num_train=4000, num_validation=1000, num_test=4000)
+    return Data(*(_part(p.inputs[:, None], p.labels) for p in (splits.train, splits.validation, splits.test)))
+
+
+def _digits(seed: int, _: Path | None) -> Data:
+    splits = digits(seed=seed, num_train=1000, num_validation=297)
+    return Data(*(_part(p.inputs, p.labels) for p in (splits.train, splits.validation, splits.test)))
+
+
+def _characters(_: int, folder: Path | None) -> Data:
+    text = characters(None if folder is None else folder / "tinyshakespeare.txt")
+    train = windows(text.train, length=CONTEXT, stride=16)
+    held_out = (windows(tokens, length=CONTEXT, stride=CONTEXT) for tokens in (text.validation, text.test))
+    return Data(_part(*train), *(_part(*part) for part in held_out))
+
+
+def _friedman(seed: int, _: Path | None) -> Data:
+    inputs, targets = friedman(seed=seed, count=7000)
+    return Data(
+        *(_part(inputs[rows], targets[rows]) for rows in (slice(0, 2000), slice(2000, 3000), slice(3000, None)))
+    )
+
+
+def _part(inputs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Part:
+    return Part(torch.from_numpy(inputs), torch.from_numpy(labels))
+
+
+CNN_SLOTS = ("stage1.0", "stage1.1", "stage2.0", "stage2.1")
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            name="mnist1d",
+            load=_mnist1d,
+            host=partial(residual_cnn, rank=1, classes=10),
+            widths=(8, 12, 16, 24, 32),
+            slots=CNN_SLOTS,
+            layout=None,
+            blueprint="gated_conv",
+            budget="x8",
+            batch_size=100,
+            steps=2400,
+            judged_on=1000,
+            losses=class_losses,
+            points=percent_right,
+        ),
+        Task(
+            name="digits",
+            load=_digits,
+            host=partial(residual_cnn, rank=2, classes=10),
+            widths=(3, 4, 6, 8, 12),
+            slots=CNN_SLOTS,
+            layout=None,
+            blueprint="gated_conv",
+            budget="x8",
+            batch_size=64,
+            steps=800,
+            judged_on=297,
+            losses=class_losses,
+            points=percent_right,
+        ),
+        Task(
+            name="characters",
+            load=_characters,
+            host=partial(transformer, symbols=128, length=CONTEXT, appended=2),
+            widths=(32, 48, 64, 80, 96),
+            slots=("place1", "place2"),
+            layout=Layout.TOKENS,
+            blueprint="transformer_block",
+            budget="x4",
+            batch_size=32,
+            steps=2000,
+            judged_on=128,
+            losses=class_losses,
+            points=percent_right,
+        ),
+        Task(
+            name="friedman",
+            load=_friedman,
+            host=partial(perceptron, inputs=10),
+            widths=(4, 8, 16, 24, 32),
+            slots=("block1", "block2"),
+            layout=None,
+            blueprint="gated_mlp",
+            budget="x40",
+            batch_size=100,
+            steps=2000,
+            judged_on=1000,
+            losses=squared_errors,
+            points=percent_explained,
+        ),
+    )
+}
+"""The tasks by name."""

@@ -1,0 +1,213 @@
+"""Training one run from its first step to its last."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from benchmarks.growth.runs import Outcome, Run
+from benchmarks.growth.tasks import Data, Part, Task, task_named
+from benchmarks.support.report import commit
+from esper import assembly
+from esper.demos.flops import FlopMeter, forward_flops
+from esper.demos.training import CLIP_NORM, batches, clip, graft_from_the_start, num_params, peak_share, places_of
+from esper.kasmina.quiet import quiet_eval
+from esper.services.tamiyo.config import PlateauConfig, Where
+from esper.services.tamiyo.plateau import PlateauAdvisor
+from esper.services.tolaria.growth import Growth
+
+BOUNDARIES = 20
+"""Times in a run at which a controller decides, and points of a curve."""
+JUDGINGS = 2 * BOUNDARIES
+"""Passes over the judged examples that are set aside: one at each boundary, and those of verdicts and births."""
+CONTINUED = 1_000_000
+"""Added to the seed of the batches of a run that continues another, so that it does not see the same ones again."""
+CHUNK = 512
+"""Examples in one pass of scoring."""
+
+
+class Course:
+    """One model on its way through its batches.
+
+    Args:
+        run: What is trained.
+        folder: Where kept ends lie, growing runs write, and texts are looked for.
+        texts: Folder of texts, or None.
+    """
+
+    def __init__(self, run: Run, folder: Path, texts: Path | None) -> None:
+        self.run, self.folder = run, folder
+        self.task: Task = task_named(run.task)
+        self.data: Data = self.task.load(run.seed, texts)
+        self.judged = self.data.validation.first(self.task.judged_on)
+        self.model = self.task.small(run.seed, width=run.width)
+        if run.begin:
+            self._begin_with(load_file(folder / f"{run.begin}.weights"))
+        grows = bool(run.controller or run.planted)
+        if grows or run.places:
+            self.task.wrapped(self.model, self.data)
+        graft_from_the_start(self.model, run.places)
+        self.model.train()
+        self.curve: list[tuple[int, float]] = []
+        self.events: list[str] = []
+        self.overhead = 0
+        self.meter = self._meter(self.model)
+        self.steps = run.steps or self._steps_for(run.flops)
+        self.optimizer = AdamW(self.model.parameters(), lr=run.rate, weight_decay=0.0, fused=True)
+        if run.begin:
+            self._take_moments(load_file(folder / f"{run.begin}.moments"))
+        self.schedule = LambdaLR(self.optimizer, lambda step: peak_share(step, self.steps))
+
+    @property
+    def every(self) -> int:
+        """Steps from one boundary to the next."""
+        return max(1, self.steps // BOUNDARIES)
+
+    def train(self) -> None:
+        """Take all steps."""
+        if not (self.run.controller or self.run.planted):
+            for step, _ in self._steps():
+                if step % self.every == 0:
+                    self._note(score(self.model, self.judged, self.task).loss)
+            return
+        with self._attached() as growth:
+            for place in self.run.planted:
+                self.events.append(str(growth.graft(place.slot, place.blueprint)))
+                self.meter.changed()
+            for step, loss in self._steps():
+                events = growth.step(loss)
+                self.events += [str(event) for event in events]
+                if events:
+                    self.meter.changed()
+                if step % self.every == 0:
+                    self._note(score(self.model, self.judged, self.task).loss)
+            self.overhead = sum(growth.flops.values())
+
+    def keep(self) -> None:
+        """Keep weights and moments for runs that continue."""
+        save_file(
+            {k: v.contiguous() for k, v in self.model.state_dict().items()}, self.folder / f"{self.run.key}.weights"
+        )
+        state = self.optimizer.state
+        moments = {
+            f"{name}|{kind}": value.reshape(-1) if value.ndim == 0 else value.contiguous()
+            for name, parameter in self.model.named_parameters()
+            for kind, value in state[parameter].items()
+        }
+        save_file(moments, self.folder / f"{self.run.key}.moments")
+
+    def _steps(self) -> Iterator[tuple[int, Tensor]]:
+        seed = self.run.seed + (CONTINUED if self.run.begin else 0)
+        rows = batches(len(self.data.train.inputs), self.task.batch_size, seed=seed)
+        for step in range(1, self.steps + 1):
+            chosen = next(rows)
+            loss = self.task.losses(self.model(self.data.train.inputs[chosen]), self.data.train.labels[chosen]).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            clip(self.optimizer, CLIP_NORM)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+            self.meter.step()
+            yield step, loss
+
+    def _attached(self) -> Growth:
+        return assembly.attach(
+            self.model,
+            self.optimizer,
+            validate=lambda model: scored(model, self.judged, self.task).losses,
+            every=self.every,
+            steps=self.steps,
+            scheduler=self.schedule,
+            budget=self.task.budget,
+            controller=_controller(self.run),
+            late="wait",
+            root=self.folder / "growing",
+        )
+
+    def _meter(self, model: nn.Module) -> FlopMeter:
+        first = slice(0, self.task.batch_size)
+        train = self.data.train
+        return FlopMeter(model, train.inputs[first], train.labels[first], self.judged.inputs, self.task.losses)
+
+    def _steps_for(self, flops: int) -> int:
+        """Return how many steps of the network, with what a hand will graft, and their judging, FLOPs are enough for."""
+        if not self.run.planted:
+            return max(1, flops // self.meter.per_step)
+        grown = self.task.small(self.run.seed, width=self.run.width)
+        self.task.wrapped(grown, self.data)
+        graft_from_the_start(grown, self.run.planted)
+        judging = JUDGINGS * forward_flops(grown, self.judged.inputs)
+        return max(1, (flops - judging) // self._meter(grown).per_step)
+
+    def _note(self, loss: float) -> None:
+        self.curve.append((self.meter.spent, loss))
+
+    def _begin_with(self, weights: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(weights)
+
+    def _take_moments(self, moments: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            held = {key.partition("|")[2]: value for key, value in moments.items() if key.partition("|")[0] == name}
+            if held:
+                self.optimizer.state[parameter] = {
+                    kind: value.reshape(()) if kind == "step" else value for kind, value in held.items()
+                }
+
+
+class Scored:
+    """How a model does on a part: one loss per example, and points."""
+
+    def __init__(self, losses: Tensor, points: float) -> None:
+        self.losses, self.points = losses, points
+        self.loss = float(losses.mean())
+
+
+def score(model: nn.Module, part: Part, task: Task) -> Scored:
+    """Return how a model does on a part; it is left as it was."""
+    with quiet_eval(model):
+        return scored(model, part, task)
+
+
+def scored(model: nn.Module, part: Part, task: Task) -> Scored:
+    """Return the same, for a model that is in evaluation mode already."""
+    outputs = torch.cat([model(chunk) for chunk in part.inputs.split(CHUNK)])
+    return Scored(task.losses(outputs, part.labels), task.points(outputs, part.labels))
+
+
+def perform(run: Run, folder: Path, texts: Path | None) -> Outcome:
+    """Train a run.
+
+    Args:
+        run: Which, and how.
+        folder: Where kept ends lie and growing runs write.
+        texts: Folder of texts, or None.
+    """
+    torch.set_num_threads(1)
+    start = perf_counter()
+    course = Course(run, folder, texts)
+    course.train()
+    if run.keep:
+        course.keep()
+    validation = score(course.model, course.data.validation, course.task)
+    test = score(course.model, course.data.test, course.task) if run.read_test else None
+    return Outcome(
+        run=run, commit=commit(), steps=course.steps, params=num_params(course.model),
+        flops=course.meter.spent + course.overhead, overhead=course.overhead,
+        validation=validation.points, validation_loss=validation.loss,
+        test=None if test is None else test.points, test_loss=None if test is None else test.loss,
+        places=places_of(course.model), curve=tuple(course.curve), events=tuple(course.events),
+        seconds=perf_counter() - start,
+    )  # fmt: skip
+
+
+def _controller(run: Run) -> PlateauAdvisor:
+    if run.planted and not run.controller:
+        return PlateauAdvisor(
+            PlateauConfig(startup_share=0, early_share=0.001, latest_share=0.001, least_remaining_share=1)
+        )
+    return PlateauAdvisor(PlateauConfig(where=Where(run.controller), seed=run.seed))
