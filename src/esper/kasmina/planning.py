@@ -1,5 +1,7 @@
 """The dry run: what could grow where, at what price, and what was left out and why."""
 
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -53,7 +55,18 @@ class Plan:
                 for graft in self.grafts
                 if graft.slot == place.name
             ]
-        return "\n".join([*lines, *(f"left out {name}: {why}" for name, why in self.refusals.items())])
+        return "\n".join([*lines, *self._left_out()])
+
+    def _left_out(self) -> Iterator[str]:
+        """Say what was left out: designs once for all slots that refuse them alike, then modules."""
+        slots: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for name, why in self.refusals.items():
+            slot, _, blueprint = name.partition("/")
+            if blueprint:
+                slots[blueprint, why].append(slot)
+        for (blueprint, why), names in slots.items():
+            yield f"left out {blueprint} at {names[0] if len(names) == 1 else f'{len(names)} slots'}: {why}"
+        yield from (f"left out {name}: {why}" for name, why in self.refusals.items() if "/" not in name)
 
 
 def plan(model: nn.Module, example: object, slots: Wanted = "auto", registry: BlueprintRegistry = REGISTRY) -> Plan:

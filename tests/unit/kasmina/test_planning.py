@@ -65,6 +65,7 @@ def test_a_plan_reads_as_text() -> None:
         "layer1.0: channels_2d, 6 channels 6x6",
         "    conv_bottleneck    +706 params  +48,384 FLOPs/example",
     ]
+    assert "left out transformer_block at 4 slots: it is meant for tokens" in lines
     assert lines[-1] == "left out head: it makes the model's own output"
 
 
