@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.kasmina.placement import CHILD
-from esper.services.tolaria.optimizer import LIKE
+from esper.services.tolaria.optimizer_state import LIKE
 from esper.services.tolaria.schedules import Schedule
 
 

@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from esper.errors import ConfigError
 from esper.services.tolaria.newborn_rate import RATE, NewbornRate, NewbornRates, born_at
-from esper.services.tolaria.optimizer import add_newborn, capture_optimizer, restore_optimizer
+from esper.services.tolaria.optimizer import add_newborn
+from esper.services.tolaria.optimizer_state import capture_optimizer, restore_optimizer
 from esper.services.tolaria.schedules import regrouped
 
 RISE = NewbornRate(warmup_steps=4, boost=2.0, boost_steps=5)

@@ -8,14 +8,8 @@ import torch
 from torch import nn
 
 from esper.errors import ConfigError
-from esper.services.tolaria.optimizer import (
-    add_newborn,
-    capture_optimizer,
-    host_group_of,
-    name_parameters,
-    remove_parameters,
-    restore_optimizer,
-)
+from esper.services.tolaria.optimizer import add_newborn, host_group_of, name_parameters, remove_parameters
+from esper.services.tolaria.optimizer_state import capture_optimizer, restore_optimizer
 from esper.services.tolaria.schedules import capture_schedule, regrouped, restore_schedule
 
 OPTIMIZERS = {

@@ -15,16 +15,8 @@ from torch.optim import Optimizer
 
 from esper.errors import ConfigError
 from esper.services.tolaria import attachment
-from esper.services.tolaria.optimizer import (
-    LIKE,
-    OptimizerState,
-    add_newborn,
-    capture_optimizer,
-    dead_parameters,
-    host_group_of,
-    remove_parameters,
-    restore_optimizer,
-)
+from esper.services.tolaria.optimizer import add_newborn, dead_parameters, host_group_of, remove_parameters
+from esper.services.tolaria.optimizer_state import LIKE, OptimizerState, capture_optimizer, restore_optimizer
 from tests.laws.training import equal
 from tests.unit.tolaria.kinds import OPTIMIZERS, Watched
 

@@ -8,13 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from esper.services.tolaria.optimizer import (
-    LIKE,
-    add_newborn,
-    capture_optimizer,
-    remove_parameters,
-    restore_optimizer,
-)
+from esper.services.tolaria.optimizer import add_newborn, remove_parameters
+from esper.services.tolaria.optimizer_state import LIKE, capture_optimizer, restore_optimizer
 from esper.services.tolaria.schedules import Schedule, capture_schedule, regrouped, restore_schedule, stray
 from tests.laws.training import equal
 from tests.unit.tolaria.kinds import OPTIMIZERS, SCHEDULES, TOTAL, Staircase, advance, groups_of

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from esper.kasmina.mirroring import check_mirror, mirror_grafts
-from esper.services.tolaria.optimizer import copied
+from esper.services.tolaria.copies import copied
 
 
 class FollowingAverage:

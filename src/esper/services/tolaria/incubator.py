@@ -15,19 +15,18 @@ from esper.contracts.adaptation import AdaptationDecision
 from esper.kasmina.graft import prepared, rebuilt
 from esper.kasmina.incubation import Incubation, inside_compiled, plant, uproot
 from esper.kasmina.placement import placement_of
+from esper.services.tolaria.copies import copied
 from esper.services.tolaria.distributed.partition import holder_of
 from esper.services.tolaria.distributed.team import Team
 from esper.services.tolaria.kernels import ReadyKernel
-from esper.services.tolaria.optimizer import (
+from esper.services.tolaria.optimizer import REFUSED, host_group_of
+from esper.services.tolaria.optimizer_state import (
     LIKE,
     NAMES,
-    REFUSED,
     GroupState,
     Moments,
     OptimizerState,
     capture_optimizer,
-    copied,
-    host_group_of,
     restore_optimizer,
 )
 

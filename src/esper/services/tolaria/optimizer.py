@@ -1,26 +1,16 @@
-"""Surgery on a running optimizer: parameters come and go, every surviving moment stays.
+"""Surgery on a running optimizer: parameters come and go, every surviving moment stays."""
 
-Parameters are keyed by qualified name, never by position: positional reload silently swaps groups of equal size.
-"""
-
-import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Adagrad, Optimizer
 
 from esper.errors import ConfigError
 from esper.services.tolaria.distributed.partition import holder_of, is_partitioned, moved, regroup
-
-LIKE = "esper_like"
-"""Key in a newborn's group: index of the host group whose options it follows."""
-
-NAMES = "param_names"
-"""Key in the groups of an optimizer that was made from named parameters: one name per parameter."""
+from esper.services.tolaria.optimizer_state import LIKE, NAMES, Moments, options_of, owned, placed
 
 REFUSED = {
     "LBFGS": "its history is one flat vector over one group, and a newborn would void it",
@@ -28,32 +18,6 @@ REFUSED = {
     "Muon": "it takes matrices only, and a newborn has biases",
 }
 """Optimizers of torch that cannot hold a newborn, with the reason."""
-
-Options = dict[str, Any]
-Moments = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class GroupState:
-    """One parameter group: its options, and its parameters by name."""
-
-    options: Options
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class OptimizerState:
-    """An optimizer as of one moment, keyed by qualified name.
-
-    Attributes:
-        groups: In their order.
-        moments: What it holds for each parameter.
-        extras: What it holds under other keys.
-    """
-
-    groups: tuple[GroupState, ...]
-    moments: dict[str, Moments]
-    extras: dict[str, Any] = field(default_factory=dict)
 
 
 def refusal(optimizer: Optimizer) -> str | None:
@@ -108,7 +72,7 @@ def add_newborn(
     if not newborn:
         return
     host = optimizer.param_groups[like]
-    followed = {key: value for key, value in _options(host).items() if key != NAMES}
+    followed = {key: value for key, value in options_of(host).items() if key != NAMES}
     if "name" in host:  # of a group; tools that log by it need one of its own
         followed["name"] = f"{host['name']}/{next(iter(newborn)).partition('.kernel.')[0]}"
     members = list(newborn.items()) if NAMES in host else list(newborn.values())
@@ -147,9 +111,7 @@ def _repartition(optimizer: Optimizer) -> None:
     state.clear()
     for parameter, moments in moved(optimizer, before).items():
         kept = before.get(parameter)
-        state[parameter] = (
-            _placed(moments, cast(nn.Parameter, parameter), home[id(parameter)]) if kept is None else kept
-        )
+        state[parameter] = placed(moments, cast(nn.Parameter, parameter), home[id(parameter)]) if kept is None else kept
 
 
 def dead_parameters(optimizer: Optimizer, model: nn.Module) -> list[nn.Parameter]:
@@ -159,73 +121,11 @@ def dead_parameters(optimizer: Optimizer, model: nn.Module) -> list[nn.Parameter
     return [parameter for group in grown for parameter in group["params"] if id(parameter) not in alive]
 
 
-def capture_optimizer(optimizer: Optimizer, named: Mapping[str, nn.Parameter], *, copy: bool = True) -> OptimizerState:
-    """Return the optimizer's groups, moments, and whatever else its state holds; this rank's own moments only.
-
-    Args:
-        optimizer: The optimizer.
-        named: Its parameters by name.
-        copy: Whether moments are copied, rather than the very tensors that the next step changes.
-    """
-    take = copied if copy else borrowed
-    names = {id(parameter): name for name, parameter in named.items()}
-    groups = tuple(
-        GroupState(_options(group), tuple(names[id(parameter)] for parameter in group["params"]))
-        for group in optimizer.param_groups
-    )
-    held = _state(holder_of(optimizer))
-    moments = {names[id(key)]: take(state) for key, state in held.items() if id(key) in names}
-    extras = {key: take(value) for key, value in held.items() if isinstance(key, str)}
-    return OptimizerState(groups, moments, extras)
-
-
-def restore_optimizer(
-    optimizer: Optimizer, state: OptimizerState, named: Mapping[str, nn.Parameter], *, keep_options: bool = False
-) -> None:
-    """Make the optimizer what ``state`` says, to the bit; no value is cast, and groups that stay are the same objects.
-
-    Args:
-        optimizer: Changed in place.
-        state: What ``capture_optimizer`` returned.
-        named: The parameters that exist now, by name.
-        keep_options: Whether groups that exist now keep their options, such as the learning rate that a schedule set.
-    """
-    groups: list[dict[str, Any]] = []
-    for saved in state.groups:
-        parameters = [named[name] for name in saved.names]
-        group = _present(optimizer.param_groups, parameters, taken=groups)
-        if group is None or not keep_options:
-            template = group or _followed(groups, saved.options)
-            group = {} if group is None else group
-            _set_options(group, saved.options, template=template)
-        else:
-            group.update({key: copied(saved.options[key]) for key in (LIKE, NAMES) if key in saved.options})
-        group["params"] = parameters
-        groups.append(group)
-    regroup(optimizer, groups)
-    held = _state(holder_of(optimizer))
-    held.clear()
-    home = {id(parameter): group for group in groups for parameter in group["params"]}
-    own = _owned(optimizer)
-    for name, moments in state.moments.items():
-        if own is None or id(named[name]) in own:
-            held[named[name]] = _placed(moments, named[name], home.get(id(named[name]), {}))
-    for key, value in state.extras.items():
-        held[key] = copied(value)
-
-
 def give_moments(optimizer: Optimizer, parameter: nn.Parameter, moments: Moments) -> None:
     """Give a parameter moments that it has from elsewhere; where they are partitioned its owner takes them."""
-    own = _owned(optimizer)
+    own = owned(optimizer)
     if own is None or id(parameter) in own:
         holder_of(optimizer).state[parameter] = moments
-
-
-def _owned(optimizer: Optimizer) -> set[int] | None:
-    """Return the parameters whose moments fall to this rank; None where all do."""
-    if not is_partitioned(optimizer):
-        return None
-    return {id(parameter) for group in holder_of(optimizer).param_groups for parameter in group["params"]}
 
 
 def index_of(group: object, groups: Sequence[object]) -> int:
@@ -233,40 +133,9 @@ def index_of(group: object, groups: Sequence[object]) -> int:
     return next(index for index, other in enumerate(groups) if other is group)
 
 
-def copied(value: Any) -> Any:
-    """Return a copy whose tensors are detached and keep their memory format."""
-    if isinstance(value, Tensor):
-        return value.detach().clone(memory_format=torch.preserve_format)
-    if type(value) in (list, tuple):
-        return type(value)(copied(item) for item in value)
-    if type(value) is dict:
-        return {key: copied(item) for key, item in value.items()}
-    return copy.deepcopy(value)
-
-
-def borrowed(value: Any) -> Any:
-    """Return a value in containers of its own, whose tensors are the same memory, detached."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if type(value) in (list, tuple):
-        return type(value)(borrowed(item) for item in value)
-    if type(value) is dict:
-        return {key: borrowed(item) for key, item in value.items()}
-    return value
-
-
-def _state(optimizer: Optimizer) -> dict[object, Any]:
-    """Return the optimizer's state, in which some keep more than what belongs to a parameter."""
-    return cast("dict[object, Any]", optimizer.state)
-
-
-def _options(group: Mapping[str, Any]) -> Options:
-    return {key: copied(value) for key, value in group.items() if key != "params"}
-
-
 def _give_birth_state(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Give newborns what Adagrad gives in its constructor; the others begin at the first step."""
-    holder, own = holder_of(optimizer), _owned(optimizer)
+    holder, own = holder_of(optimizer), owned(optimizer)
     if not isinstance(holder, Adagrad):
         return
     for parameter in (p for p in parameters if own is None or id(p) in own):
@@ -275,59 +144,3 @@ def _give_birth_state(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) 
         step = torch.zeros((), dtype=dtype, device=parameter.device if fused else None)
         total = torch.full_like(parameter, holder.defaults["initial_accumulator_value"]).detach()
         holder.state[parameter] = {"step": step, "sum": total}
-
-
-def _present(
-    groups: Sequence[dict[str, Any]], parameters: Sequence[nn.Parameter], *, taken: Sequence[object]
-) -> dict[str, Any] | None:
-    """Return the group that holds one of ``parameters`` now; for none, the first empty one."""
-    wanted = {id(parameter) for parameter in parameters}
-    for group in groups:
-        holds = bool(wanted & {id(p) for p in group["params"]}) if wanted else not group["params"]
-        if holds and not any(group is other for other in taken):
-            return group
-    return None
-
-
-def _followed(groups: Sequence[dict[str, Any]], options: Options) -> dict[str, Any]:
-    """Return the group that a newborn's follows, where it was restored already."""
-    like = options.get(LIKE)
-    return groups[like] if like is not None and like < len(groups) else {}
-
-
-def _set_options(group: dict[str, Any], options: Options, *, template: Mapping[str, Any]) -> None:
-    """Give a group options; a tensor that stays is the same object, and a list that was a tuple is one again."""
-    before = dict(template)
-    for key in group.keys() - options.keys() - {"params"}:
-        del group[key]
-    for key, value in options.items():
-        now = group.get(key)
-        if (
-            isinstance(now, Tensor)
-            and isinstance(value, Tensor)
-            and now.shape == value.shape
-            and now.dtype == value.dtype
-        ):
-            with torch.no_grad():
-                now.copy_(value)
-        else:
-            group[key] = tuple(value) if isinstance(before.get(key), tuple) else copied(value)
-
-
-def _placed(moments: Any, parameter: nn.Parameter, group: Mapping[str, Any]) -> Any:
-    """Return moments on the device and in the memory format of their parameter, never cast.
-
-    A scalar, such as a step count, stays where it is, unless the optimizer reads it on the device.
-    """
-    if not isinstance(moments, dict):
-        return copied(moments)
-    on_device = bool(group.get("capturable") or group.get("fused"))
-    return {key: _near(value, parameter, scalars=on_device) for key, value in moments.items()}
-
-
-def _near(value: Any, parameter: nn.Parameter, *, scalars: bool) -> Any:
-    if not isinstance(value, Tensor) or value.layout is not torch.strided or (not value.ndim and not scalars):
-        return copied(value)
-    if value.shape != parameter.shape:
-        return copied(value.to(parameter.device))
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value.detach())

@@ -9,7 +9,9 @@ from typing import Any, Protocol, cast
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from esper.services.tolaria.optimizer import LIKE, copied, index_of
+from esper.services.tolaria.copies import copied
+from esper.services.tolaria.optimizer import index_of
+from esper.services.tolaria.optimizer_state import LIKE
 
 PER_GROUP = ("base_lrs", "lr_lambdas", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
 """Lists in torch's schedulers that have one entry per parameter group.

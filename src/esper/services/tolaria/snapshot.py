@@ -14,17 +14,11 @@ from torch.optim import Optimizer
 from esper.kasmina import GraftEntry, restore_topology, topology
 from esper.kasmina.quiet import RandomState, capture_rng, restore_rng
 from esper.kasmina.shares import local
+from esper.services.tolaria.copies import borrowed, copied
 from esper.services.tolaria.distributed.sharding import reshard, shares_like
 from esper.services.tolaria.distributed.team import Team
-from esper.services.tolaria.optimizer import (
-    GroupState,
-    OptimizerState,
-    borrowed,
-    capture_optimizer,
-    copied,
-    name_parameters,
-    restore_optimizer,
-)
+from esper.services.tolaria.optimizer import name_parameters
+from esper.services.tolaria.optimizer_state import GroupState, OptimizerState, capture_optimizer, restore_optimizer
 from esper.services.tolaria.schedules import Schedule, capture_schedule, regrouped, restore_schedule
 
 
