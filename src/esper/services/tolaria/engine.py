@@ -43,6 +43,7 @@ class Engine:
         decisions: The doors that decisions come through.
         observer: Watches the training.
         subject: The training, with what learns apart from it.
+        spent_steps: Optimizer steps taken, those of undone grafts included.
         grafting: Brings kernels into the model.
         reports: Tells others what happens.
     """
@@ -51,7 +52,7 @@ class Engine:
         self, subject: Subject, parts: Parts, observer: Observer, budget: Budget, config: GrowthConfig
     ) -> None:
         self.events = EventLog(parts.folder.events if parts.folder.writes else None, parts.platform.bridge.watched)
-        self.observer = observer
+        self.observer, self.spent_steps = observer, 0
         incubator = Incubator.beside(
             subject.model, subject.optimizer, subject.others, subject.team, whole=observer.regions.are_one
         )

@@ -16,17 +16,15 @@ from esper.kasmina import placement_of
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.config import GrowthConfig, check_incubation
 from esper.services.tolaria.distributed.formation import check_apart
-from esper.services.tolaria.distributed.partition import with_all_moments
-from esper.services.tolaria.distributed.shares import with_own_share, with_shares
 from esper.services.tolaria.engine import Engine
 from esper.services.tolaria.events import EventKind, GrowthEvent
-from esper.services.tolaria.gradients import GRADIENTS, Waiting
+from esper.services.tolaria.gradients import Waiting
 from esper.services.tolaria.handover import Handover
 from esper.services.tolaria.newborn_rate import NewbornRates
 from esper.services.tolaria.observation import Observer
 from esper.services.tolaria.platform import Parts
-from esper.services.tolaria.resuming import STATE_VERSION, check_fit, described, not_taken
-from esper.services.tolaria.snapshot import Snapshot, Subject, capture, digest, put_back, restore
+from esper.services.tolaria.run_state import RunState
+from esper.services.tolaria.snapshot import Subject, digest
 
 STEERED: WeakSet[Optimizer] = WeakSet()
 """Optimizers of the runs that are attached in this process."""
@@ -45,14 +43,12 @@ class Growth:
     Attributes:
         run_id: Names the run.
         events: What happened, in order.
-        spent_steps: Optimizer steps taken, those of undone grafts included.
     """
 
     def __init__(
         self, subject: Subject, parts: Parts, observer: Observer, budget: Budget, config: GrowthConfig
     ) -> None:
         self.run_id = parts.folder.run_id
-        self.spent_steps = 0
         self._parts, self._every = parts, config.every
         self._engine = Engine(subject, parts, observer, budget, config)
         self._subject = self._engine.subject
@@ -61,6 +57,7 @@ class Growth:
         self._handover = Handover()
         self._rates = NewbornRates(subject.optimizer)
         self._waiting = Waiting(subject.model, subject.optimizer)
+        self._state = RunState(self._engine, self._waiting, self._rates)
         try:
             self._engine.grafting.request_kernels()
             self._engine.reports.manifest()
@@ -90,7 +87,7 @@ class Growth:
         self._handover.take()
         position = self._engine.trials.position
         position.step += 1
-        self.spent_steps += 1
+        self._engine.spent_steps += 1
         self._engine.observer.step(position.step, value)
         events = self._engine.between(value)
         undone = any(event.kind is EventKind.ROLLED_BACK for event in events)
@@ -189,25 +186,7 @@ class Growth:
             copy: Whether the tensors are copies. Otherwise they are the training's own, which the next step changes: to be
                 handed on at once, as to ``CheckpointManager.save``, which takes a copy itself.
         """
-        team = self._subject.team
-        return with_shares(team, with_all_moments(team, self._subject.optimizer, self._own_state(copy=copy)))
-
-    def _own_state(self, *, copy: bool = True) -> dict[str, Any]:
-        """Return the state of this process."""
-        self._rates.settle()
-        self._engine.consultation.settle()
-        training = {**capture(self._subject, copy=copy).to_dict(), GRADIENTS: self._waiting.state_dict(copy=copy)}
-        return {
-            "version": STATE_VERSION,
-            "subject": described(self._subject),
-            "spent_steps": self.spent_steps,
-            "training": training,
-            "trials": self._engine.trials.state_dict(),
-            "observer": self._engine.observer.state_dict(copy=copy),
-            "consultation": self._engine.consultation.state_dict(),
-            "engine": self._engine.state_dict(),
-            "events": [event.to_json() for event in self.events],
-        }
+        return self._state.taken(copy=copy)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``: topology first, then every value, to the bit.
@@ -219,39 +198,7 @@ class Growth:
             ConfigError: If it was written by a version that this one does not know, belongs to another training, or is
                 damaged; the training is left as it was.
         """
-        check_fit(self._subject, state)
-        before = self._own_state()
-        try:
-            self._take(with_own_share(self._subject.team, state))
-        except BaseException as error:
-            put_back(self._subject, Snapshot.from_dict(before["training"]))
-            self._waiting.load_state_dict(before["training"][GRADIENTS])
-            self._take_book(before)
-            if isinstance(error, (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)):
-                raise not_taken(error) from error
-            raise
-        engine = self._engine
-        if (scheduled := engine.consultation.scheduled) is not None:
-            engine.grafting.fetch(scheduled.decision)  # the run that was saved had it
-        engine.reports.manifest()
-
-    def _take(self, state: dict[str, Any]) -> None:
-        """Put everything to ``state``; what happened is added to the log last, as it is never taken back."""
-        events = [GrowthEvent.from_json(event) for event in state["events"]]
-        restore(self._subject, Snapshot.from_dict(state["training"]))
-        self._waiting.load_state_dict(state["training"].get(GRADIENTS, {}))
-        self._take_book(state)
-        self.events.extend(events)
-
-    def _take_book(self, state: dict[str, Any]) -> None:
-        """Put everything but the training and the log to ``state``."""
-        engine = self._engine
-        engine.trials.load_state_dict(state["trials"])
-        engine.observer.load_state_dict(state["observer"])
-        engine.consultation.load_state_dict(state["consultation"])
-        self.spent_steps = state["spent_steps"]
-        engine.load_state_dict(state["engine"])
-        engine.watch_next(state["observer"].get("watched", {}))
+        self._state.put(state)
 
     def close(self) -> None:
         """End the run's services; the model stays as it is, and may be attached again.
@@ -278,6 +225,11 @@ class Growth:
     def graft_due(self) -> bool:
         """Whether a graft is to join at the end of the next step, as far as is known: the moment to save the last good state."""
         return self._engine.graft_due
+
+    @property
+    def spent_steps(self) -> int:
+        """Optimizer steps taken, those of undone grafts included."""
+        return self._engine.spent_steps
 
     @property
     def planned_step(self) -> int:
