@@ -86,9 +86,12 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
+        before, self.values = self.values, {}
         for name, parameter in self._model.named_parameters():
-            before = self.values.get(name, parameter)
-            self.values[name] = torch.lerp(before, parameter, 0.1)
+            known = before.get(name, parameter)
+            if known.shape != parameter.shape:  # another graft has its name now
+                known = parameter
+            self.values[name] = torch.lerp(known, parameter, 0.1)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.values)
