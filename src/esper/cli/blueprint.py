@@ -110,6 +110,37 @@ def show(
         typer.echo(line)
 
 
+@blueprint.command()
+def bench(file: File, as_json: AsJson = False) -> None:
+    """Build a file in a child process of this machine, and tell what was measured of it."""
+    import asyncio
+
+    from esper.services.tezzeret.trying import tried
+
+    text, found = _read(file)
+    if found.ir is None or not found.is_sound:
+        _tell(file, text, found, _MAX_SHOWN, to_errors=True)
+        raise typer.Exit(REFUSED)
+    artifact, report = asyncio.run(tried(found.ir))
+    measured = {**report.correctness.metrics, **report.performance.metrics, **report.stability.metrics}
+    measured["compilation_time_ms"] = artifact.compilation_time_ms
+    if as_json:
+        told = {
+            "kernel_id": artifact.artifact_id,
+            "passed": report.passed,
+            "reasons": report.reasons,
+            "metrics": measured,
+        }
+        typer.echo(json.dumps(told))
+    else:
+        for reason in report.reasons:
+            typer.echo(reason)
+        for line in lines_of([(name, f"{value:.6g}") for name, value in sorted(measured.items())], right=(1,)):
+            typer.echo(line)
+    if not report.passed:
+        raise typer.Exit(REFUSED)
+
+
 def _read(file: Path) -> "tuple[str, Diagnosis]":
     from esper.errors import NotFound
     from esper.ir.diagnosis import diagnose

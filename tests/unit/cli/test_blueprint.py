@@ -90,6 +90,14 @@ def test_a_faulty_file_is_shown_with_carets_and_never_sent(tmp_path: Path) -> No
     assert json.loads(esper("blueprint", "lint", written(tmp_path), "--json").stdout)["digest"] == adapter().digest
 
 
+def test_a_file_is_built_and_measured_with_no_store(tmp_path: Path) -> None:
+    told = json.loads(esper("blueprint", "bench", written(tmp_path), "--json").stdout)
+    assert told["passed"]
+    assert told["kernel_id"] == KernelCompiler().compile(adapter(), BuildSpec()).artifact_id
+    assert told["metrics"]["latency_p50_ms"] > 0
+    assert told["metrics"]["error_float64"] < 1e-9
+
+
 @pytest.mark.parametrize(
     "arguments", [("--urza", "http://localhost:1", "--root", "x"), ("--key-file", "x"), ("--status", "fast")]
 )
