@@ -254,6 +254,7 @@ async def test_no_name_leads_out_of_the_library(store: Target, tmp_path: Path) -
         for method, path in (
             ("GET", f"/api/v1/kernels/{trick}/bytes"), ("GET", f"/api/v1/kernels/{trick}"), ("PUT", f"/api/v1/blobs/{trick}"),
             ("GET", f"/api/v1/blueprints/{trick}/ir"), ("GET", f"/{trick}"), ("GET", f"/api/v1/kernels/{trick}/link"),
+            ("GET", f"/api/v1/kernels/{trick}/forms"), ("GET", f"/api/v1/kernels/{ZERO}/forms/{trick}"),
         ):  # fmt: skip
             status, body, _ = await store.ask(method, path, data=b"payload" if method == "PUT" else None)
             assert 400 <= status < 500, (method, path, status)
