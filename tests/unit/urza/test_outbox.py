@@ -179,8 +179,7 @@ async def test_a_lost_answer_means_a_second_delivery_under_the_same_id_and_never
 
 async def test_submitting_a_finished_blueprint_again_announces_nothing(library: KernelManager) -> None:
     await library.submit(request_for(adapter(1)))
-    for number, _, _ in await library.outbox.waiting(2):
-        await library.outbox.sent(number)
+    await library.outbox.sent([number for number, _, _ in await library.outbox.waiting(2)])
     job = await library.claim("w", lease_s=30.0)
     assert job is not None
     await library.fail(job.job_id, "w", "no body", retry=False)

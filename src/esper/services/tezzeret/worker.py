@@ -24,6 +24,8 @@ from esper.signing.keys import SigningKey
 GROUP = "tezzeret"
 """Consumer group of all workers: an announcement wakes one of them."""
 _STOP_LIMIT_S = 1.0
+_LANES_PER_CHILD = 2
+"""Jobs that are held for each child: while one is built, another is stored and the next one claimed."""
 
 
 class WorkerConfig(BaseModel):
@@ -120,7 +122,7 @@ class TezzeretWorker:
         try:
             async with self._opened() as queue, asyncio.TaskGroup() as lanes:
                 desk = self._desk(queue)
-                for _ in range(self.config.num_workers):
+                for _ in range(_LANES_PER_CHILD * self.config.num_workers):
                     lanes.create_task(self._lane(desk))
         finally:
             listening.cancel()

@@ -20,6 +20,7 @@ from esper.errors import ConfigError, Conflict, ContractError, IllegalTransition
 from esper.services.urza import access, models, transitions
 from esper.services.urza.audit import note
 from esper.services.urza.base import Base
+from esper.services.urza.sqlite_driver import connected
 from esper.services.urza.transitions import REFUSAL, UNPROVEN
 
 Result = TypeVar("Result")
@@ -191,7 +192,7 @@ def sqlite_engine(path: Path) -> AsyncEngine:
     Args:
         path: The file; it is made by `prepare`.
     """
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", async_creator=lambda: connected(path))
     event.listen(engine.sync_engine, "connect", _configure)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine

@@ -169,12 +169,21 @@ async def put_forms(keeper: BlobKeeper, forms: Sequence[InferenceArtifact]) -> N
     Raises:
         KernelRejected: If one is not what it says it is, or has no seal.
     """
+    check_forms(forms)
+    for made in forms:
+        await keeper.put(made.data)
+
+
+def check_forms(forms: Sequence[InferenceArtifact]) -> None:
+    """Refuse forms that are not what they say they are, or have no seal.
+
+    Raises:
+        KernelRejected: If there is one.
+    """
     for made in forms:
         _check_sealed(made)
         if (digest_of(made.data), len(made.data)) != (made.form.digest, made.form.size_bytes):
             raise _wrong(made, f"its bytes have the digest {digest_of(made.data)[:19]}")
-    for made in forms:
-        await keeper.put(made.data)
 
 
 async def touch_forms(keeper: BlobKeeper, forms: Sequence[InferenceArtifact]) -> None:

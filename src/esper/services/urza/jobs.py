@@ -19,7 +19,7 @@ from esper.errors import KernelRejected
 from esper.ir import digest_of
 from esper.ports import Clock
 from esper.services.urza.database import Database
-from esper.services.urza.forms import finishing_job, put_forms, record_forms, touch_forms
+from esper.services.urza.forms import check_forms, finishing_job, record_forms, touch_forms
 from esper.services.urza.holding import deaths, demote, end, held
 from esper.services.urza.judging import judge
 from esper.services.urza.keeper import BlobKeeper
@@ -31,6 +31,9 @@ MAX_ATTEMPTS = 5
 """A build that was tried so often without a result is given up; submitting it again starts over."""
 MAX_DEATHS = 2
 """A blueprint that killed so many processes is quarantined (specification: two)."""
+
+_LAPSED_EVERY_S = 1.0
+"""How often a worker that finds one job after the other looks for leases that ran out."""
 
 _OPEN = (JobStatus.QUEUED, JobStatus.LEASED)
 
@@ -46,18 +49,23 @@ class JobQueue:
 
     def __init__(self, database: Database, keeper: BlobKeeper, clock: Clock) -> None:
         self._database, self._keeper, self._clock = database, keeper, clock
+        self._found, self._looked_at = False, 0.0
 
     async def claim(self, worker: str, *, lease_s: float) -> CompileJob | None:
         """Take the job whose turn it is (see `esper.services.urza.queueing`), or None where there is none."""
-        if not await self._may_claim():
+        # Where there was a job there are more, as a rule.
+        if not self._found and not await self._may_claim():
             return None
+        now = self._clock.now_s()
+        looks = not self._found or now - self._looked_at >= _LAPSED_EVERY_S
+        self._looked_at = now if looks else self._looked_at
 
         async def claimed(session: AsyncSession) -> CompileJob | None:
-            await self._take_back_lapsed(session)
+            if looks:
+                await self._take_back_lapsed(session)
             row = await session.scalar(_next_job())
             if row is None:
                 return None
-            now = self._clock.now_s()
             row.status, row.worker, row.attempts = JobStatus.LEASED, worker, row.attempts + 1
             row.claimed_at, row.lease_until = now, now + lease_s
             waits = row.blueprint.status in (BlueprintStatus.UNVALIDATED, BlueprintStatus.REJECTED)
@@ -65,7 +73,9 @@ class JobQueue:
                 row.blueprint.status = BlueprintStatus.COMPILING
             return job_of(row)
 
-        return await self._database.transact(claimed)
+        job = await self._database.transact(claimed)
+        self._found = job is not None
+        return job
 
     async def renew(self, job_id: str, worker: str, *, lease_s: float) -> None:
         """Keep a job that takes long.
@@ -97,9 +107,18 @@ class JobQueue:
             StoreUnavailable: If the bytes could not be stored.
         """
         _check_artifact(artifact, report)
-        await self._check_holder(job_id, worker, artifact.blueprint_id)
-        await self._keeper.put(artifact.kernel_binary)
-        await put_forms(self._keeper, artifact.inference)
+        check_forms(artifact.inference)
+        kept = [artifact.kernel_binary, *(made.data for made in artifact.inference)]
+
+        async def needed(session: AsyncSession) -> None:
+            """Look before bytes are stored, so that who lost the lease leaves nothing behind."""
+            _check_blueprint(await held(session, job_id, worker), artifact.blueprint_id)
+            for data in kept:
+                await self._keeper.needed(session, digest_of(data), len(data))
+
+        await self._database.transact(needed)
+        for data in kept:
+            await self._keeper.store(data)
         return await self._record(job_id, worker, artifact, len(artifact.kernel_binary), report)
 
     async def complete_uploaded(

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterable
 
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from esper.errors import NotFound
@@ -39,8 +40,16 @@ class BlobKeeper:
         """
         digest = digest_of(data)
         await self.need(digest, len(data))
-        await self.blobs.get(await self.blobs.put(data))
+        await self.store(data)
         return digest
+
+    async def store(self, data: bytes) -> None:
+        """Store bytes that `need` or `needed` spoke for, and read them back.
+
+        Raises:
+            StoreUnavailable: If they could not be stored.
+        """
+        await self.blobs.get(await self.blobs.put(data))
 
     async def put_stream(self, digest: str, size_bytes: int, chunks: AsyncIterable[bytes]) -> None:
         """Store bytes as they come; who refers to them does so within the grace.
@@ -54,16 +63,14 @@ class BlobKeeper:
 
     async def need(self, digest: str, size_bytes: int) -> None:
         """Say that somebody is about to store and refer to bytes."""
+        await self._database.transact(lambda session: self.needed(session, digest, size_bytes))
 
-        async def needed(session: AsyncSession) -> None:
-            row = await session.get(Blob, digest, with_for_update=True)
-            if row is None:
-                row = Blob(digest=digest, size_bytes=size_bytes)
-                session.add(row)
-            row.size_bytes = size_bytes
-            row.touched_at = self._clock.now_s()
-
-        await self._database.transact(needed)
+    async def needed(self, session: AsyncSession, digest: str, size_bytes: int) -> None:
+        """Do the same within a transaction: bytes are stored once it is committed."""
+        insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+        said = insert(Blob).values(digest=digest, size_bytes=size_bytes, touched_at=self._clock.now_s())
+        told = {name: said.excluded[name] for name in ("size_bytes", "touched_at")}
+        await session.execute(said.on_conflict_do_update(index_elements=[Blob.digest], set_=told))
 
     async def touch(self, digest: str) -> int:
         """Say that somebody is about to refer to bytes that are stored.

@@ -1,6 +1,7 @@
 """Announcements that leave the store only if what they announce is stored."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -66,10 +67,10 @@ class Outbox:
         except ContractError as error:
             return error
 
-    async def sent(self, number: int) -> None:
-        """Forget a message that was published."""
+    async def sent(self, numbers: Sequence[int]) -> None:
+        """Forget messages that were published."""
         async with self._database.writing() as session:
-            await session.execute(delete(OutboxRow).where(OutboxRow.id == number))
+            await session.execute(delete(OutboxRow).where(OutboxRow.id.in_(numbers)))
 
 
 class OutboxRelayConfig(BaseModel):
@@ -139,16 +140,22 @@ class OutboxRelay:
     async def _relay_batch(self) -> bool:
         """Publish what waits; return whether there may be more."""
         waiting = await self._outbox.waiting(self._config.batch)
-        for number, stream, announcement in waiting:
-            if self._closing.is_set():
-                break
-            if isinstance(announcement, ContractError):
-                self.unreadable += 1
-                _log.error("announcement_unreadable", stream=stream, number=number, why=str(announcement))
-            else:
-                await self._bus.publish(stream, announcement.message, message_id=announcement.id)
-                self.published += 1
-            await self._outbox.sent(number)
+        sent: list[int] = []
+        try:
+            for number, stream, announcement in waiting:
+                if self._closing.is_set():
+                    break
+                if isinstance(announcement, ContractError):
+                    self.unreadable += 1
+                    _log.error("announcement_unreadable", stream=stream, number=number, why=str(announcement))
+                else:
+                    await self._bus.publish(stream, announcement.message, message_id=announcement.id)
+                    self.published += 1
+                sent.append(number)
+        finally:
+            # What was published before an outage is not published again after it.
+            if sent:
+                await self._outbox.sent(sent)
         return len(waiting) == self._config.batch
 
     async def _wait(self, seconds: float) -> None:
