@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from esper.contracts.kernel import KernelStatus
 from esper.contracts.store import KernelQuery, Match
+from esper.services.urza.terms import SQL_BITS
 from esper.testing.forging import adapter
 from esper.testing.postgres import PostgresServer
 
@@ -43,30 +44,58 @@ def fill(server: PostgresServer, database: str, kernels: int, blueprints: int) -
             CASE WHEN i BETWEEN 2 AND {CHAIN} THEN {_digest("b", "(i - 1)")}
                  WHEN i > {CHAIN} AND i % 2 = 0 THEN {_digest("b", "(i / 2 + 1)")} END,
             'benchmark', '{{}}', now(), now() FROM generate_series(1, {blueprints}) AS i""",
-        """INSERT INTO blueprint_words SELECT id, word FROM blueprints, regexp_split_to_table(name, ' ') AS word""",
-        f"""INSERT INTO blueprint_tags SELECT DISTINCT {_digest("b", "i")}, 't' || floor({TAGS} ^ random())::int
-            FROM generate_series(1, {blueprints}) AS i, generate_series(1, 3)""",
-        f"""INSERT INTO blueprint_tags SELECT {_digest("b", "i")}, 'family' || i % {FAMILIES}
-            FROM generate_series(1, {blueprints}) AS i""",
+        f"""INSERT INTO blueprint_terms (blueprint_id, term)
+            SELECT id, word FROM blueprints, regexp_split_to_table(name, ' ') AS word
+            UNION SELECT {_digest("b", "i")}, '#t' || floor({TAGS} ^ random())::int
+            FROM generate_series(1, {blueprints}) AS i, generate_series(1, 3)
+            UNION SELECT {_digest("b", "i")}, '#family' || i % {FAMILIES} FROM generate_series(1, {blueprints}) AS i""",
+        f"""UPDATE blueprint_terms SET bits = {SQL_BITS.format(term="term")}""",
+        """UPDATE blueprints SET signature = found.bits FROM
+            (SELECT blueprint_id, bit_or(bits) AS bits FROM blueprint_terms GROUP BY blueprint_id) AS found
+            WHERE found.blueprint_id = blueprints.id""",
+        """INSERT INTO blueprint_pairs (blueprint_id, first, second) SELECT a.blueprint_id, a.term, b.term
+            FROM blueprint_terms AS a JOIN blueprint_terms AS b ON a.blueprint_id = b.blueprint_id AND a.term < b.term""",
         f"""INSERT INTO blobs SELECT {_digest("k", "i")}, 4096, 0 FROM generate_series(1, {kernels}) AS i""",
         f"""INSERT INTO kernels (id, blueprint_id, kernel_binary_ref, size_bytes, status, compilation_time_ms,
             target_device, optimization_level, compiler_version, validation_passed, validation_metrics,
-            safety_checks_passed, benchmark_results, throughput, created_at, updated_at, latency_ms, num_params)
+            safety_checks_passed, benchmark_results, throughput, created_at, updated_at, latency_ms, num_params, tags)
             SELECT {_digest("k", "i")}, {_digest("b", f"(1 + i % {blueprints})")}, {_digest("k", "i")},
             (4096 * exp(6 * v))::bigint, {status} ELSE 'retired' END, 20,
             CASE WHEN v < 0.7 THEN 'cpu' WHEN v < 0.95 THEN 'cuda:0' ELSE 'cuda:1' END, 'O1', 'benchmark',
             u < 0.90, '{{"params": 1024.0, "latency_p50_ms": 0.5, "max_error": 1e-7}}', true,
             '{{"throughput_per_s": 1000.0}}', CASE WHEN w < 0.95 THEN 1000 * exp(4 * w - 2 * v) END, now(), now(),
-            CASE WHEN w < 0.95 THEN 8 / exp(4 * w - 2 * v) END, CASE WHEN x < 0.98 THEN 1024 ELSE 0 END
+            CASE WHEN w < 0.95 THEN 8 / exp(4 * w - 2 * v) END, CASE WHEN x < 0.98 THEN 1024 ELSE 0 END, tags
             FROM (SELECT i, random() AS u, random() AS v, random() AS w, random() AS x
-                  FROM generate_series(1, {kernels}) AS i) AS drawn""",
-        """INSERT INTO kernel_tags (kernel_id, tag, status, rank, target_device, latency_ms, size_bytes, num_params)
-            SELECT k.id, t.tag, k.status, k.rank, k.target_device, k.latency_ms, k.size_bytes, k.num_params
-            FROM kernels AS k JOIN blueprint_tags AS t ON t.blueprint_id = k.blueprint_id""",
+                  FROM generate_series(1, {kernels}) AS i) AS drawn
+            JOIN (SELECT blueprint_id, json_agg(substr(term, 2) ORDER BY term) AS tags FROM blueprint_terms
+                  WHERE term < '$' GROUP BY blueprint_id) AS tagged
+            ON tagged.blueprint_id = {_digest("b", f"(1 + i % {blueprints})")}""",
+        """INSERT INTO kernel_terms (kernel_id, term, status, rank, target_device, latency_ms, size_bytes, num_params,
+            signature) SELECT k.id, t.term, k.status, k.rank, k.target_device, k.latency_ms, k.size_bytes, k.num_params,
+            b.signature FROM kernels AS k JOIN blueprints AS b ON b.id = k.blueprint_id
+            JOIN blueprint_terms AS t ON t.blueprint_id = k.blueprint_id""",
         "SET session_replication_role = origin",
     ]
-    server.run(";\n".join(statements), database)
+    without, again = _indexes(server, database)
+    server.run(";\n".join([*without, *statements, *again]), database)
     server.run("VACUUM ANALYZE", database)
+
+
+def _indexes(server: PostgresServer, database: str) -> tuple[list[str], list[str]]:
+    """Return statements that take the indexes of the largest tables away, and that make them: sorted at once, not row by row."""
+    tables = ", ".join(f"'{name}'" for name in ("kernel_terms", "blueprint_pairs"))
+    keys = server.run(
+        "SELECT format('ALTER TABLE %1$s DROP CONSTRAINT %2$s|ALTER TABLE %1$s ADD %3$s', conrelid::regclass, conname,"
+        f" pg_get_constraintdef(oid)) FROM pg_constraint WHERE contype = 'p' AND conrelid::regclass::text IN ({tables})",
+        database,
+    )
+    others = server.run(
+        "SELECT format('DROP INDEX %s|%s', indexname, indexdef) FROM pg_indexes"
+        f" WHERE (tablename IN ({tables}) OR tablename = 'kernels') AND indexname LIKE 'ix_%'",
+        database,
+    )
+    found = [line.split("|") for line in (keys + "\n" + others).splitlines()]
+    return [drop for drop, _ in found], [make for _, make in found]
 
 
 def questions(seed: int, count: int) -> Iterator[tuple[str, KernelQuery]]:

@@ -137,7 +137,7 @@ async def test_refused_and_withdrawn_kernels_go_when_they_are_old_and_can_be_bui
     assert await library.claim("w", lease_s=30.0) is not None
     engine = engine_at(database_url)
     async with engine.connect() as connection:
-        left = await connection.scalar(text("SELECT count(*) FROM kernel_tags"))
+        left = await connection.scalar(text("SELECT count(*) FROM kernel_terms"))
     await engine.dispose()
     assert left == 0
 

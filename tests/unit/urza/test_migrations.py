@@ -2,9 +2,13 @@
 
 import asyncio
 import io
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import reduce
 from importlib.resources import files
+from itertools import combinations
+from operator import or_
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +24,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from esper.errors import ConfigError
 from esper.services.urza.base import Base
 from esper.services.urza.database import REVISION, prepare, sqlite_engine
+from esper.services.urza.terms import bits_of
 from esper.testing.postgres import PostgresServer
 
 Result = TypeVar("Result")
@@ -327,6 +332,44 @@ async def test_jobs_and_forms_go_up_and_down_again(empty_url: str) -> None:
     assert await run(empty_url, structure) == first
     left = await run(empty_url, lambda opened: list(opened.scalars(text("SELECT id FROM compile_jobs"))))
     assert left == ["old"]
+
+
+async def test_tags_and_words_become_terms_and_are_taken_apart_again(empty_url: str) -> None:
+    await migrated_to(empty_url, "0001")
+    await run(empty_url, old_library)
+    await migrated_to(empty_url, "0002")
+    first = await run(empty_url, structure)
+
+    def old(opened: Connection) -> list[list[tuple[object, ...]]]:
+        tables = ("blueprints", "kernels", "blueprint_tags", "blueprint_words", "kernel_tags")
+        return [sorted(map(tuple, opened.execute(text(f"SELECT * FROM {table}"))), key=str) for table in tables]
+
+    def new(opened: Connection) -> list[list[tuple[object, ...]]]:
+        questions = (
+            "SELECT blueprint_id, term, bits FROM blueprint_terms",
+            "SELECT id, signature FROM blueprints",
+            "SELECT blueprint_id, first, second FROM blueprint_pairs",
+            "SELECT kernel_id, term, rank, signature FROM kernel_terms",
+            "SELECT id, CAST(tags AS TEXT) FROM kernels",
+        )
+        return [sorted(map(tuple, opened.execute(text(question))), key=str) for question in questions]
+
+    before = await run(empty_url, old)
+    await migrated_to(empty_url, "0003")
+    terms, signatures, pairs, kernels, tags = await run(empty_url, new)
+    of = {"sha256:a": ("#conv", "#fast", "convolution", "gated"), "sha256:b": ("#conv", "conv", "gated", "v2")}
+    assert terms == [(key, term, bits_of(term)) for key, found in of.items() for term in found]
+    signed = {key: reduce(or_, map(bits_of, found)) for key, found in of.items()}
+    assert signatures == list(signed.items())
+    assert pairs == [(key, *pair) for key, found in of.items() for pair in combinations(found, 2)]
+    made_of = (("sha256:1", "sha256:a", -5.5), ("sha256:2", "sha256:a", 1.0), ("sha256:3", "sha256:b", -9.0))
+    assert kernels == [(key, term, rank, signed[b]) for key, b, rank in made_of for term in of[b]]
+    assert [(key, json.loads(str(found))) for key, found in tags] == [
+        ("sha256:1", ["conv", "fast"]), ("sha256:2", ["conv", "fast"]), ("sha256:3", ["conv"]),
+    ]  # fmt: skip
+    await migrated_to(empty_url, "0002")
+    assert await run(empty_url, old) == before
+    assert await run(empty_url, structure) == first
 
 
 async def test_migrating_makes_what_a_library_makes_itself_on_either_database(

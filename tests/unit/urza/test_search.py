@@ -10,7 +10,7 @@ from esper.contracts.kernel import KernelStatus
 from esper.contracts.store import BlueprintQuery, KernelQuery, KernelRecord, Match
 from esper.errors import ContractError, NotFound
 from esper.ir import digest_of
-from esper.services.urza import search
+from esper.services.urza import needs, search
 from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.forging import adapter, artifact_of, request_for, verdict_on
 
@@ -98,6 +98,8 @@ async def test_every_query_finds_what_a_plain_loop_finds(
     for number in range(75):
         # Few blueprints, or many: the two ways must agree.
         monkeypatch.setattr(search, "FEW", (0, 3, 200)[number % 3])
+        # Words one by one, or by their beginning: they must agree too.
+        monkeypatch.setattr(needs, "FEW_WORDS", (8, 0)[number % 2])
         query = drawn(dice)
         expected = [kernel for kernel in kernels if fits(kernel, query)]
         assert await walked(library, query) == expected, query

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from urllib.parse import parse_qsl, urlencode
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -123,9 +124,9 @@ def next_page(request: Request, cursor: str | None) -> dict[str, str]:
     """Return the header that leads to the next page, or none."""
     if cursor is None:
         return {}
-    url = request.url.include_query_params(cursor=cursor)
-    target = f"{url.path}?{url.query}"
-    return {"Link": f'<{target}>; rel="next"'}
+    given = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    query = urlencode([*((name, value) for name, value in given if name != "cursor"), ("cursor", cursor)])
+    return {"Link": f'<{request.scope["path"]}?{query}>; rel="next"'}
 
 
 def _as_ours(error: HTTPException, request: Request) -> EsperError:

@@ -1,10 +1,10 @@
-"""Blueprints and kernels as trainers and controllers see them."""
+"""Blueprints and kernels as trainers and controllers write them."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy.orm import selectinload
 
 from esper.contracts.adaptation import Outcome
 from esper.contracts.events import BlueprintSubmitted, CompilationEvent
@@ -14,56 +14,40 @@ from esper.contracts.kernel import (
     BlueprintStatus,
     BlueprintSubmissionRequest,
     BlueprintSubmissionResponse,
-    BuildSpec,
-    CompiledKernelContract,
     JsonObject,
     KernelStatus,
-    ValidationResult,
 )
 from esper.contracts.store import (
-    BlueprintPage,
-    BlueprintQuery,
     BlueprintRecord,
-    KernelPage,
-    KernelQuery,
     KernelRecord,
-    LineageEntry,
-    OutcomeStatistics,
 )
 from esper.contracts.topics import COMPILATIONS, SUBMITTED
-from esper.errors import ConfigError, KernelRejected, NotFound
+from esper.errors import ConfigError, NotFound
 from esper.ir import BlueprintIR, check_birth
 from esper.ports import BlobStore, Clock
 from esper.services.urza.base import now
 from esper.services.urza.database import Database, lock
-from esper.services.urza.lineage import MAX_LINE, ancestors, descendants
-from esper.services.urza.listing import blueprint_record, page_of_blueprints
+from esper.services.urza.lineage import ancestors
+from esper.services.urza.listing import blueprint_record
 from esper.services.urza.models import (
     Blueprint,
-    BlueprintTag,
-    BlueprintWord,
+    BlueprintTerm,
     CompileJobRow,
     JobStatus,
     Kernel,
     OutcomeRow,
-    ValidationReport,
 )
 from esper.services.urza.outbox import Outbox
 from esper.services.urza.queueing import position_of, wait_of
-from esper.services.urza.records import build_key, kernel_contract
-from esper.services.urza.search import kernel_record, page_of_kernels
-from esper.services.urza.statistics import statistics
-from esper.services.urza.words import words_of
-
-_REFUSED = {
-    JobStatus.REJECTED: "the forge refused it",
-    JobStatus.QUARANTINED: "it is quarantined",
-    JobStatus.FAILED: "the forge gave it up",
-}
+from esper.services.urza.reader import SessionReader
+from esper.services.urza.reads import Reads, no_blueprint, no_kernel
+from esper.services.urza.records import build_key
+from esper.services.urza.search import kernel_record
+from esper.services.urza.terms import tag_term, words_of
 
 
-class Catalogue:
-    """Implements `esper.ports.Library`.
+class Catalogue(Reads):
+    """Implements `esper.ports.Library`: what may be read, and here what may be written.
 
     Args:
         database: Where rows are kept.
@@ -73,7 +57,8 @@ class Catalogue:
     """
 
     def __init__(self, database: Database, blobs: BlobStore, outbox: Outbox, clock: Clock) -> None:
-        self._database, self._blobs, self._outbox, self._clock = database, blobs, outbox, clock
+        super().__init__(database, blobs)
+        self._outbox, self._clock = outbox, clock
 
     async def submit(self, request: BlueprintSubmissionRequest) -> BlueprintSubmissionResponse:
         """Check and store a blueprint, and queue its build where nobody did.
@@ -110,71 +95,6 @@ class Catalogue:
 
         return await self._database.transact(stored)
 
-    async def find(self, blueprint_id: str, build: BuildSpec) -> CompiledKernelContract | None:
-        """Return the validated kernel of a blueprint, or None while there is none.
-
-        Raises:
-            KernelRejected: If the forge refused it; the reasons are in the error.
-        """
-        query = select(CompileJobRow).where(CompileJobRow.build_key == build_key(blueprint_id, build))
-        async with self._database.reading() as session:
-            job = await session.scalar(query.options(joinedload(CompileJobRow.kernel)))
-        if job is None or job.status in (JobStatus.QUEUED, JobStatus.LEASED):
-            return None
-        if job.status in _REFUSED:
-            raise KernelRejected(
-                f"blueprint {blueprint_id[:19]} has no kernel", why=f"{_REFUSED[job.status]}: {job.reason}"
-            )
-        return None if job.kernel is None else kernel_contract(_graftable(job.kernel))
-
-    async def read(self, kernel_id: str) -> bytes:
-        """Return the bytes of a validated kernel, digest verified.
-
-        Raises:
-            NotFound: If there is no such kernel.
-            KernelRejected: If it is not validated.
-            StoreUnavailable: If its bytes are damaged.
-        """
-        return await self._blobs.get((await self._readable(kernel_id)).kernel_binary_ref)
-
-    async def stream(self, kernel_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
-        """Return the bytes of a validated kernel as they are read, or a range of them.
-
-        Returns:
-            Chunks; the last comes only if the digest of the whole is right.
-
-        Raises:
-            NotFound: If there is no such kernel.
-            KernelRejected: If it is not validated.
-            ContractError: If there are no such bytes in it.
-        """
-        return self._blobs.stream((await self._readable(kernel_id)).kernel_binary_ref, start, stop)
-
-    async def link(self, kernel_id: str, *, expires_s: float) -> str | None:
-        """Return an address from which a validated kernel can be read for a while, or None where the store has no such.
-
-        Raises:
-            NotFound: If there is no such kernel.
-            KernelRejected: If it is not validated.
-        """
-        return await self._blobs.link((await self._readable(kernel_id)).kernel_binary_ref, expires_s)
-
-    async def _readable(self, kernel_id: str) -> Kernel:
-        async with self._database.reading() as session:
-            kernel = await session.get(Kernel, kernel_id)
-        if kernel is None:
-            raise _no_kernel(kernel_id)
-        return _graftable(kernel)
-
-    async def readable_size(self, kernel_id: str) -> int:
-        """Return how many bytes a validated kernel has.
-
-        Raises:
-            NotFound: If there is no such kernel.
-            KernelRejected: If it is not validated.
-        """
-        return (await self._readable(kernel_id)).size_bytes
-
     async def report(self, outcome: Outcome) -> None:
         """Record what a graft brought; a decision has one row, with what was reported last."""
 
@@ -182,104 +102,6 @@ class Catalogue:
             await session.merge(_outcome_row(outcome))
 
         await self._database.transact(recorded)
-
-    async def search_kernels_by_tags(
-        self, tags: list[str], status: KernelStatus | None = None, min_performance: float | None = None
-    ) -> list[Kernel]:
-        """Return kernels whose blueprint has any of the tags, fastest first; those that were not measured come last.
-
-        Args:
-            tags: Any of these; an empty list means every kernel.
-            status: Only kernels of this status.
-            min_performance: Only kernels of at least this throughput, in examples per second.
-
-        Returns:
-            Rows with their blueprint and its tags loaded.
-        """
-        query = select(Kernel).options(joinedload(Kernel.blueprint).selectinload(Blueprint.tag_rows))
-        if tags:
-            tagged = select(BlueprintTag.blueprint_id).where(BlueprintTag.tag.in_(tags))
-            query = query.where(Kernel.blueprint_id.in_(tagged))
-        if status is not None:
-            query = query.where(Kernel.status == status)
-        if min_performance is not None:
-            query = query.where(Kernel.throughput >= min_performance)
-        async with self._database.reading() as session:
-            return list(await session.scalars(query.order_by(Kernel.rank, Kernel.id)))
-
-    async def search(self, query: KernelQuery) -> KernelPage:
-        """Return a page of the kernels that fit, fastest first; those that were not measured come last.
-
-        Raises:
-            ContractError: If its cursor cannot be used.
-        """
-        async with self._database.reading() as session:
-            return await page_of_kernels(session, query)
-
-    async def search_blueprints(self, query: BlueprintQuery) -> BlueprintPage:
-        """Return a page of the blueprints that fit, by name and version.
-
-        Raises:
-            ContractError: If its cursor cannot be used.
-        """
-        async with self._database.reading() as session:
-            return await page_of_blueprints(session, query)
-
-    async def get_kernel(self, kernel_id: str) -> KernelRecord:
-        """Return a kernel's record, whatever its status.
-
-        Raises:
-            NotFound: If there is none.
-        """
-        async with self._database.reading() as session:
-            found = await kernel_record(session, kernel_id)
-        if found is None:
-            raise _no_kernel(kernel_id)
-        return found
-
-    async def get_blueprint(self, blueprint_id: str) -> BlueprintRecord:
-        """Return a blueprint.
-
-        Raises:
-            NotFound: If there is none.
-        """
-        async with self._database.reading() as session:
-            found = await blueprint_record(session, blueprint_id)
-        if found is None:
-            raise _no_blueprint(blueprint_id)
-        return found
-
-    async def get_report(self, kernel_id: str) -> ValidationResult:
-        """Return what the validator found about a kernel.
-
-        Raises:
-            NotFound: If there is no such kernel, or it was not validated yet.
-        """
-        async with self._database.reading() as session:
-            found = await session.get(ValidationReport, kernel_id)
-        if found is None:
-            raise NotFound(f"there is no report about kernel {kernel_id[:80]}", todo="validate it first")
-        return ValidationResult.model_validate(found.content)
-
-    async def get_kernel_lineage(self, kernel_id: str) -> list[LineageEntry]:
-        """Return the blueprints from which a kernel descends: its own first, the origin last.
-
-        Returns:
-            Nothing where there is no such kernel. A circle of parents is followed once.
-        """
-        async with self._database.reading() as session:
-            blueprint_id = await session.scalar(select(Kernel.blueprint_id).where(Kernel.id == kernel_id))
-            return [] if blueprint_id is None else await ancestors(session, blueprint_id)
-
-    async def get_ancestors(self, blueprint_id: str) -> list[LineageEntry]:
-        """Return the blueprints from which one descends: itself first, the origin last; nothing where there is none."""
-        async with self._database.reading() as session:
-            return await ancestors(session, blueprint_id)
-
-    async def get_descendants(self, blueprint_id: str, *, limit: int = MAX_LINE) -> list[LineageEntry]:
-        """Return what was made of a blueprint: itself first, the nearest next; nothing where there is none."""
-        async with self._database.reading() as session:
-            return await descendants(session, blueprint_id, limit)
 
     async def set_kernel_status(self, kernel_id: str, status: KernelStatus) -> KernelRecord:
         """Give a kernel another status; what is not VALIDATED is handed out no more.
@@ -292,10 +114,10 @@ class Catalogue:
         async def changed(session: AsyncSession) -> KernelRecord:
             row = await session.get(Kernel, kernel_id, with_for_update=True)
             if row is None:
-                raise _no_kernel(kernel_id)
+                raise no_kernel(kernel_id)
             row.status = status
             await session.flush()
-            found = await kernel_record(session, kernel_id)
+            found = await kernel_record(SessionReader(session), kernel_id)
             assert found is not None
             return found
 
@@ -312,7 +134,7 @@ class Catalogue:
         async def changed(session: AsyncSession) -> BlueprintRecord:
             row = await session.get(Blueprint, blueprint_id, with_for_update=True)
             if row is None:
-                raise _no_blueprint(blueprint_id)
+                raise no_blueprint(blueprint_id)
             row.status = status
             await session.flush()
             found = await blueprint_record(session, blueprint_id)
@@ -320,17 +142,6 @@ class Catalogue:
             return found
 
         return await self._database.transact(changed)
-
-    async def kernel_statistics(self, kernel_id: str) -> OutcomeStatistics:
-        """Return what grafts of a kernel brought."""
-        async with self._database.reading() as session:
-            return await statistics(session, OutcomeRow.kernel_id == kernel_id)
-
-    async def blueprint_statistics(self, blueprint_id: str) -> OutcomeStatistics:
-        """Return what grafts of all kernels of a blueprint brought."""
-        kernels = select(Kernel.id).where(Kernel.blueprint_id == blueprint_id)
-        async with self._database.reading() as session:
-            return await statistics(session, OutcomeRow.kernel_id.in_(kernels))
 
     async def _submitted(
         self, session: AsyncSession, ir: BlueprintIR, request: BlueprintSubmissionRequest
@@ -388,7 +199,7 @@ class Catalogue:
         self, session: AsyncSession, ir: BlueprintIR, *, name: str, tags: Iterable[str], submitted_by: str = "system"
     ) -> Blueprint:
         """Return the row of a design, made with the next version of its name where it is new; tags are added."""
-        row = await session.get(Blueprint, ir.digest, options=[selectinload(Blueprint.tag_rows)])
+        row = await session.get(Blueprint, ir.digest, options=[selectinload(Blueprint.term_rows)])
         if row is None:
             await lock(session, f"name {name}")
             newest = await session.scalar(select(func.max(Blueprint.version)).where(Blueprint.name == name))
@@ -399,13 +210,12 @@ class Catalogue:
                 version=(newest or 0) + 1,
                 submitted_by=submitted_by,
                 details={},
-                tag_rows=[],
-                word_rows=[BlueprintWord(word=word) for word in words_of(name)],
+                term_rows=[BlueprintTerm.of(word) for word in words_of(name)],
             )
             session.add(row)
         added = sorted(set(tags) - set(row.tags))
         if added:
-            row.tag_rows.extend(BlueprintTag(tag=tag) for tag in added)
+            row.term_rows.extend(BlueprintTerm.of(tag_term(tag)) for tag in added)
             row.updated_at = now()
         await session.flush()
         return row
@@ -437,14 +247,6 @@ async def _adopt(session: AsyncSession, row: Blueprint, parent_id: str | None) -
     row.parent_id = parent_id
 
 
-def _no_kernel(kernel_id: str) -> NotFound:
-    return NotFound(f"there is no kernel {kernel_id[:80]}", todo="submit its blueprint")
-
-
-def _no_blueprint(blueprint_id: str) -> NotFound:
-    return NotFound(f"there is no blueprint {blueprint_id[:80]}", todo="submit it")
-
-
 async def _response(session: AsyncSession, job: CompileJobRow, now_s: float) -> BlueprintSubmissionResponse:
     if job.status is not JobStatus.QUEUED:
         message = f"the build is {job.status}" + (f": {job.reason}" if job.reason else "")
@@ -456,12 +258,6 @@ async def _response(session: AsyncSession, job: CompileJobRow, now_s: float) -> 
         queue_position=await position_of(session, job),
         estimated_compilation_time_s=await wait_of(session, job, now_s),
     )
-
-
-def _graftable(kernel: Kernel) -> Kernel:
-    if kernel.status is not KernelStatus.VALIDATED:
-        raise KernelRejected(f"kernel {kernel.id[:19]} may not be grafted", why=f"it is {kernel.status}")
-    return kernel
 
 
 def _outcome_row(outcome: Outcome) -> OutcomeRow:

@@ -16,10 +16,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from esper.errors import ConfigError, Conflict, ContractError, IllegalTransition, StoreUnavailable
+from esper.errors import ConfigError, Conflict, IllegalTransition, StoreUnavailable
 from esper.services.urza import access, models, transitions
 from esper.services.urza.audit import note
 from esper.services.urza.base import Base
+from esper.services.urza.faults import unanswered, unstorable
+from esper.services.urza.reader import PostgresReader, Question, Reader, Rows, SessionReader, Values
 from esper.services.urza.sqlite_driver import connected
 from esper.services.urza.transitions import REFUSAL, UNPROVEN
 
@@ -36,6 +38,9 @@ TURN_TIMEOUT_S = 60.0
 
 CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S = 5.0, 10.0, 30.0
 """How long PostgreSQL may take to let us in, to have a connection free, and to answer."""
+
+READERS = 4
+"""Connections for what is asked again and again, beside those of the engine."""
 
 _WRITING = "esper_writing"
 _PREPARING = 0x45535045
@@ -59,15 +64,37 @@ class Database:
 
     Args:
         source: An engine, or a factory of sessions.
+
+    Attributes:
+        reader: Asks what is asked again and again.
     """
 
     def __init__(self, source: AsyncEngine | async_sessionmaker[AsyncSession]) -> None:
+        engine = source if isinstance(source, AsyncEngine) else None
         if isinstance(source, AsyncEngine):
             source = async_sessionmaker(source, expire_on_commit=False)
         self._sessions = source
         # SQLite gives its one write lock to whoever happens to ask next; among many, one may never be that.
         bind = source.kw.get("bind")
         self._turn = asyncio.Lock() if bind is not None and bind.dialect.name == "sqlite" else None
+        self.reader: Reader = SessionReader(self._sessions)
+        if engine is not None and engine.dialect.name == "postgresql":
+            timeouts = CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S
+            self.reader = PostgresReader(engine.url, connections=READERS, timeouts_s=timeouts)
+
+    async def rows(self, question: Question, values: Values) -> Rows:
+        """Return what a question finds that is asked again and again; on PostgreSQL through connections for these alone.
+
+        Raises:
+            ContractError: If a value is none that the database can hold.
+            StoreUnavailable: If the database does not answer.
+        """
+        async with _translated():
+            return await self.reader.rows(question, values)
+
+    async def close(self) -> None:
+        """Close the connections that `rows` made."""
+        await self.reader.close()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -155,16 +182,8 @@ async def _translated() -> AsyncIterator[None]:
         if _is_lost_race(error):
             raise
         if _is_fault_of_the_data(error):
-            raise ContractError(
-                "what was sent cannot be stored",
-                why=str(getattr(error, "orig", error)).partition("\n")[0][:200],
-                todo="leave out zero bytes, half characters and numbers of more than 64 bits",
-            ) from error
-        raise StoreUnavailable(
-            "the library's database does not answer",
-            why=str(getattr(error, "orig", None) or error) or type(error).__name__,
-            todo="look whether the database, or the disk under it, is full or gone",
-        ) from error
+            raise unstorable(error) from error
+        raise unanswered(error) from error
 
 
 async def lock(session: AsyncSession, name: str) -> None:

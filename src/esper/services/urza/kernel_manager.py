@@ -110,7 +110,8 @@ class KernelManager(Catalogue, JobQueue, Forms, Uploads, Withdrawals):
         return GarbageCollector(self.database, self._keeper.blobs, self._clock, config)
 
     async def close(self) -> None:
-        """Close the connections that `open` made."""
+        """Close the connections that `open` or `at` made, and those of reads."""
+        await self.database.close()
         if self._engine is not None:
             await self._engine.dispose()
 

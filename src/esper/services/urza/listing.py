@@ -7,9 +7,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from esper.contracts.store import BlueprintPage, BlueprintQuery, BlueprintRecord
 from esper.services.urza.cursors import place_of, written
-from esper.services.urza.models import Blueprint
-from esper.services.urza.search import Beginning, blueprint_conditions, tags_of
-from esper.services.urza.words import asked_for
+from esper.services.urza.models import Blueprint, BlueprintTerm
+from esper.services.urza.needs import Condition, needs_of
+from esper.services.urza.reader import SessionReader
+from esper.services.urza.search import tags_of
 
 _SHOWN = (
     Blueprint.id, Blueprint.name, Blueprint.version, Blueprint.status, Blueprint.parent_id, Blueprint.submitted_by,
@@ -23,15 +24,20 @@ async def page_of_blueprints(session: AsyncSession, query: BlueprintQuery) -> Bl
     Raises:
         ContractError: If its cursor cannot be used.
     """
-    conditions = blueprint_conditions(
-        sorted(set(query.tags)), query.match, [Beginning(word) for word in asked_for(query.name)]
-    )
+    needs = await needs_of(SessionReader(session), query.tags, query.match, query.name)
+    if any(need.is_hopeless for need in needs):
+        return BlueprintPage(blueprints=[])
+    conditions, values = [], dict[str, object]()
+    for number, need in enumerate(needs):
+        condition = Condition(f"need{number}", need.num_terms)
+        conditions.append(condition.holds_for(BlueprintTerm, Blueprint.id))
+        values |= need.values(condition.name)
     if query.status is not None:
         conditions.append(Blueprint.status == query.status)
     if query.cursor:
         conditions.append(tuple_(Blueprint.name, Blueprint.version) > tuple_(*place_of(query.cursor, str, int)))
     found = select(*_SHOWN).where(*conditions).order_by(Blueprint.name, Blueprint.version).limit(query.limit + 1)
-    rows = (await session.execute(found)).all()
+    rows = (await session.execute(found, values)).all()
     tags = await tags_of(session, {row[0] for row in rows})
     page = [_record(row, tags.get(row[0], [])) for row in rows[: query.limit]]
     last = page[-1] if len(rows) > query.limit else None

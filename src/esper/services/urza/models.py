@@ -20,10 +20,10 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from esper.contracts.kernel import BlueprintStatus, JobPhase, JsonObject, KernelStatus
 from esper.services.urza.base import DIGEST, NAME, Base, now, words
+from esper.services.urza.terms import TAG_MARK, bits_of
 
-WORD = String(128).with_variant(String(128, collation="C"), "postgresql")
-"""Words are compared byte by byte everywhere, so that those with one beginning lie together in the index."""
-
+TERM = String(129).with_variant(String(129, collation="C"), "postgresql")
+"""Terms are compared byte by byte everywhere, so that words with one beginning lie together in the index."""
 
 FILTERS = ("target_device", "latency_ms", "size_bytes", "num_params")
 """Columns at the end of the ordered indexes, so that a list is filtered without visiting its rows."""
@@ -41,7 +41,11 @@ class JobStatus(StrEnum):
 
 
 class Blueprint(Base):
-    """A design; its id is the digest of its canonical form."""
+    """A design; its id is the digest of its canonical form.
+
+    Attributes:
+        signature: The bits of all its terms; triggers of the database keep it so.
+    """
 
     __tablename__ = "blueprints"
     __table_args__ = (UniqueConstraint("name", "version", name="uq_blueprints_name_version"),)
@@ -58,37 +62,54 @@ class Blueprint(Base):
     updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
     estimated_flops: Mapped[int | None] = mapped_column(BigInteger)
     memory_footprint_mb: Mapped[float | None]
+    signature: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
 
     kernels: Mapped[list["Kernel"]] = relationship(back_populates="blueprint")
     parent: Mapped["Blueprint | None"] = relationship(remote_side=[id], back_populates="children")
     children: Mapped[list["Blueprint"]] = relationship(back_populates="parent")
-    tag_rows: Mapped[list["BlueprintTag"]] = relationship(cascade="all, delete-orphan")
-    word_rows: Mapped[list["BlueprintWord"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
+    term_rows: Mapped[list["BlueprintTerm"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
 
     @property
     def tags(self) -> list[str]:
         """Its tags, in alphabetical order."""
-        return sorted(row.tag for row in self.tag_rows)
+        return sorted(row.term.removeprefix(TAG_MARK) for row in self.term_rows if row.term.startswith(TAG_MARK))
 
 
-class BlueprintTag(Base):
-    """One tag of one blueprint."""
+class BlueprintTerm(Base):
+    """A term of a blueprint: one of its tags with a mark before it, or one word of its name.
 
-    __tablename__ = "blueprint_tags"
-    __table_args__ = (Index("ix_blueprint_tags_tag", "tag", "blueprint_id"),)
+    Attributes:
+        bits: Its bits in signatures; all of them where whoever wrote it did not say, which is right and slow.
+    """
 
-    blueprint_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("blueprints.id", ondelete="CASCADE"), primary_key=True)
-    tag: Mapped[str] = mapped_column(NAME, primary_key=True)
-
-
-class BlueprintWord(Base):
-    """One word of a blueprint's name in small letters, so that names are found by their words and how these begin."""
-
-    __tablename__ = "blueprint_words"
-    __table_args__ = (Index("ix_blueprint_words_word", "word", "blueprint_id"),)
+    __tablename__ = "blueprint_terms"
+    __table_args__ = (Index("ix_blueprint_terms_term", "term", "blueprint_id"),)
 
     blueprint_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("blueprints.id", ondelete="CASCADE"), primary_key=True)
-    word: Mapped[str] = mapped_column(WORD, primary_key=True)
+    term: Mapped[str] = mapped_column(TERM, primary_key=True)
+    bits: Mapped[int] = mapped_column(BigInteger, server_default="-1")
+
+    @classmethod
+    def of(cls, term: str) -> "BlueprintTerm":
+        """Return the row of a term."""
+        return cls(term=term, bits=bits_of(term))
+
+
+class BlueprintPair(Base):
+    """Two terms that one blueprint has; triggers of the database keep it so.
+
+    Which blueprints have both is read from the index, also where many have either and none has both.
+    """
+
+    __tablename__ = "blueprint_pairs"
+    __table_args__ = (
+        Index("ix_blueprint_pairs_first", "first", "second", "blueprint_id"),
+        Index("ix_blueprint_pairs_second", "second", "first", "blueprint_id"),
+    )
+
+    blueprint_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("blueprints.id", ondelete="CASCADE"), primary_key=True)
+    first: Mapped[str] = mapped_column(TERM, primary_key=True)
+    second: Mapped[str] = mapped_column(TERM, primary_key=True)
 
 
 class Blob(Base):
@@ -113,6 +134,7 @@ class Kernel(Base):
         rank: Place in every list, rising from the fastest kernel to those that were not measured (NULLS LAST in a number, so
             that one index and one comparison of pairs serve both databases).
         num_params: Numbers that training can change; 0 for a kernel without parameters.
+        tags: Those of its blueprint, in alphabetical order; triggers of the database keep it so.
     """
 
     __tablename__ = "kernels"
@@ -143,6 +165,7 @@ class Kernel(Base):
     updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
     latency_ms: Mapped[float | None] = mapped_column(Double)
     num_params: Mapped[int | None] = mapped_column(BigInteger)
+    tags: Mapped[list[str]] = mapped_column(JSON, default=list, server_default="[]")
     rank: Mapped[float] = mapped_column(
         Double, Computed("CASE WHEN throughput IS NULL THEN 1.0 ELSE -throughput END", persisted=True)
     )
@@ -173,23 +196,33 @@ class InferenceFormRow(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
-class KernelTag(Base):
-    """A tag of a kernel's blueprint beside what kernels are listed by; triggers of the database keep it so.
+class KernelTerm(Base):
+    """A term of a kernel's blueprint beside what kernels are listed by; triggers of the database keep it so.
 
-    A search by tag reads its page from the index, in order, however many kernels have the tag.
+    A search by a term reads its page from an index, in order, however many kernels have the term. The device has an index of its
+    own: the kernels of the slowest device would come last in every list.
+
+    Attributes:
+        signature: The bits of all terms of the blueprint, by which most rows that lack another term are passed over.
     """
 
-    __tablename__ = "kernel_tags"
-    __table_args__ = (Index("ix_kernel_tags_tag", "tag", "status", "rank", "kernel_id", *FILTERS),)
+    __tablename__ = "kernel_terms"
+    __table_args__ = (
+        Index("ix_kernel_terms_rank", "term", "status", "rank", "kernel_id", *FILTERS, "signature"),
+        Index(
+            "ix_kernel_terms_device", "term", "target_device", "status", "rank", "kernel_id", *FILTERS[1:], "signature"
+        ),
+    )
 
     kernel_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True)
-    tag: Mapped[str] = mapped_column(NAME, primary_key=True)
+    term: Mapped[str] = mapped_column(TERM, primary_key=True)
     status: Mapped[KernelStatus] = mapped_column(words(KernelStatus))
     rank: Mapped[float] = mapped_column(Double)
     target_device: Mapped[str] = mapped_column(String(64))
     latency_ms: Mapped[float | None] = mapped_column(Double)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     num_params: Mapped[int | None] = mapped_column(BigInteger)
+    signature: Mapped[int] = mapped_column(BigInteger)
 
 
 class BenchmarkResult(Base):

@@ -6,6 +6,7 @@ The same statements make the triggers in `esper.services.urza.database.prepare` 
 from sqlalchemy import Connection, MetaData, String, Table, event, insert, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from esper.services.urza import found_by
 from esper.services.urza.base import Base
 
 BLUEPRINT, KERNEL, JOB = "blueprints", "kernels", "compile_jobs"
@@ -72,8 +73,7 @@ def triggers(dialect: str) -> list[str]:
 def without_triggers(dialect: str) -> list[str]:
     """Return the statements that take every trigger away."""
     if dialect == "postgresql":
-        names = ("esper_status", "esper_kernel_tags", "esper_kernel_rank", "esper_tag_added", "esper_tag_removed")
-        return [f"DROP FUNCTION IF EXISTS {name}() CASCADE" for name in names]
+        return ["DROP FUNCTION esper_status() CASCADE"]
     return [f"DROP TRIGGER {statement.split()[2]}" for statement in _SQLITE]
 
 
@@ -97,31 +97,11 @@ def _sqlite_status(subject: str) -> list[str]:
     ]
 
 
-_NAMES = ("status", "rank", "target_device", "latency_ms", "size_bytes", "num_params")
-_COPIED = ", ".join(_NAMES)
-_LISTED = f"kernel_id, tag, {_COPIED}"
-_OF_NEW = ", ".join(f"NEW.{name}" for name in _NAMES)
-_SET_TO_NEW = ", ".join(f"{name} = NEW.{name}" for name in _NAMES)
-_CHANGING = "status, throughput, target_device, latency_ms, size_bytes, num_params"
-
 _SQLITE = [
     *(statement for subject in PAIRS for statement in _sqlite_status(subject)),
     f"CREATE TRIGGER kernels_proven BEFORE UPDATE OF status ON kernels WHEN NEW.status = 'validated' AND NOT {_PROVEN}"
     f" BEGIN SELECT RAISE(ABORT, '{UNPROVEN}'); END",
-    "CREATE TRIGGER kernels_tagged AFTER INSERT ON kernels BEGIN"
-    f" INSERT INTO kernel_tags ({_LISTED})"
-    f" SELECT NEW.id, tag, {_OF_NEW} FROM blueprint_tags WHERE blueprint_id = NEW.blueprint_id; END",
-    f"CREATE TRIGGER kernels_ranked AFTER UPDATE OF {_CHANGING} ON kernels BEGIN"
-    f" UPDATE kernel_tags SET {_SET_TO_NEW} WHERE kernel_id = NEW.id; END",
-    "CREATE TRIGGER blueprint_tags_added AFTER INSERT ON blueprint_tags BEGIN"
-    f" INSERT INTO kernel_tags ({_LISTED})"
-    f" SELECT id, NEW.tag, {_COPIED} FROM kernels WHERE blueprint_id = NEW.blueprint_id; END",
-    "CREATE TRIGGER blueprint_tags_removed AFTER DELETE ON blueprint_tags BEGIN DELETE FROM kernel_tags"
-    " WHERE tag = OLD.tag AND kernel_id IN (SELECT id FROM kernels WHERE blueprint_id = OLD.blueprint_id); END",
 ]
-
-_LOCK = "PERFORM 1 FROM blueprints WHERE id = NEW.blueprint_id FOR NO KEY UPDATE;"
-"""A kernel and a tag that are added at the same time would each not see the other."""
 
 
 def _function(name: str, body: str) -> str:
@@ -146,29 +126,6 @@ _POSTGRESQL = [
         _trigger(f"{subject}_status", f"BEFORE INSERT OR UPDATE OF status ON {subject}", "esper_status")
         for subject in PAIRS
     ),
-    _function(
-        "esper_kernel_tags",
-        f"{_LOCK} INSERT INTO kernel_tags ({_LISTED})"
-        f" SELECT NEW.id, tag, {_OF_NEW} FROM blueprint_tags WHERE blueprint_id = NEW.blueprint_id; RETURN NULL;",
-    ),
-    _trigger("kernels_tagged", "AFTER INSERT ON kernels", "esper_kernel_tags"),
-    _function(
-        "esper_kernel_rank",
-        f"UPDATE kernel_tags SET {_SET_TO_NEW} WHERE kernel_id = NEW.id; RETURN NULL;",
-    ),
-    _trigger("kernels_ranked", f"AFTER UPDATE OF {_CHANGING} ON kernels", "esper_kernel_rank"),
-    _function(
-        "esper_tag_added",
-        f"{_LOCK} INSERT INTO kernel_tags ({_LISTED})"
-        f" SELECT id, NEW.tag, {_COPIED} FROM kernels WHERE blueprint_id = NEW.blueprint_id; RETURN NULL;",
-    ),
-    _trigger("blueprint_tags_added", "AFTER INSERT ON blueprint_tags", "esper_tag_added"),
-    _function(
-        "esper_tag_removed",
-        "DELETE FROM kernel_tags WHERE tag = OLD.tag"
-        " AND kernel_id IN (SELECT id FROM kernels WHERE blueprint_id = OLD.blueprint_id); RETURN NULL;",
-    ),
-    _trigger("blueprint_tags_removed", "AFTER DELETE ON blueprint_tags", "esper_tag_removed"),
 ]
 
 
@@ -177,5 +134,6 @@ def _fill(_: MetaData, connection: Connection, tables: list[Table] | None = None
     """Make the triggers where the tables were just made."""
     if tables and any(table.name == StatusTransition.__tablename__ for table in tables):
         connection.execute(insert(StatusTransition), rows())
-        for statement in triggers(connection.dialect.name):
+        dialect = connection.dialect.name
+        for statement in (*triggers(dialect), *found_by.triggers(dialect)):
             connection.execute(text(statement.replace(":", "\\:")))

@@ -10,9 +10,11 @@ from esper.contracts.store_calls import ArtifactHead, KernelStatusChange, Kernel
 from esper.errors import ContractError, NotFound
 from esper.services.rest.answers import IMMUTABLE, json_answer, json_list, matches, next_page
 from esper.services.rest.bodies import LimitedRoute
+from esper.services.urza.rest.direct import DirectRoute
 from esper.services.urza.rest.parameters import Digest
 from esper.services.urza.rest.ranges import range_of
 from esper.services.urza.rest.state import Serving, serving_of
+from esper.services.urza.rest.summaries import encoded
 from esper.services.urza.rest.transfers import sent, streamed
 
 _REMEMBERED = 100_000
@@ -25,18 +27,13 @@ BYTES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@kernels.get("/search", response_model=list[KernelSummary])
 async def search_kernels(request: Request, query: Annotated[KernelQuery, Query()]) -> Response:
     """Search kernels, fastest first; those that were not measured come last, with `performance` null."""
-    page = await serving_of(request).manager.search(query)
-    found = [
-        KernelSummary(
-            kernel_id=kernel.kernel_id, blueprint_id=kernel.blueprint_id, tags=kernel.tags,
-            performance=kernel.throughput, device=kernel.target_device,
-        )
-        for kernel in page.kernels
-    ]  # fmt: skip
-    return json_list(found, next_page(request, page.cursor))
+    rows, cursor = await serving_of(request).manager.search_rows(query)
+    return Response(encoded(rows), 200, next_page(request, cursor), "application/json")
+
+
+kernels.add_api_route("/search", search_kernels, response_model=list[KernelSummary], route_class_override=DirectRoute)
 
 
 @kernels.get("", response_model=list[KernelRecord])

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import context, op
 
 from esper.services.urza import transitions
+from esper.services.urza.migrations import tags
 
 revision = "0002"
 down_revision = "0001"
@@ -31,14 +32,14 @@ def upgrade() -> None:
     _change_kernels(dialect)
     op.create_index("ix_compile_jobs_kernel_id", "compile_jobs", ["kernel_id"])
     _fill(dialect)
-    for statement in transitions.triggers(dialect):
+    for statement in (*transitions.triggers(dialect), *tags.triggers(dialect)):
         op.execute(statement)
 
 
 def downgrade() -> None:
     """Take back everything; kernels and blueprints stay as they are."""
     dialect = op.get_bind().dialect.name if not context.is_offline_mode() else op.get_context().dialect.name
-    for statement in transitions.without_triggers(dialect):
+    for statement in (*tags.without_triggers(dialect), *transitions.without_triggers(dialect)):
         op.execute(statement)
     op.drop_index("ix_compile_jobs_kernel_id", "compile_jobs")
     _change_kernels_back(dialect)
