@@ -30,6 +30,18 @@ async def test_bytes_and_designs_never_change_and_say_so(service: Service) -> No
             assert (answer.status, await answer.read()) == (304, b"")
 
 
+async def test_whoever_names_the_digest_is_told_that_nothing_changed_before_anything_is_read(service: Service) -> None:
+    path = f"/api/v1/blueprints/{ZERO}/ir"
+    status, _, _ = await service.ask("GET", path, headers={"If-None-Match": f'"{ZERO}"'})
+    assert status == 304
+    for headers in ({}, {"If-None-Match": "*"}, {"If-None-Match": '"else"'}):
+        status, problem, _ = await service.ask("GET", path, headers=headers)
+        assert (status, problem["code"]) == (404, "ESP-5000")
+    for address in ("sha256:0", ZERO + "0", ZERO.upper(), ZERO + "%0A"):
+        status, problem, _ = await service.ask("GET", f"/api/v1/blueprints/{address}/ir")
+        assert (status, "content address" in problem["detail"]) == (422, True)
+
+
 async def test_a_record_that_may_change_has_a_tag_of_its_content(service: Service) -> None:
     path = f"/api/v1/kernels/{await service.kernel()}"
     _, _, headers = await service.ask("GET", path)

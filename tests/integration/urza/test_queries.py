@@ -5,6 +5,7 @@ import json
 import pytest
 
 from esper.contracts.store import KernelQuery
+from esper.contracts.store_calls import KernelSummary
 from esper.testing.forging import adapter
 from tests.integration.urza.service import Service
 
@@ -27,6 +28,38 @@ async def test_a_search_answers_the_specified_array_and_leads_to_the_next_page(s
     status, rest, headers = await service.ask("GET", link.partition(">")[0].removeprefix("<"))
     assert [(kernel["kernel_id"], kernel["performance"]) for kernel in rest] == [(ids[3], None)]
     assert "Link" not in headers
+
+
+async def test_a_summary_says_what_the_record_says(service: Service) -> None:
+    await service.kernel(1, throughput=0.0, tags=('a "quoted" tag', "größe", "a"))
+    await service.kernel(2, throughput=1e-300)
+    await service.kernel(3)
+    _, summaries, _ = await service.ask("GET", "/api/v1/kernels/search")
+    records = (await service.client.search(KernelQuery())).kernels
+    assert len(records) == 3
+    assert [KernelSummary.model_validate(summary) for summary in summaries] == [
+        KernelSummary(
+            kernel_id=record.kernel_id, blueprint_id=record.blueprint_id, tags=record.tags,
+            performance=record.throughput, device=record.target_device,
+        )
+        for record in records
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "kernels"),
+    [
+        ("tags=a&tags=b&match=all", 1), ("tags=a&limit=1&limit=2", 2), ("tags=a+c", 1), ("tags=a%20c&has_params=", None),
+        ("min_performance=1.5e0", 3), ("device=", 0), ("", 3), ("&&", 3), ("tags=%FF", 0), ("has_params=true", 0),
+        ("tags[]=a", None), ("max_memory_mb=1.5e308", 3),
+    ],
+)  # fmt: skip
+async def test_a_query_is_read_as_forms_are(service: Service, query: str, kernels: int | None) -> None:
+    for width, tags in ((1, ("a", "b")), (2, ("a",)), (3, ("a c",))):
+        await service.kernel(width, throughput=2.0, tags=tags)
+    for path in ("/api/v1/kernels/search", "/api/v1/kernels"):  # without the framework, and by it
+        status, found, _ = await service.ask("GET", f"{path}?{query}")
+        assert (status, len(found) if status == 200 else None) == (422 if kernels is None else 200, kernels), path
 
 
 @pytest.mark.parametrize(

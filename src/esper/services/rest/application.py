@@ -14,6 +14,7 @@ from esper import __version__
 from esper.errors import EsperError
 from esper.services.rest.answers import on_esper_error, on_http_error, on_invalid
 from esper.services.rest.description import described
+from esper.services.rest.direct import DirectRoute
 from esper.services.rest.gate import Gate, Rules
 from esper.services.rest.state import Parts
 
@@ -61,6 +62,7 @@ def application(
     app.router.redirect_slashes = False
     for router in routers:
         app.router.routes.extend(router.routes)
+    app.router.routes.sort(key=lambda route: not isinstance(route, DirectRoute))  # they are tried one after the other
     app.add_exception_handler(EsperError, on_esper_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)

@@ -1,5 +1,6 @@
 """Settings that every service over HTTP has."""
 
+from functools import lru_cache
 from ipaddress import ip_address
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,6 +53,7 @@ class RestConfig(BaseModel):
         return self.require_keys or not is_loopback(self.host)
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """Say whether an address is this machine's own."""
     if host in LOOPBACK_NAMES:

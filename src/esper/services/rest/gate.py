@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -67,7 +67,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answering = _Answering(send, _request_id(scope))
+        headers = Headers(scope=scope)
+        answering = _Answering(send, _request_id(headers))
         scope[REQUEST_ID] = answering.request_id
         try:
             serving = parts_in(self._service)
@@ -77,13 +78,14 @@ class Gate:
         began = serving.clock.monotonic_s()
         serving.metrics.in_hand.inc()
         try:
-            await self._pass(scope, receive, answering, serving)
+            await self._pass(scope, headers, receive, answering, serving)
         finally:
             serving.metrics.in_hand.dec()
             _count(serving, scope, answering.status, serving.clock.monotonic_s() - began)
 
-    async def _pass(self, scope: Scope, receive: Receive, answering: "_Answering", serving: Parts) -> None:
-        headers = Headers(scope=scope)
+    async def _pass(
+        self, scope: Scope, headers: Headers, receive: Receive, answering: "_Answering", serving: Parts
+    ) -> None:
         try:
             scope[CALLER] = caller = await serving.callers.admitted(scope, headers)
             rules = self._rules(serving)
@@ -106,8 +108,7 @@ class Gate:
 def _count(serving: Parts, scope: Scope, status: int, seconds: float) -> None:
     endpoint = getattr(scope.get("route"), "path", OUTSIDE)
     method = scope["method"] if endpoint != OUTSIDE else OUTSIDE
-    serving.metrics.requests.labels(endpoint, method, str(status)).inc()
-    serving.metrics.seconds.labels(endpoint).observe(seconds)
+    serving.metrics.answered(endpoint, method, status, seconds)
 
 
 class _Answering:
@@ -205,6 +206,6 @@ def _fault() -> EsperError:
     return EsperError("the service has a fault", why="it is in its log, under the id of this request")
 
 
-def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid4().hex[:16]
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else token_hex(8)

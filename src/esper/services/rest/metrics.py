@@ -31,3 +31,14 @@ class RequestMetrics:
         )
         self.in_hand = Gauge(f"{name}_requests_in_hand", "Requests that are being answered.", registry=own)
         self.refused = Counter(f"{name}_refused_total", "Requests that reached no endpoint.", ("why",), registry=own)
+        self._requests: dict[tuple[str, str, int], Counter] = {}
+        self._seconds: dict[str, Histogram] = {}
+
+    def answered(self, endpoint: str, method: str, status: int, seconds: float) -> None:
+        """Count an answer; the series of each endpoint is looked up once, which takes longer than to count."""
+        key = (endpoint, method, status)
+        if key not in self._requests:
+            self._requests[key] = self.requests.labels(endpoint, method, str(status))
+            self._seconds[endpoint] = self.seconds.labels(endpoint)
+        self._requests[key].inc()
+        self._seconds[endpoint].observe(seconds)

@@ -30,7 +30,7 @@ from esper.services.urza.needs import Condition
 
 Found: TypeAlias = Select[*tuple[Any, ...]]
 
-_MIB = 2**20
+_MIB, _MOST = 2**20, 2**63 - 1
 
 
 class Shown(Enum):
@@ -174,7 +174,7 @@ def filters_of(query: KernelQuery, place: Sequence[Any] | None) -> dict[str, obj
     """Return the values of the filters that a query has, by name."""
     found: dict[str, object] = {
         "status": query.status, "device": query.device, "max_latency_ms": query.max_latency_ms,
-        "max_size_bytes": None if query.max_memory_mb is None else int(query.max_memory_mb * _MIB),
+        "max_size_bytes": None if query.max_memory_mb is None else int(min(query.max_memory_mb * _MIB, _MOST)),
         "last_rank": None if query.min_performance is None else -max(query.min_performance, 0.0),
     }  # fmt: skip
     if place is not None:

@@ -16,6 +16,7 @@ from esper.errors import ContractError, NotFound
 from esper.ir import BlueprintIR, digest_of
 from esper.services.rest.answers import IMMUTABLE, json_answer, json_list, matches, next_page
 from esper.services.rest.bodies import LimitedRoute
+from esper.services.rest.direct import DirectRoute
 from esper.services.urza.rest.parameters import Digest
 from esper.services.urza.rest.state import serving_of
 
@@ -52,20 +53,30 @@ async def put_blueprint(request: Request, blueprint_id: Digest, body: BlueprintP
     return json_answer(await manager.get_blueprint(blueprint_id))
 
 
-@blueprints.get("/{blueprint_id}/ir", responses={200: {"content": {"application/json": {}}}}, response_class=Response)
 async def get_blueprint_ir(request: Request, blueprint_id: Digest) -> Response:
     """Return the canonical form of a blueprint, whose digest is its address; it never changes."""
     serving, key = serving_of(request), f"ir {blueprint_id}"
     headers = {"ETag": f'"{blueprint_id}"', "Cache-Control": IMMUTABLE}
+    wanted = request.headers.get("if-none-match")
+    if wanted != "*" and matches(wanted, headers["ETag"]):  # whoever names the digest has what it is the digest of
+        return Response(status_code=304, headers=headers)
     body = serving.immutable.get(key)
     serving.metrics.cached.labels("yes" if body is not None else "no").inc()
     if body is None:
-        record = await serving.manager.get_blueprint(blueprint_id)
-        body = canonical(blueprint_id, record)
+        body = canonical(blueprint_id, await serving.manager.get_blueprint(blueprint_id))
         serving.immutable.put(key, body)
-    if matches(request.headers.get("if-none-match"), headers["ETag"]):
+    if wanted == "*":
         return Response(status_code=304, headers=headers)
     return Response(body, 200, headers, "application/json")
+
+
+blueprints.add_api_route(
+    "/{blueprint_id}/ir",
+    get_blueprint_ir,
+    responses={200: {"content": {"application/json": {}}}},
+    response_class=Response,
+    route_class_override=DirectRoute,
+)
 
 
 @blueprints.get(

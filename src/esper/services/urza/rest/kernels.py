@@ -10,7 +10,7 @@ from esper.contracts.store_calls import ArtifactHead, KernelStatusChange, Kernel
 from esper.errors import ContractError, NotFound
 from esper.services.rest.answers import IMMUTABLE, json_answer, json_list, matches, next_page
 from esper.services.rest.bodies import LimitedRoute
-from esper.services.urza.rest.direct import DirectRoute
+from esper.services.rest.direct import DirectRoute
 from esper.services.urza.rest.parameters import Digest
 from esper.services.urza.rest.ranges import range_of
 from esper.services.urza.rest.state import Serving, serving_of

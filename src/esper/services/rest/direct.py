@@ -1,6 +1,7 @@
-"""Endpoints whose only parameter is a model of their query, read without the framework's way, which takes as long as a search."""
+"""Endpoints that are asked most, read without the framework's way to their parameters, which takes as long as the answer."""
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, get_origin, get_type_hints
 from urllib.parse import parse_qsl
@@ -11,25 +12,40 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from esper.services.urza.rest.bodies import Handler
+from esper.ir import is_digest
+from esper.services.rest.bodies import Handler
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class DirectRoute(APIRoute):
-    """Calls ``endpoint(request, query)`` with the query read into its model; described as any other endpoint."""
+    """Calls ``endpoint(request, …)`` with a query read into its model, or an id of the path; described as any other endpoint."""
 
     def get_route_handler(self) -> Handler:
         """Return what answers a request."""
         endpoint = self.endpoint
-        model: type[BaseModel] = get_type_hints(endpoint)["query"]
-        assert list(inspect.signature(endpoint).parameters) == ["request", "query"], endpoint
+        hints = get_type_hints(endpoint)
+        readers = [_reader(name, hints[name]) for name in list(inspect.signature(endpoint).parameters)[1:]]
 
         async def direct(request: Request) -> Response:
-            answer: Response = await endpoint(request, query_of(request, model))
+            answer: Response = await endpoint(request, *[reader(request) for reader in readers])
             return answer
 
         return direct
+
+
+def _reader(name: str, kind: Any) -> Callable[[Request], Any]:
+    """Return what reads a parameter."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return lambda request: query_of(request, kind)
+    return lambda request: _digest_of(request, name)
+
+
+def _digest_of(request: Request, name: str) -> str:
+    found: str = request.path_params[name]
+    if not is_digest(found):
+        raise RequestValidationError([{"loc": ("path", name), "msg": "it is no content address", "type": "digest"}])
+    return found
 
 
 def query_of(request: Request, model: type[Model]) -> Model:
