@@ -14,10 +14,12 @@ from pathlib import Path
 from benchmarks.support.report import dumps, report, table
 
 MET, USAGE, UNKNOWN, MISSED = 0, 2, 3, 4
-FOLDERS = {
-    "texts": "folder of texts, for benchmarks that read some",
-    "work": "folder where a long benchmark keeps what it has",
+OPTIONS: dict[str, tuple[type, str]] = {
+    "only": (str, "parts to run, separated by commas, for benchmarks that have some"),
+    "texts": (Path, "folder of texts, for benchmarks that read some"),
+    "work": (Path, "folder where a long benchmark keeps what it has"),
 }
+"""Options that some benchmarks take, with their types."""
 
 
 def names() -> list[str]:
@@ -48,12 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no benchmark {given.name!r}: {hint}", file=sys.stderr)
         return UNKNOWN
     question = import_module(module(given.name))
-    folders = {name: folder for name in FOLDERS if (folder := getattr(given, name)) is not None}
-    unused = set(folders) - set(signature(question.answer).parameters)
+    options = {name: value for name in OPTIONS if (value := getattr(given, name)) is not None}
+    unused = set(options) - set(signature(question.answer).parameters)
     if unused:
         print(f"{given.name} takes no --{min(unused)}", file=sys.stderr)
         return USAGE
-    answer = question.answer(quick=given.quick, seed=given.seed, **folders)
+    answer = question.answer(quick=given.quick, seed=given.seed, **options)
     found = report(given.name, answer, seed=given.seed, quick=given.quick)
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: to see that it runs, not for figures")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--seed", type=int, default=0, help="seed of models, data and order (default 0)")
-    for name, meaning in FOLDERS.items():
-        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=meaning)
+    for name, (kind, meaning) in OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, metavar="DIR" if kind is Path else "PARTS", help=meaning)
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON object to a file")
     return parser
 

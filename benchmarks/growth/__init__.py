@@ -21,12 +21,13 @@ USES: dict[str, Callable[[Bench, Plan, str], Study]] = {
     "plateau": plateau.study,
 }
 """The uses by name."""
-TASKS_OF = {"size-unknown": ("friedman", "mnist1d", "digits", "characters"), "plateau": ("mnist1d", "characters")}
+TASKS = ("friedman", "mnist1d", "digits", "characters")
+TASKS_OF = dict.fromkeys(USES, TASKS)
 """On which tasks each is studied."""
 QUICK_TASKS_OF = {"size-unknown": ("friedman",), "plateau": ("friedman",)}
 
 
-def answer(*, quick: bool, seed: int, texts: Path | None = None, work: Path | None = None) -> Answer:
+def answer(*, quick: bool, seed: int, texts: Path | None = None, work: Path | None = None, only: str = "") -> Answer:
     """Study every use on its tasks.
 
     Args:
@@ -34,16 +35,33 @@ def answer(*, quick: bool, seed: int, texts: Path | None = None, work: Path | No
         seed: First reported seed.
         texts: Folder with ``tinyshakespeare.txt``; without it the characters are Python's help pages.
         work: Where outcomes are kept; a folder that is thrown away where it is left out.
+        only: Studies to make, as ``use.task`` separated by commas; all of them where it is left out.
+
+    Raises:
+        SystemExit: If there is no such study.
     """
+    studied = _chosen(only, quick=quick)
     plan = Plan.quick() if quick else Plan()
     plan = plan.from_seed(seed)
     with (
         tempfile.TemporaryDirectory(prefix="esper-growth-") as thrown_away,
         Bench(work or Path(thrown_away), texts=texts) as bench,
     ):
-        chosen = QUICK_TASKS_OF if quick else TASKS_OF
-        studies = [USES[use](bench, plan, task) for use, tasks in chosen.items() for task in tasks]
+        studies = [USES[use](bench, plan, task) for use, task in studied]
     return _answer(studies, plan)
+
+
+def _chosen(only: str, *, quick: bool) -> list[tuple[str, str]]:
+    """Return uses with their tasks."""
+    tasks_of = QUICK_TASKS_OF if quick and not only else TASKS_OF
+    known = [(use, task) for use, tasks in tasks_of.items() for task in tasks]
+    if not only:
+        return known
+    wanted = only.split(",")
+    unknown = set(wanted) - {f"{use}.{task}" for use, task in known}
+    if unknown:
+        raise SystemExit(f"no study {min(unknown)}: there are {', '.join(f'{use}.{task}' for use, task in known)}")
+    return [(use, task) for use, task in known if f"{use}.{task}" in wanted]
 
 
 def _answer(studies: list[Study], plan: Plan) -> Answer:
