@@ -43,7 +43,7 @@ ENDPOINTS = (
     ("tamiyo", "GET", "/metrics"),
     ("nissa", "GET", "/metrics"),
 )
-SERVED = ("urza",)
+SERVED = ("urza", "tezzeret")
 DEPLOYED = {
     "urza": ("8000:8000", "DATABASE_URL", "S3_BUCKET"),
     "tamiyo": ("8001:8001", "REDIS_URL", "URZA_URL"),

@@ -49,11 +49,12 @@ def collect(
 
 async def _collected(root: Path | None, *, dry_run: bool) -> "Collected":
     from esper.cli.stores import store_config
+    from esper.services.urza.kernel_manager import collector_of
     from esper.services.urza.stores import opened
 
     config = store_config(root=root)
     async with await opened(config) as manager:
-        collector = manager.collector(config.retention)
+        collector = collector_of(manager, config.retention)
         return await (collector.preview() if dry_run else collector.collect())
 
 

@@ -14,7 +14,7 @@ from esper.ir import digest_of
 from esper.ports import BlobEntry
 from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.garbage import RetentionConfig
-from esper.services.urza.kernel_manager import KernelManager
+from esper.services.urza.kernel_manager import KernelManager, collector_of
 from esper.services.urza.rest.collecting import collecting
 from esper.services.urza.rest.metrics import RestMetrics
 from tests.integration.urza.service import running
@@ -30,7 +30,7 @@ async def gone(manager: KernelManager) -> None:
     async with asyncio.timeout(10):
         while True:
             try:
-                await manager.collector()._blobs.size(ORPHAN)
+                await collector_of(manager)._blobs.size(ORPHAN)
             except NotFound:
                 return
             await asyncio.sleep(0.02)
@@ -53,7 +53,7 @@ async def test_a_grace_that_is_not_over_keeps_what_was_just_uploaded(tmp_path: P
     async with running(tmp_path, collect_every_s=0.02) as service:
         await service.manager.upload(ORPHAN, 6, pieces())
         await asyncio.sleep(0.3)
-        assert await service.manager.collector()._blobs.size(ORPHAN) == 6
+        assert await collector_of(service.manager)._blobs.size(ORPHAN) == 6
 
 
 class FailingBlobs(LocalBlobs):
@@ -75,7 +75,7 @@ async def test_a_collection_that_fails_is_counted_and_the_next_one_comes(tmp_pat
     blobs = FailingBlobs(tmp_path / "blobs")
     async with await KernelManager.at(f"sqlite:///{tmp_path / 'library.db'}", blobs) as manager:
         await manager.upload(ORPHAN, 6, pieces())
-        async with collecting(manager.collector(RetentionConfig(grace_s=0)), 0.02, metrics):
+        async with collecting(collector_of(manager, RetentionConfig(grace_s=0)), 0.02, metrics):
             await gone(manager)
     counted = {sample.labels["end"]: sample.value for family in metrics.collections.collect() for sample in family.samples
                if sample.name.endswith("_total")}  # fmt: skip
@@ -84,7 +84,7 @@ async def test_a_collection_that_fails_is_counted_and_the_next_one_comes(tmp_pat
 
 async def test_nothing_is_collected_where_that_is_left_to_the_command(tmp_path: Path) -> None:
     before = asyncio.all_tasks()
-    async with await KernelManager.open(tmp_path) as manager, collecting(manager.collector(), 0.0, RestMetrics()):
+    async with await KernelManager.open(tmp_path) as manager, collecting(collector_of(manager), 0.0, RestMetrics()):
         assert asyncio.all_tasks() == before
 
 

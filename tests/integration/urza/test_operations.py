@@ -4,11 +4,11 @@ import io
 import json
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from esper.contracts.store import KernelRecord
-from esper.errors import ContractError, NotFound, StoreUnavailable
+from esper.errors import ContractError, NotFound
 from esper.services.clients.messages import Reply
-from esper.services.urza.database import Database
 from esper.telemetry.logs import to_terminal
 from esper.testing.forging import adapter, request_for
 from tests.integration.urza.service import ZERO, Service
@@ -42,16 +42,14 @@ async def test_health_readiness_metrics_and_status(service: Service) -> None:
 
 
 class _Broken:
-    async def __aenter__(self) -> None:
-        raise StoreUnavailable("the library's database does not answer")
-
-    async def __aexit__(self, *_: object) -> None: ...
+    async def rows(self, *_: object) -> None:
+        raise OperationalError("SELECT 1", {}, OSError("unable to open database file"))
 
 
 async def test_an_outage_of_the_database_is_503_and_not_ready(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Database, "reading", lambda _: _Broken())
+    monkeypatch.setattr(service.manager.database, "reader", _Broken())
     status, problem, headers = await service.ask("GET", "/ready")
     assert (status, problem["code"], headers["Retry-After"]) == (503, "ESP-4200", "1")
 

@@ -23,7 +23,7 @@ from esper.errors import ConfigError, NotFound, StoreUnavailable
 from esper.ir import digest_of
 from esper.services.clients import UrzaClient
 from esper.services.clients.messages import TransportConfig
-from esper.services.urza.kernel_manager import KernelManager
+from esper.services.urza.kernel_manager import KernelManager, collector_of
 from esper.testing.forging import adapter, request_for
 from tests.integration.urza.process import listens, process
 
@@ -81,7 +81,7 @@ async def test_an_upload_in_hand_is_finished_new_callers_are_refused_and_the_end
         assert await ended(running) == 0
         assert "Traceback" not in log.read_text()
     async with await KernelManager.open(tmp_path / "lib") as manager:
-        assert await manager.collector()._blobs.get(digest_of(upload.data)) == upload.data
+        assert await collector_of(manager)._blobs.get(digest_of(upload.data)) == upload.data
 
 
 async def test_an_upload_that_stands_still_is_given_up_after_the_bound(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ async def test_an_upload_that_stands_still_is_given_up_after_the_bound(tmp_path:
         assert await ended(running) == 0
     async with await KernelManager.open(tmp_path / "lib") as manager:
         with pytest.raises(NotFound):
-            await manager.collector()._blobs.get(digest_of(upload.data))
+            await collector_of(manager)._blobs.get(digest_of(upload.data))
 
 
 async def test_it_says_that_it_is_not_ready_before_it_refuses(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from esper.contracts.problems import IDEMPOTENCY_KEY
 from esper.services.urza.garbage import RetentionConfig
+from esper.services.urza.kernel_manager import collector_of
 from esper.testing.forging import adapter, request_for
 from tests.integration.urza.service import Service, running
 
@@ -46,6 +47,6 @@ async def test_old_answers_are_forgotten(tmp_path: Path) -> None:
         await service.manager.submit(request_for(adapter()))
         headers, body = {IDEMPOTENCY_KEY: "k"}, {"worker": "w", "lease_s": 30}
         assert (await service.ask("POST", "/api/v1/jobs/claim", json=body, headers=headers))[0] == 200
-        assert (await service.manager.collector(RetentionConfig()).collect()).answers == 0
-        assert (await service.manager.collector(RetentionConfig(answers_s=0)).collect()).answers == 1
+        assert (await collector_of(service.manager, RetentionConfig()).collect()).answers == 0
+        assert (await collector_of(service.manager, RetentionConfig(answers_s=0)).collect()).answers == 1
         assert (await service.ask("POST", "/api/v1/jobs/claim", json=body, headers=headers))[0] == 204

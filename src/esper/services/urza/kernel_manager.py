@@ -105,10 +105,6 @@ class KernelManager(Catalogue, JobQueue, Forms, Uploads, Withdrawals):
         """
         await self._keeper.put_stream(digest, size_bytes, chunks)
 
-    def collector(self, config: RetentionConfig | None = None) -> GarbageCollector:
-        """Return what removes what retention allows."""
-        return GarbageCollector(self.database, self._keeper.blobs, self._clock, config)
-
     async def close(self) -> None:
         """Close the connections that `open` or `at` made, and those of reads."""
         await self.database.close()
@@ -124,4 +120,9 @@ class KernelManager(Catalogue, JobQueue, Forms, Uploads, Withdrawals):
         await self.close()
 
 
-__all__ = ["KernelManager", "PersistentKernelCache"]
+def collector_of(manager: KernelManager, config: RetentionConfig | None = None) -> GarbageCollector:
+    """Return what removes from a library what retention allows."""
+    return GarbageCollector(manager.database, manager._keeper.blobs, manager._clock, config)
+
+
+__all__ = ["KernelManager", "PersistentKernelCache", "collector_of"]

@@ -16,7 +16,7 @@ from esper.services.rest.callers import Callers
 from esper.services.rest.gate import Rules, writes
 from esper.services.rest.state import Parts
 from esper.services.urza.audit import Deed, done_by
-from esper.services.urza.kernel_manager import KernelManager
+from esper.services.urza.kernel_manager import KernelManager, collector_of
 from esper.services.urza.keys import ApiKeys
 from esper.services.urza.outbox import OutboxRelay
 from esper.services.urza.rest.blobs import blobs
@@ -97,7 +97,7 @@ async def serving(config: UrzaConfig, manager: KernelManager | None, clock: Cloc
         )
         if config.bus_url is not None:
             await stack.enter_async_context(_relaying(manager, metrics, config.bus_url.get_secret_value()))
-        collector = manager.collector(config.retention)
+        collector = collector_of(manager, config.retention)
         await stack.enter_async_context(collecting(collector, config.collect_every_s, metrics))
         _log.info("store_open", needs_keys=config.needs_keys, postgres=config.database_url is not None)
         yield parts
