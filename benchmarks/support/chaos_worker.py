@@ -34,6 +34,8 @@ _MOST = 500
 _LISTEN_S = 0.05
 _LATE_S = 0.6
 """How long after its handler the effect of an early reader follows."""
+_RESTS_EVERY, _REST_S = 20, 0.2
+"""How often and how long a forgetful reader rests between effect and acknowledgement, so that a kill finds it there."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,10 @@ class Worker:
             task = asyncio.create_task(self.follow(group, message, delivery))
             self.late.add(task)
             task.add_done_callback(self.late.discard)
-        else:
-            await self.ledger.write(group, message, delivery)
+            return
+        await self.ledger.write(group, message, delivery)
+        if self.spec.flaw == Flaw.FORGETFUL and message.number % _RESTS_EVERY == 0:
+            await asyncio.sleep(_REST_S)
 
     async def follow(self, group: str, message: Message, delivery: Delivery) -> None:
         """Have the effect when the message is acknowledged already."""
