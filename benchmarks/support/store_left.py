@@ -35,7 +35,7 @@ async def left_in(server: PostgresServer, database: str, bucket: Path, bus_url: 
 
     left = Left()
     left.blueprints = {row[0]: (row[1], int(row[2])) for row in rows("SELECT id, name, version FROM blueprints")}
-    left.named = {row[0] for row in rows("SELECT DISTINCT blueprint_id FROM blueprint_words")}
+    left.named = {row[0] for row in rows("SELECT DISTINCT blueprint_id FROM blueprint_terms WHERE term NOT LIKE '#%'")}
     left.jobs = {
         row[0]: (row[1], row[2], row[3]) for row in rows("SELECT id, blueprint_id, status, kernel_id FROM compile_jobs")
     }
@@ -49,8 +49,10 @@ async def left_in(server: PostgresServer, database: str, bucket: Path, bus_url: 
     for (content,) in rows("SELECT encode(content, 'hex') FROM outbox_witness"):
         envelope = unpacked(bytes.fromhex(content))
         body = Codec().open(envelope)
-        assert isinstance(body, BlueprintSubmitted)
-        left.announced[envelope.id] = body.blueprint_id
+        if isinstance(
+            body, BlueprintSubmitted
+        ):  # the progress of builds, which lies there too, is announced again and again
+            left.announced[envelope.id] = body.blueprint_id
     left.heard = await _heard(bus_url)
     return left
 
