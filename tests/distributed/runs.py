@@ -181,6 +181,8 @@ def late(task: SimpleNamespace) -> Any:
         for step in range(1, 81):
             rank.step(step, growth)
             digests.append(digest_of_parameters(rank.model))
+            if step in (10, 20):
+                growth.state_dict()  # waits for the controller, as "slip" alone never does
         return {"digests": digests, "events": shortened(growth)}
 
 
