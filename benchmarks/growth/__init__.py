@@ -8,10 +8,12 @@ listed beforehand. Outcomes are kept by run, so that an interrupted study goes o
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks.growth import plateau, size_unknown
+from benchmarks.growth import data_change, plateau, size_unknown
 from benchmarks.growth.bench import Bench
+from benchmarks.growth.changes import MORE_DATA, NEW_CLASSES, SHIFT
 from benchmarks.growth.figures import mean_error
 from benchmarks.growth.study import Plan, Study, tests
 from benchmarks.support.report import Answer
@@ -19,12 +21,20 @@ from benchmarks.support.report import Answer
 USES: dict[str, Callable[[Bench, Plan, str], Study]] = {
     "size-unknown": size_unknown.study,
     "plateau": plateau.study,
+    "more-data": partial(data_change.study, MORE_DATA),
+    "new-classes": partial(data_change.study, NEW_CLASSES),
+    "shift": partial(data_change.study, SHIFT),
 }
 """The uses by name."""
-TASKS = ("friedman", "mnist1d", "digits", "characters")
-TASKS_OF = dict.fromkeys(USES, TASKS)
+TASKS_OF = {
+    "size-unknown": (ALL := ("friedman", "mnist1d", "digits", "characters")),
+    "plateau": ALL,
+    "more-data": ALL,
+    "new-classes": ("mnist1d", "digits"),
+    "shift": ("friedman", "mnist1d", "digits"),
+}
 """On which tasks each is studied."""
-QUICK_TASKS_OF = {"size-unknown": ("friedman",), "plateau": ("friedman",)}
+QUICK_TASKS_OF = {"size-unknown": ("friedman",), "plateau": ("friedman",), "more-data": ("friedman",)}
 
 
 def answer(*, quick: bool, seed: int, texts: Path | None = None, work: Path | None = None, only: str = "") -> Answer:

@@ -32,10 +32,10 @@ class ConvBlock(nn.Module):
 class Perceptron(nn.Module):
     """A pre-norm residual block of two linear layers."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(features)
-        self.up, self.down = nn.Linear(features, features), nn.Linear(features, features)
+        self.up, self.down = nn.Linear(features, hidden), nn.Linear(hidden, features)
         silence(self.down)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,14 +95,20 @@ def residual_cnn(width: int, *, rank: int, classes: int) -> nn.Module:
     )
 
 
-def perceptron(width: int, *, inputs: int) -> nn.Module:
-    """Return a residual perceptron of two blocks for a regression on one target."""
+def perceptron(width: int, *, inputs: int, trunk: int) -> nn.Module:
+    """Return a residual perceptron of two blocks for a regression on one target.
+
+    Args:
+        width: Hidden units of each block.
+        inputs: Columns.
+        trunk: Features of the path through the network, which no graft can widen; the same in every width.
+    """
     return nn.Sequential(
         OrderedDict(
-            stem=nn.Linear(inputs, width),
-            block1=Perceptron(width),
-            block2=Perceptron(width),
-            head=nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1), nn.Flatten(0)),
+            stem=nn.Linear(inputs, trunk),
+            block1=Perceptron(trunk, width),
+            block2=Perceptron(trunk, width),
+            head=nn.Sequential(nn.LayerNorm(trunk), nn.Linear(trunk, 1), nn.Flatten(0)),
         )
     )
 

@@ -42,8 +42,7 @@ def study(bench: Bench, plan: Plan, name: str) -> Study:
         return Run(task=name, arm=RETRAIN, seed=seed, rate=rate, width=task.widths[0], steps=steps, places=places)
 
     tuning = tuned(bench, {SMALL: small, RETRAIN: retrain}, grid=plan.rates[name], seeds=plan.tuning_seeds)
-    seeds = (*plan.tuning_seeds, *plan.seeds)
-    plateaued = {o.run.seed: o for o in bench.outcomes([small(tuning[SMALL].rate, s) for s in seeds])}
+    plateaued = {o.run.seed: o for o in bench.outcomes([small(tuning[SMALL].rate, s) for s in plan.all_seeds])}
     unit = int(mean(outcome.flops for outcome in tuning[RETRAIN].outcomes))
 
     growing = {grow(units): _grow(task, plateaued, places, round(units * unit)) for units in UNITS}

@@ -6,7 +6,7 @@ import msgspec
 
 from esper.demos.messages import Place
 
-VERSION = 1
+VERSION = 2
 """Raised whenever what a run does changes, so that no stored result is taken for one of another kind."""
 
 
@@ -26,6 +26,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         controller: Which controller grows the host, or "" for none.
         begin: Key of the run that this one continues, with its weights and moments; "" for new weights.
         keep: Whether the end is kept for runs that continue from it.
+        change: How the data of the task change, or "" for all of them at once.
+        after: Whether it is trained on what came with the change; otherwise on what there was before.
+        replay: Whether what there was before is trained on again.
+        frozen: Whether the host stays as it begins, so that grafts alone learn.
         read_test: Whether the test part is read at the end; tuning never does.
     """
 
@@ -41,6 +45,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     controller: str = ""
     begin: str = ""
     keep: bool = False
+    change: str = ""
+    after: bool = False
+    replay: bool = False
+    frozen: bool = False
     read_test: bool = True
 
     @property
@@ -63,6 +71,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         validation_loss: Mean loss there.
         test: Quality on the test part, or None where it was not read.
         test_loss: Mean loss there, or None.
+        old_test: Quality on the test part of the data before a change, or None where there was none or it was not read.
         places: Grafts at the end.
         curve: FLOPs spent so far and mean validation loss, along the run.
         events: What happened to the model, as told to people.
@@ -83,3 +92,4 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     curve: tuple[tuple[int, float], ...]
     events: tuple[str, ...]
     seconds: float
+    old_test: float | None = None

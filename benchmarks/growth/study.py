@@ -34,6 +34,11 @@ class Plan:
     share: float = 1.0
     rates: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: RATES)
 
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Seeds of the tuning and reported ones."""
+        return (*self.tuning_seeds, *self.seeds)
+
     @classmethod
     def quick(cls) -> "Plan":
         """Return a plan that shows how a study works; its figures prove nothing."""
@@ -90,10 +95,12 @@ class Study:
 
     def _row(self, arm: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         points, error = mean_error(tests(outcomes))
+        old = [round(outcome.old_test, 3) for outcome in outcomes if outcome.old_test is not None]
         loss, loss_error = mean_error([outcome.test_loss or 0.0 for outcome in outcomes])
         return {
             "seeds": [outcome.run.seed for outcome in outcomes],
             "test": [round(value, 3) for value in tests(outcomes)],
+            **({"old_test": old} if old else {}),
             "test_mean": round(points, 3),
             "test_error": round(error, 3),
             "test_loss": round(loss, 5),

@@ -40,11 +40,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """Three parts without a common example."""
+    """Three parts without a common example.
+
+    Attributes:
+        train: What is learned from.
+        validation: What choices are made by.
+        test: Read once, at the end.
+        old: The test part of the data as they were before a change, or None.
+    """
 
     train: Part
     validation: Part
     test: Part
+    old: Part | None = None
 
 
 Losses = Callable[[Tensor, Tensor], Tensor]
@@ -147,10 +155,9 @@ def _characters(_: int, folder: Path | None) -> Data:
 
 
 def _friedman(seed: int, _: Path | None) -> Data:
-    inputs, targets = friedman(seed=seed, count=7000)
-    return Data(
-        *(_part(inputs[rows], targets[rows]) for rows in (slice(0, 2000), slice(2000, 3000), slice(3000, None)))
-    )
+    inputs, targets = friedman(seed=seed, count=13_000, noise=0.3)
+    parts = (slice(0, 8000), slice(8000, 9000), slice(9000, None))
+    return Data(*(_part(inputs[rows], targets[rows]) for rows in parts))
 
 
 def _part(inputs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Part:
@@ -210,14 +217,14 @@ TASKS = {
         Task(
             name="friedman",
             load=_friedman,
-            host=partial(perceptron, inputs=10),
-            widths=(4, 8, 16, 24, 32),
+            host=partial(perceptron, inputs=10, trunk=16),
+            widths=(2, 4, 8, 16, 32),
             slots=("block1", "block2"),
             layout=None,
             blueprint="gated_mlp",
-            budget="x40",
+            budget="x12",
             batch_size=100,
-            steps=2000,
+            steps=500,
             judged_on=1000,
             losses=squared_errors,
             points=percent_explained,

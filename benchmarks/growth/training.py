@@ -7,15 +7,18 @@ from time import perf_counter
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from benchmarks.growth.changes import data_of
 from benchmarks.growth.runs import Outcome, Run
 from benchmarks.growth.tasks import Data, Part, Task, task_named
 from benchmarks.support.report import commit
 from esper import assembly
 from esper.demos.flops import FlopMeter, forward_flops
 from esper.demos.training import CLIP_NORM, batches, clip, graft_from_the_start, num_params, peak_share, places_of
+from esper.kasmina.placement import CHILD
 from esper.kasmina.quiet import quiet_eval
 from esper.services.tamiyo.config import PlateauConfig, Where
 from esper.services.tamiyo.plateau import PlateauAdvisor
@@ -43,7 +46,7 @@ class Course:
     def __init__(self, run: Run, folder: Path, texts: Path | None) -> None:
         self.run, self.folder = run, folder
         self.task: Task = task_named(run.task)
-        self.data: Data = self.task.load(run.seed, texts)
+        self.data: Data = data_of(run, texts)
         self.judged = self.data.validation.first(self.task.judged_on)
         self.model = self.task.small(run.seed, width=run.width)
         if run.begin:
@@ -78,7 +81,9 @@ class Course:
         with self._attached() as growth:
             for place in self.run.planted:
                 self.events.append(str(growth.graft(place.slot, place.blueprint)))
-                self.meter.changed()
+            if self.run.frozen:
+                freeze(self.model)
+            self.meter.changed()
             for step, loss in self._steps():
                 events = growth.step(loss)
                 self.events += [str(event) for event in events]
@@ -141,6 +146,8 @@ class Course:
         grown = self.task.small(self.run.seed, width=self.run.width)
         self.task.wrapped(grown, self.data)
         graft_from_the_start(grown, self.run.planted)
+        if self.run.frozen:
+            freeze(grown)
         judging = JUDGINGS * forward_flops(grown, self.judged.inputs)
         return max(1, (flops - judging) // self._meter(grown).per_step)
 
@@ -157,6 +164,15 @@ class Course:
                 self.optimizer.state[parameter] = {
                     kind: value.reshape(()) if kind == "step" else value for kind, value in held.items()
                 }
+
+
+def freeze(model: nn.Module) -> None:
+    """Keep a host as it is, running statistics of its batch norms included; what was grafted learns on."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f"{CHILD}." in name)
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and f"{CHILD}." not in name:
+            module.eval()
 
 
 class Scored:
@@ -194,14 +210,16 @@ def perform(run: Run, folder: Path, texts: Path | None) -> Outcome:
     if run.keep:
         course.keep()
     validation = score(course.model, course.data.validation, course.task)
-    test = score(course.model, course.data.test, course.task) if run.read_test else None
+    data, read = course.data, run.read_test
+    test = score(course.model, data.test, course.task) if read else None
+    old = score(course.model, data.old, course.task) if read and data.old is not None else None
     return Outcome(
         run=run, commit=commit(), steps=course.steps, params=num_params(course.model),
         flops=course.meter.spent + course.overhead, overhead=course.overhead,
         validation=validation.points, validation_loss=validation.loss,
         test=None if test is None else test.points, test_loss=None if test is None else test.loss,
         places=places_of(course.model), curve=tuple(course.curve), events=tuple(course.events),
-        seconds=perf_counter() - start,
+        seconds=perf_counter() - start, old_test=None if old is None else old.points,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from esper.demos.messages import Place
 from esper.ir import REGISTRY
 from esper.kasmina import placement_of
 
-RUN = Run(task="friedman", arm="static", seed=3, rate=0.01, width=4, steps=40, keep=True)
+RUN = Run(task="friedman", arm="static", seed=3, rate=0.01, width=2, steps=40, keep=True)
 
 
 @pytest.mark.parametrize("name", TASKS)
