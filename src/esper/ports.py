@@ -20,8 +20,8 @@ from esper.contracts.kernel import (
     CompiledKernelArtifact,
     CompiledKernelContract,
     CompileJob,
-    GateResult,
     InferenceArtifact,
+    Measurement,
     ValidationResult,
 )
 from esper.contracts.topics import Message
@@ -316,8 +316,8 @@ class CompileQueue(Protocol):
     unless it was to finish a kernel, which is proven and stays. Jobs that finish are the least urgent.
     """
 
-    async def claim(self, worker: str, *, lease_s: float) -> CompileJob | None:
-        """Take the most urgent job, or None where there is none."""
+    async def claim(self, worker: str, *, lease_s: float, finishing: bool = True) -> CompileJob | None:
+        """Take the most urgent job, or None where there is none; without ``finishing`` only one that builds."""
         ...
 
     async def renew(self, job_id: str, worker: str, *, lease_s: float) -> None:
@@ -333,7 +333,7 @@ class CompileQueue(Protocol):
     ) -> CompiledKernelContract:
         """Store the kernel with its report and the forms that it has, and end the job.
 
-        Where the build asks for a higher level than the artifact has, a job follows that finishes the kernel.
+        Where it was not measured, or the build asks for a higher level than the artifact has, a job follows that finishes it.
         """
         ...
 
@@ -342,7 +342,7 @@ class CompileQueue(Protocol):
         job_id: str,
         worker: str,
         forms: Sequence[InferenceArtifact],
-        performance: GateResult | None = None,
+        performance: Measurement | None = None,
         shortfall: str = "",
     ) -> None:
         """Add to the kernel of a finishing job what was made of it, and end the job.

@@ -122,7 +122,7 @@ def bench(file: File, as_json: AsJson = False) -> None:
         _tell(file, text, found, _MAX_SHOWN, to_errors=True)
         raise typer.Exit(REFUSED)
     artifact, report = asyncio.run(tried(found.ir))
-    measured = {**report.correctness.metrics, **report.performance.metrics, **report.stability.metrics}
+    measured = {name: value for gate in report.gates for name, value in gate.metrics.items()}
     measured["compilation_time_ms"] = artifact.compilation_time_ms
     if as_json:
         told = {

@@ -73,6 +73,9 @@ def show(
     )
     for gate in ("correctness", "performance", "safety", "stability") if report is not None else ():
         result = getattr(report, gate)
+        if result is None:
+            typer.echo(f"{gate}: not measured yet")
+            continue
         typer.echo(f"{gate}: {'passed' if result.passed else 'stayed shut'}")
         for reason in result.reasons:
             typer.echo(f"  {reason}")

@@ -277,7 +277,7 @@ class JobPhase(StrEnum):
 
     Attributes:
         BUILD: A kernel is to be made and proven; once that is stored, it may be grafted.
-        FINISH: What its level adds to a kernel that is there, which nobody waits for.
+        FINISH: A kernel that is there is to be measured, and to get what its level adds; nobody waits for that.
     """
 
     BUILD = "build"
@@ -310,22 +310,41 @@ class GateResult(Written):
     reasons: tuple[str, ...] = ()
 
 
+class Measurement(GateResult):
+    """The gate of performance: what was measured, and on what.
+
+    Attributes:
+        hardware: Processor, instruction set and torch; measurements with equal ones may be compared.
+    """
+
+    hardware: str = Field(default="", max_length=64)
+
+
 class ValidationResult(Written):
-    """What the validator found, on the stored bytes."""
+    """What the validator found, on the stored bytes.
+
+    Attributes:
+        performance: None until a job of its own has measured the kernel, which is proven and may be grafted before that.
+    """
 
     kernel_id: str
     correctness: GateResult
-    performance: GateResult
+    performance: Measurement | None
     safety: GateResult
     stability: GateResult
 
     @property
     def passed(self) -> bool:
-        """Whether every gate let the kernel pass."""
-        return all(gate.passed for gate in (self.correctness, self.performance, self.safety, self.stability))
+        """Whether every gate that was tried let the kernel pass."""
+        return all(gate.passed for gate in self.gates)
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Every reason for which a gate stayed shut."""
-        gates = (self.correctness, self.performance, self.safety, self.stability)
-        return tuple(reason for gate in gates for reason in gate.reasons)
+        return tuple(reason for gate in self.gates for reason in gate.reasons)
+
+    @property
+    def gates(self) -> tuple[GateResult, ...]:
+        """The gates that were tried."""
+        proven = (self.correctness, self.safety, self.stability)
+        return proven if self.performance is None else (*proven, self.performance)

@@ -6,10 +6,10 @@ from esper.contracts.kernel import (
     BlueprintContract,
     BlueprintStatus,
     CompiledKernelArtifact,
-    GateResult,
     InferenceArtifact,
     InferenceForm,
     KernelStatus,
+    Measurement,
     ValidationResult,
     Written,
 )
@@ -52,9 +52,14 @@ class Held(Body):
 
 
 class Claim(Held):
-    """Take the most urgent job."""
+    """Take the most urgent job.
+
+    Attributes:
+        finishing: Whether a job that finishes a kernel will do.
+    """
 
     lease_s: float = Field(gt=0, le=MAX_LEASE_S, allow_inf_nan=False)
+    finishing: bool = True
 
 
 class Renewal(Held):
@@ -115,7 +120,7 @@ class Finish(Held):
     """Add to a kernel what its level adds, whose bytes were uploaded before, and end the job."""
 
     forms: tuple[FormHead, ...] = Field(max_length=16)
-    performance: GateResult | None = None
+    performance: Measurement | None = None
     shortfall: str = Field(default="", max_length=4000)
 
 

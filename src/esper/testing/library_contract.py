@@ -11,10 +11,10 @@ from esper.contracts.kernel import (
     BuildSpec,
     CompiledKernelContract,
     CompileJob,
-    GateResult,
     JobPhase,
     KernelForm,
     KernelStatus,
+    Measurement,
 )
 from esper.errors import Conflict, EsperError, InvalidBlueprint, KernelRejected, NotFound
 from esper.ports import CompileQueue, Library
@@ -249,10 +249,32 @@ class LibraryContract:
         await library.submit(request_for(adapter(), build=BuildSpec(weight_seed=7)))
         assert await library.claim("w", lease_s=LEASE_S) is not None
 
+    async def test_a_kernel_is_handed_out_before_it_is_measured_and_is_measured_once(self, library: Store) -> None:
+        kernel = await unmeasured(library)
+        assert kernel.status is KernelStatus.VALIDATED
+        assert "latency_p50_ms" not in kernel.validation_metrics
+        assert await library.claim("w", lease_s=LEASE_S, finishing=False) is None
+        job = await claimed(library, "w")
+        assert (job.phase, job.kernel_id) == (JobPhase.FINISH, kernel.kernel_id)
+        quick = Measurement(passed=True, metrics={"latency_p50_ms": 0.25}, hardware="a bench")
+        await library.finish(job.job_id, "w", [], quick)
+        found = await library.find(kernel.blueprint_id, BuildSpec())
+        assert found is not None
+        assert found.validation_metrics["latency_p50_ms"] == 0.25
+        assert await library.claim("w", lease_s=LEASE_S) is None
+
+    async def test_builds_alone_are_claimed_where_nothing_else_will_do(self, library: Store) -> None:
+        await unmeasured(library)
+        await library.submit(request_for(adapter(2), priority=1))
+        job = await library.claim("w", lease_s=LEASE_S, finishing=False)
+        assert job is not None
+        assert job.phase is JobPhase.BUILD
+        assert await library.claim("w", lease_s=LEASE_S, finishing=False) is None
+
     async def test_a_later_measurement_takes_the_place_of_the_first_and_may_withdraw(self, library: Store) -> None:
         kernel = await finishing(library)
         job = await claimed(library, "w")
-        slow = GateResult(passed=False, metrics={"latency_p50_ms": 9e3}, reasons=("too slow",))
+        slow = Measurement(passed=False, metrics={"latency_p50_ms": 9e3}, reasons=("too slow",))
         await library.finish(job.job_id, "w", [], slow)
         await refused(library.read(kernel.kernel_id), KernelRejected)
 
@@ -322,6 +344,14 @@ async def compiled(library: CompileQueue, data: bytes, *, reasons: tuple[str, ..
     job = await claimed(library, "forge")
     artifact = artifact_of(job.blueprint_id, data)
     return await library.complete(job.job_id, "forge", artifact, verdict_on(artifact, reasons=reasons))
+
+
+async def unmeasured(library: Store) -> CompiledKernelContract:
+    """Have a kernel that is proven and was not measured."""
+    await library.submit(request_for(adapter()))
+    job = await claimed(library, "forge")
+    artifact = artifact_of(job.blueprint_id, b"not measured")
+    return await library.complete(job.job_id, "forge", artifact, verdict_on(artifact, measured=False))
 
 
 async def refused(work: Awaitable[object], kind: type[EsperError]) -> EsperError:

@@ -156,12 +156,33 @@ def test_metrics_are_finite_and_say_what_was_measured() -> None:
     report = validated(adapter())
     assert report.safety.metrics["params"] == 4 * 8 + 4 + 8 * 4 + 8 == cost(adapter(), ()).params
     assert report.safety.metrics["flops"] == 2 * (8 * 4 + 4 * 8)
+    assert report.performance is not None
     assert 0 < report.performance.metrics["latency_p50_ms"] <= report.performance.metrics["latency_p95_ms"]
     measured = report.performance.metrics
     assert measured["throughput_per_s"] == pytest.approx(8e3 / measured["latency_p50_ms"])
     assert report.stability.metrics["loss_ratio_after_fit"] < 1
-    gates = (report.correctness, report.performance, report.safety, report.stability)
-    assert all(math.isfinite(value) for gate in gates for value in gate.metrics.values())
+    assert measured["loss_ratio_after_training"] < 1
+    assert all(math.isfinite(value) for gate in report.gates for value in gate.metrics.values())
+
+
+def test_a_kernel_that_does_not_train_is_caught_when_it_is_measured() -> None:
+    data = KernelCompiler().compile(adapter()).kernel_binary
+    wild = dataclasses.replace(ValidatorConfig(), training_rate=1e30)
+    result = performance(Trial(unpack_kernel(data), wild))
+    assert not result.passed
+    assert any("steps of AdamW" in reason for reason in result.reasons)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_kernels_in_half_precision_are_measured_too(dtype: str) -> None:
+    artifact = KernelCompiler().compile(adapter(), BuildSpec(dtype=dtype))
+    assert KernelValidator().measure(artifact, adapter()).passed
+
+
+def test_what_is_to_be_measured_later_is_not_measured_now() -> None:
+    report = KernelValidator().validate(KernelCompiler().compile(adapter()), adapter(), measured=False)
+    assert report.passed
+    assert report.performance is None
 
 
 def test_validation_neither_draws_random_numbers_nor_changes_threads() -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 
 from esper.contracts.events import CompilationEvent
 from esper.contracts.kernel import BuildSpec, CompileJob, KernelStatus
@@ -130,11 +131,18 @@ async def test_a_submitted_blueprint_becomes_a_kernel_that_is_announced_after_it
         assert kernel.kernel_id == event.kernel_id
         assert kernel.status is KernelStatus.VALIDATED
         assert digest_of(await stand.library.read(kernel.kernel_id)) == kernel.kernel_id
-        assert {"latency_p50_ms", "throughput_per_s", "flops", "params"} <= kernel.validation_metrics.keys()
+        assert {"loss_ratio_after_fit", "flops", "params"} <= kernel.validation_metrics.keys()
         assert kernel.estimated_flops == 128
         assert event.elapsed_ms > 0
-    assert stand.statuses(adapter().digest) == ["queued", "started", "compiled"]
-    assert worker.endings == {Ending.COMPILED: 1}
+        await stand.event(adapter().digest, "finished")
+        measured = await stand.library.find(adapter().digest, BuildSpec())
+        assert measured is not None
+        assert {"latency_p50_ms", "throughput_per_s", "training_step_p50_ms"} <= measured.validation_metrics.keys()
+        report = await stand.library.get_report(kernel.kernel_id)
+        assert report.performance is not None
+        assert report.performance.hardware.endswith(f"torch {torch.__version__.partition('+')[0]}")
+    assert stand.statuses(adapter().digest) == ["queued", "started", "compiled", "finished"]
+    assert worker.endings == {Ending.COMPILED: 1, Ending.FINISHED: 1}
     assert worker.pool.idle_pids == []
 
 
@@ -283,7 +291,7 @@ async def test_a_worker_without_a_bus_finds_jobs_by_looking(stand: Stand) -> Non
 class _Stuck:
     """A queue whose jobs cannot be given back."""
 
-    async def claim(self, worker: str, *, lease_s: float) -> CompileJob | None:
+    async def claim(self, worker: str, *, lease_s: float, finishing: bool = True) -> CompileJob | None:
         await asyncio.Event().wait()
         return None
 

@@ -22,11 +22,11 @@ from esper.contracts.kernel import (
     CompiledKernelArtifact,
     CompiledKernelContract,
     CompileJob,
-    GateResult,
     InferenceArtifact,
     JsonObject,
     KernelForm,
     KernelStatus,
+    Measurement,
     ValidationResult,
 )
 from esper.contracts.store import (
@@ -291,9 +291,9 @@ class UrzaClient:
 
     # -- work for the forge ------------------------------------------------------------------------------------------
 
-    async def claim(self, worker: str, *, lease_s: float) -> CompileJob | None:
-        """Take the most urgent job, or None where there is none."""
-        reply = await self._sent("POST", "/jobs/claim", Claim(worker=worker, lease_s=lease_s))
+    async def claim(self, worker: str, *, lease_s: float, finishing: bool = True) -> CompileJob | None:
+        """Take the most urgent job, or None where there is none; without ``finishing`` only one that builds."""
+        reply = await self._sent("POST", "/jobs/claim", Claim(worker=worker, lease_s=lease_s, finishing=finishing))
         return None if reply.status == 204 else reply.read_as(CompileJob)
 
     async def renew(self, job_id: str, worker: str, *, lease_s: float) -> None:
@@ -315,7 +315,7 @@ class UrzaClient:
         job_id: str,
         worker: str,
         forms: Sequence[InferenceArtifact],
-        performance: GateResult | None = None,
+        performance: Measurement | None = None,
         shortfall: str = "",
     ) -> None:
         """Add to the kernel of a finishing job what was made of it, and end the job."""

@@ -11,10 +11,10 @@ from esper.contracts.kernel import (
     BuildSpec,
     CompiledKernelArtifact,
     CompileJob,
-    GateResult,
     InferenceArtifact,
     InferenceForm,
     JobPhase,
+    Measurement,
     ValidationResult,
 )
 from esper.errors import CompilationError, EsperError
@@ -119,7 +119,7 @@ class Forged(msgspec.Struct, frozen=True, kw_only=True, tag="forged"):
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
-    """What a level adds to a kernel that was proven before.
+    """What was measured of a kernel that was proven before, and what a level adds to it.
 
     Attributes:
         forms: Inference forms, as JSON, each with its bytes.
@@ -143,7 +143,7 @@ class Additions:
     """
 
     forms: tuple[InferenceArtifact, ...]
-    performance: GateResult
+    performance: Measurement
     shortfall: str
 
 
@@ -210,7 +210,7 @@ def finished(added: Additions) -> Finished:
 
 def read_additions(reply: Finished) -> Additions:
     """Return what a level added."""
-    return Additions(_unpacked(reply.forms), GateResult.model_validate_json(reply.performance), reply.shortfall)
+    return Additions(_unpacked(reply.forms), Measurement.model_validate_json(reply.performance), reply.shortfall)
 
 
 def read_kernel(reply: Forged) -> tuple[CompiledKernelArtifact, ValidationResult]:

@@ -1,7 +1,7 @@
 """One build in a child of this machine, with no store."""
 
 from esper.contracts.ids import new_id
-from esper.contracts.kernel import BuildSpec, CompiledKernelArtifact, CompileJob, ValidationResult
+from esper.contracts.kernel import BuildSpec, CompiledKernelArtifact, CompileJob, JobPhase, ValidationResult
 from esper.ir import BlueprintIR
 from esper.services.tezzeret.orders import order_of
 from esper.services.tezzeret.pool import ForgePool, PoolConfig
@@ -9,7 +9,7 @@ from esper.services.tezzeret.screening import screen
 
 
 async def tried(ir: BlueprintIR, config: PoolConfig | None = None) -> tuple[CompiledKernelArtifact, ValidationResult]:
-    """Compile and validate a blueprint.
+    """Compile, validate and measure a blueprint.
 
     Args:
         ir: The blueprint.
@@ -29,6 +29,11 @@ async def tried(ir: BlueprintIR, config: PoolConfig | None = None) -> tuple[Comp
     screen(ir.to_json(), config.limits)
     pool = ForgePool(config)
     try:
-        return await pool.forge(order_of(job, job.build.level))
+        artifact, report = await pool.forge(order_of(job, job.build.level))
+        if not report.passed:
+            return artifact, report
+        finish = job.model_copy(update={"phase": JobPhase.FINISH, "kernel_id": artifact.artifact_id})
+        added = await pool.finish(order_of(finish, job.build.level))
+        return artifact, report.model_copy(update={"performance": added.performance})
     finally:
         await pool.close()

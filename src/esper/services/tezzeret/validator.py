@@ -3,7 +3,7 @@
 import asyncio
 
 from esper.blueprints.kernel import Kernel, unpack_kernel
-from esper.contracts.kernel import CompiledKernelArtifact, GateResult, ValidationResult
+from esper.contracts.kernel import CompiledKernelArtifact, Measurement, ValidationResult
 from esper.errors import EsperError, KernelRejected
 from esper.ir import BlueprintIR, digest_of
 from esper.services.tezzeret.gates.config import ValidatorConfig
@@ -13,6 +13,7 @@ from esper.services.tezzeret.gates.safety import safety
 from esper.services.tezzeret.gates.stability import stability
 from esper.services.tezzeret.gates.trial import Trial
 from esper.services.tezzeret.gates.verdict import passed_through
+from esper.services.tezzeret.hardware import hardware
 
 
 class KernelValidator:
@@ -25,12 +26,15 @@ class KernelValidator:
     def __init__(self, config: ValidatorConfig | None = None) -> None:
         self._config = config or ValidatorConfig()
 
-    def validate(self, kernel: CompiledKernelArtifact, blueprint: BlueprintIR) -> ValidationResult:
+    def validate(
+        self, kernel: CompiledKernelArtifact, blueprint: BlueprintIR, *, measured: bool = True
+    ) -> ValidationResult:
         """Unpack a kernel's bytes, and pass it through every gate.
 
         Args:
             kernel: The artifact; only its bytes are believed.
             blueprint: What it must be a kernel of.
+            measured: Whether it is timed too; `measure` does that later where it is not.
 
         Returns:
             One result per gate, with reasons and measurements. A kernel that raises fails its gate.
@@ -43,19 +47,19 @@ class KernelValidator:
         return ValidationResult(
             kernel_id=kernel.artifact_id,
             correctness=passed_through(correctness, trial),
-            performance=passed_through(performance, trial),
+            performance=_measured(trial) if measured else None,
             safety=passed_through(safety, trial),
             stability=passed_through(stability, trial),
         )
 
-    def measure(self, kernel: CompiledKernelArtifact, blueprint: BlueprintIR) -> GateResult:
-        """Time a kernel that was validated before.
+    def measure(self, kernel: CompiledKernelArtifact, blueprint: BlueprintIR) -> Measurement:
+        """Time a kernel that was validated before, and train it for a while.
 
         Raises:
             KernelRejected: If the bytes are not a sound kernel of that blueprint.
             OutOfMemory: If memory ran out.
         """
-        return passed_through(performance, Trial(_unpacked(kernel, blueprint), self._config))
+        return _measured(Trial(_unpacked(kernel, blueprint), self._config))
 
     async def validate_kernel(self, kernel: CompiledKernelArtifact, blueprint: BlueprintIR) -> ValidationResult:
         """Unpack a kernel's bytes, and pass it through every gate, in a thread.
@@ -68,6 +72,10 @@ class KernelValidator:
             KernelRejected: If the bytes are not a sound kernel of that blueprint.
         """
         return await asyncio.to_thread(self.validate, kernel, blueprint)
+
+
+def _measured(trial: Trial) -> Measurement:
+    return Measurement(hardware=hardware(), **dict(passed_through(performance, trial)))
 
 
 def _unpacked(artifact: CompiledKernelArtifact, blueprint: BlueprintIR) -> Kernel:

@@ -18,6 +18,7 @@ from esper.ports import CompileQueue, Delivery, MessageBus
 from esper.services.tezzeret.assignment import Assignment, Desk, Ending, uncut
 from esper.services.tezzeret.inference.sealing import Sealer
 from esper.services.tezzeret.pool import ForgePool, PoolConfig
+from esper.services.tezzeret.quiet import Quiet
 from esper.services.tezzeret.screening import ForgeLimits
 from esper.signing.keys import SigningKey
 
@@ -45,6 +46,8 @@ class WorkerConfig(BaseModel):
         extensions: Modules with custom operations that each child imports.
         jobs_per_child: Builds after which a child is replaced.
         fork_per_job: Whether each build gets a process of its own, for designs whose operations are not trusted.
+        quiet_s: How long no build must have come until kernels are measured and finished; builds that come one after the other
+            then do not wait for that, and what is timed has the core for itself.
         idle_s: After how long without work a child is ended, to give its 240 MB back.
         outage_s: Pause after the store, the bus or a child was not available.
         close_limit_s: How long closing may take.
@@ -64,6 +67,7 @@ class WorkerConfig(BaseModel):
     extensions: tuple[str, ...] = ()
     jobs_per_child: int = Field(default=500, ge=1)
     fork_per_job: bool = False
+    quiet_s: float = Field(default=0.5, ge=0)
     idle_s: float = Field(default=60.0, gt=0)
     outage_s: float = Field(default=1.0, gt=0)
     close_limit_s: float = Field(default=10.0, gt=0)
@@ -113,6 +117,7 @@ class TezzeretWorker:
         )
         self._news, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._draining = asyncio.Event()
+        self._quiet = Quiet(self.config.quiet_s)
         self._ended.set()
 
     async def run(self) -> None:
@@ -199,12 +204,13 @@ class TezzeretWorker:
             job = await self._claimed(desk)
             if job is None:
                 await self.pool.retire(idle_s=self.config.idle_s)
-                await self._pause(self.config.poll_s)
+                await self._pause(self.config.poll_s if self._quiet.has_come else self.config.quiet_s)
                 continue
             assignment = Assignment(job, desk)
             self.in_hand += 1
             try:
-                ending = await assignment.run()
+                with self._quiet.during(job):
+                    ending = await assignment.run()
             finally:
                 self.in_hand -= 1
             self.endings[ending] += 1
@@ -213,7 +219,8 @@ class TezzeretWorker:
                 await self._pause(self.config.outage_s)
 
     async def _claimed(self, desk: Desk) -> CompileJob | None:
-        claiming = asyncio.ensure_future(desk.queue.claim(desk.worker, lease_s=self.config.lease_s))
+        claim = desk.queue.claim(desk.worker, lease_s=self.config.lease_s, finishing=self._quiet.admits_any())
+        claiming = asyncio.ensure_future(claim)
         try:
             return await asyncio.shield(claiming)
         except StoreUnavailable:

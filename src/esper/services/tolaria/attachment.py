@@ -297,6 +297,9 @@ def start_growth(
     regions = CompiledRegions(subject.model, whole, platform.bridge.watched)
     subject = replace(subject, followers=(*subject.followers, regions))
     run_id = folder.run_id
-    shelf = KernelShelf(platform.bridge, platform.library, platform.bus, registry or REGISTRY, run_id=run_id)
+    shelf = KernelShelf(
+        platform.bridge, platform.library, platform.bus, registry or REGISTRY, run_id=run_id,
+        measured=budget.latency is not None,
+    )  # fmt: skip
     observer = Observer(subject, validate, config, run_id=run_id, regions=regions, probe=probe)
     return Growth(subject, Parts(platform, shelf, folder, control or NoControl()), observer, budget, config)

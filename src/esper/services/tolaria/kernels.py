@@ -14,6 +14,7 @@ from esper.kasmina import Place
 from esper.ports import Delivery, Library, MessageBus
 from esper.runtime.background import Bridge
 
+_LATENCY = "latency_p50_ms"
 POLL_S = 0.5
 """The bus wakes a waiting request at once; the store is asked again after this long all the same."""
 
@@ -39,7 +40,11 @@ class Offer:
 
 @dataclass(frozen=True)
 class ReadyKernel:
-    """A validated kernel in memory."""
+    """A validated kernel in memory.
+
+    Attributes:
+        latency_ms: What the forge measured; 0 where it was not measured yet, and nothing asks for it.
+    """
 
     kernel_id: str
     blueprint: str
@@ -56,6 +61,7 @@ class KernelShelf:
         bus: Tells when the forge has finished something.
         registry: Designs to choose from.
         run_id: Names the consumer group.
+        measured: Whether a kernel is ready only once it was measured, as a budget of latency needs it.
 
     Attributes:
         offers: Every blueprint at every place that it fits.
@@ -63,12 +69,19 @@ class KernelShelf:
     """
 
     def __init__(
-        self, bridge: Bridge, library: Library, bus: MessageBus, registry: BlueprintRegistry, *, run_id: str
+        self,
+        bridge: Bridge,
+        library: Library,
+        bus: MessageBus,
+        registry: BlueprintRegistry,
+        *,
+        run_id: str,
+        measured: bool = False,
     ) -> None:
         self.offers: list[Offer] = []
         self.outages = 0
         self._bridge, self._library, self._bus, self._registry = bridge, library, bus, registry
-        self._run_id = run_id
+        self._run_id, self._measured = run_id, measured
         self._ready: dict[str, ReadyKernel] = {}
         self._refused: dict[str, EsperError] = {}
         self._pending: dict[str, Future[None]] = {}
@@ -205,10 +218,12 @@ class KernelShelf:
                 name=ir.name, architecture_ir=ir.to_json(), submitted_by=self._run_id, build=build
             )
         )
-        while (kernel := await self._library.find(ir.digest, build)) is None:
+        while (kernel := await self._library.find(ir.digest, build)) is None or (
+            self._measured and _LATENCY not in kernel.validation_metrics
+        ):
             await self._next_news()
         data = await self._library.read(kernel.kernel_id)
-        return ReadyKernel(kernel.kernel_id, ir.name, data, kernel.validation_metrics.get("latency_p50_ms", 0.0))
+        return ReadyKernel(kernel.kernel_id, ir.name, data, kernel.validation_metrics.get(_LATENCY, 0.0))
 
     async def _next_news(self) -> None:
         async with self._news:

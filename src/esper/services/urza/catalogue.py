@@ -38,7 +38,7 @@ from esper.services.urza.models import (
     OutcomeRow,
 )
 from esper.services.urza.outbox import Outbox
-from esper.services.urza.queueing import position_of, wait_of
+from esper.services.urza.queueing import Pace
 from esper.services.urza.reader import SessionReader
 from esper.services.urza.reads import Reads, no_blueprint, no_kernel
 from esper.services.urza.records import build_key
@@ -58,7 +58,7 @@ class Catalogue(Reads):
 
     def __init__(self, database: Database, blobs: BlobStore, outbox: Outbox, clock: Clock) -> None:
         super().__init__(database, blobs)
-        self._outbox, self._clock = outbox, clock
+        self._outbox, self._clock, self._pace = outbox, clock, Pace(clock)
 
     async def submit(self, request: BlueprintSubmissionRequest) -> BlueprintSubmissionResponse:
         """Check and store a blueprint, and queue its build where nobody did.
@@ -158,12 +158,25 @@ class Catalogue(Reads):
         if job.status is JobStatus.QUEUED:
             job.priority = max(job.priority, request.priority)
         await session.flush()
-        response = await _response(session, job, self._clock.now_s())
+        response = await self._response(session, job)
         if job.status is JobStatus.QUEUED:
-            self._announce(session, job.priority, response)
+            await self._announce(session, job.priority, response)
         return response
 
-    def _announce(self, session: AsyncSession, priority: int, response: BlueprintSubmissionResponse) -> None:
+    async def _response(self, session: AsyncSession, job: CompileJobRow) -> BlueprintSubmissionResponse:
+        if job.status is not JobStatus.QUEUED:
+            message = f"the build is {job.status}" + (f": {job.reason}" if job.reason else "")
+            return BlueprintSubmissionResponse(blueprint_id=job.blueprint_id, status=job.status, message=message)
+        turn = await self._pace.turn_of(session, job)
+        return BlueprintSubmissionResponse(
+            blueprint_id=job.blueprint_id,
+            status=job.status,
+            message="the blueprint waits for the forge",
+            queue_position=turn.position,
+            estimated_compilation_time_s=turn.wait_s,
+        )
+
+    async def _announce(self, session: AsyncSession, priority: int, response: BlueprintSubmissionResponse) -> None:
         """Tell who waits how long it will take, and wake the forge."""
         waits = CompilationEvent(
             blueprint_id=response.blueprint_id,
@@ -171,9 +184,8 @@ class Catalogue(Reads):
             queue_position=response.queue_position,
             eta_s=response.estimated_compilation_time_s,
         )
-        self._outbox.add(session, COMPILATIONS.stream, waits)
         submitted = BlueprintSubmitted(blueprint_id=response.blueprint_id, priority=priority)
-        self._outbox.add(session, SUBMITTED.stream, submitted)
+        await self._outbox.write(session, (COMPILATIONS.stream, waits), (SUBMITTED.stream, submitted))
 
     def _queued(
         self, session: AsyncSession, blueprint: Blueprint, key: str, request: BlueprintSubmissionRequest
@@ -245,19 +257,6 @@ async def _adopt(session: AsyncSession, row: Blueprint, parent_id: str | None) -
             else f"{parent_id[:19]} descends from it already",
         )
     row.parent_id = parent_id
-
-
-async def _response(session: AsyncSession, job: CompileJobRow, now_s: float) -> BlueprintSubmissionResponse:
-    if job.status is not JobStatus.QUEUED:
-        message = f"the build is {job.status}" + (f": {job.reason}" if job.reason else "")
-        return BlueprintSubmissionResponse(blueprint_id=job.blueprint_id, status=job.status, message=message)
-    return BlueprintSubmissionResponse(
-        blueprint_id=job.blueprint_id,
-        status=job.status,
-        message="the blueprint waits for the forge",
-        queue_position=await position_of(session, job),
-        estimated_compilation_time_s=await wait_of(session, job, now_s),
-    )
 
 
 def _outcome_row(outcome: Outcome) -> OutcomeRow:

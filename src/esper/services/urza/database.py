@@ -27,7 +27,7 @@ from esper.services.urza.transitions import REFUSAL, UNPROVEN
 
 Result = TypeVar("Result")
 
-REVISION = "0004"
+REVISION = "0005"
 """Newest migration in ``migrations/versions``; a test holds the two together."""
 
 BUSY_TIMEOUT_MS = 10_000

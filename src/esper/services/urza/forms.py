@@ -6,13 +6,13 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from esper.contracts.ids import new_id
-from esper.contracts.kernel import CERTIFICATE, GateResult, InferenceArtifact, InferenceForm, JobPhase, KernelForm
+from esper.contracts.kernel import CERTIFICATE, InferenceArtifact, InferenceForm, JobPhase, KernelForm, Measurement
 from esper.errors import Conflict, KernelRejected, NotFound
 from esper.ir import digest_of
 from esper.ports import BlobStore, Clock
 from esper.services.urza.database import Database
 from esper.services.urza.holding import end, held
-from esper.services.urza.judging import measure_again
+from esper.services.urza.judging import measured
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.models import CompileJobRow, InferenceFormRow, JobStatus, Kernel
 from esper.signing.sealed import signer
@@ -86,7 +86,7 @@ class Forms:
         job_id: str,
         worker: str,
         forms: Sequence[InferenceArtifact],
-        performance: GateResult | None = None,
+        performance: Measurement | None = None,
         shortfall: str = "",
     ) -> None:
         """Add to the kernel of a finishing job what was made of it, and end the job.
@@ -111,7 +111,7 @@ class Forms:
         job_id: str,
         worker: str,
         forms: Sequence[InferenceArtifact],
-        performance: GateResult | None = None,
+        performance: Measurement | None = None,
         shortfall: str = "",
     ) -> None:
         """Do the same with forms whose bytes were put into `blobs` before.
@@ -127,7 +127,7 @@ class Forms:
         job_id: str,
         worker: str,
         forms: Sequence[InferenceArtifact],
-        performance: GateResult | None,
+        performance: Measurement | None,
         shortfall: str,
     ) -> None:
         async def finished(session: AsyncSession) -> None:
@@ -137,7 +137,7 @@ class Forms:
                 raise Conflict(f"job {job_id} finishes no kernel", why=f"it is to {row.phase}", todo="complete it")
             await record_forms(session, kernel.id, forms)
             if performance is not None:
-                await measure_again(session, kernel, performance)
+                await measured(session, kernel, performance)
             kernel.optimization_level = max(kernel.optimization_level, *(made.form.level for made in forms), "")
             row.reason = shortfall
             end(row, JobStatus.DONE, self._clock)
@@ -146,7 +146,7 @@ class Forms:
 
 
 def finishing_job(built: CompileJobRow, kernel_id: str, clock: Clock) -> CompileJobRow:
-    """Return the job that adds to a kernel what the level of its build adds."""
+    """Return the job that measures a kernel, and adds what the level of its build adds."""
     return CompileJobRow(
         id=new_id("job"),
         blueprint_id=built.blueprint_id,

@@ -51,10 +51,16 @@ class JobQueue:
         self._database, self._keeper, self._clock = database, keeper, clock
         self._found, self._looked_at = False, 0.0
 
-    async def claim(self, worker: str, *, lease_s: float) -> CompileJob | None:
-        """Take the job whose turn it is (see `esper.services.urza.queueing`), or None where there is none."""
+    async def claim(self, worker: str, *, lease_s: float, finishing: bool = True) -> CompileJob | None:
+        """Take the job whose turn it is (see `esper.services.urza.queueing`), or None where there is none.
+
+        Args:
+            worker: Who takes it.
+            lease_s: For how long it is theirs without a sign of life.
+            finishing: Whether a job that finishes a kernel will do.
+        """
         # Where there was a job there are more, as a rule.
-        if not self._found and not await self._may_claim():
+        if not self._found and not await self._may_claim(finishing):
             return None
         now = self._clock.now_s()
         looks = not self._found or now - self._looked_at >= _LAPSED_EVERY_S
@@ -63,7 +69,7 @@ class JobQueue:
         async def claimed(session: AsyncSession) -> CompileJob | None:
             if looks:
                 await self._take_back_lapsed(session)
-            row = await session.scalar(_next_job())
+            row = await session.scalar(_next_job(finishing))
             if row is None:
                 return None
             row.status, row.worker, row.attempts = JobStatus.LEASED, worker, row.attempts + 1
@@ -95,8 +101,8 @@ class JobQueue:
     ) -> CompiledKernelContract:
         """Store the kernel with its report and its forms, and end the job.
 
-        Where the build asks for a higher level than the artifact has, a job that finishes the kernel is queued behind every
-        build.
+        Where it was not measured, or the build asks for a higher level than the artifact has, a job that finishes the kernel
+        is queued behind every build.
 
         The bytes are stored and read back before the row is written: a crash in between leaves bytes without a row,
         never a row without bytes.
@@ -169,7 +175,8 @@ class JobQueue:
             elif row.blueprint.status is not BlueprintStatus.DEPLOYED:
                 row.blueprint.status = BlueprintStatus.VALIDATED
             wanted = BuildSpec.model_validate(row.build).level
-            if report.passed and wanted > max(artifact.optimization_level, PUBLISHED_LEVEL):
+            lacks = kernel.latency_ms is None or wanted > max(artifact.optimization_level, PUBLISHED_LEVEL)
+            if kernel.status is KernelStatus.VALIDATED and lacks:
                 session.add(finishing_job(row, kernel.id, self._clock))
             await session.flush()
             return kernel_contract(kernel)
@@ -220,11 +227,11 @@ class JobQueue:
 
         await self._database.transact(released)
 
-    async def _may_claim(self) -> bool:
+    async def _may_claim(self, finishing: bool) -> bool:
         """Look before taking the write lock, so that idle workers do not hold writers up."""
         lapsed = (CompileJobRow.status == JobStatus.LEASED) & (CompileJobRow.lease_until < self._clock.now_s())
         async with self._database.reading() as session:
-            return await session.scalar(_some(or_(CompileJobRow.status == JobStatus.QUEUED, lapsed))) is not None
+            return await session.scalar(_some(or_(_waiting(finishing), lapsed))) is not None
 
     async def _take_back_lapsed(self, session: AsyncSession) -> None:
         now = self._clock.now_s()
@@ -268,9 +275,14 @@ def _some(condition: ColumnElement[bool]) -> Select[str]:
     return select(CompileJobRow.id).where(condition).limit(1)
 
 
-def _next_job() -> Select[CompileJobRow]:
+def _waiting(finishing: bool) -> ColumnElement[bool]:
+    queued = CompileJobRow.status == JobStatus.QUEUED
+    return queued if finishing else queued & (CompileJobRow.phase == JobPhase.BUILD)
+
+
+def _next_job(finishing: bool) -> Select[CompileJobRow]:
     """Choose the most urgent job; on PostgreSQL other workers skip it instead of waiting for it."""
-    queued = select(CompileJobRow).where(CompileJobRow.status == JobStatus.QUEUED).order_by(*in_turn()).limit(1)
+    queued = select(CompileJobRow).where(_waiting(finishing)).order_by(*in_turn()).limit(1)
     return queued.options(joinedload(CompileJobRow.blueprint)).with_for_update(skip_locked=True, of=CompileJobRow)
 
 

@@ -226,9 +226,10 @@ class KernelTerm(Base):
 
 
 class BenchmarkResult(Base):
-    """One figure of one kernel on one device; a later measurement takes its place."""
+    """One figure of one kernel on one kind of hardware; a later measurement takes its place."""
 
     __tablename__ = "benchmark_results"
+    __table_args__ = (Index("ix_benchmark_results_peers", "device", "metric", "measured_at"),)
 
     kernel_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True)
     device: Mapped[str] = mapped_column(String(64), primary_key=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from esper.contracts.ids import MessageId
@@ -49,6 +49,11 @@ class Outbox:
     def add(self, session: AsyncSession, stream: str, message: Message) -> None:
         """Write a message in the transaction of what it announces; call `notify` after the commit."""
         session.add(OutboxRow(stream=stream, content=packed(self._codec.seal(stream, message))))
+
+    async def write(self, session: AsyncSession, *announced: tuple[str, Message]) -> None:
+        """Write several in one statement, in this order."""
+        rows = [{"stream": of, "content": packed(self._codec.seal(of, what))} for of, what in announced]
+        await session.execute(insert(OutboxRow), rows)
 
     def notify(self) -> None:
         """Wake a relay of this process."""

@@ -5,6 +5,7 @@ late, so that the order of two jobs never changes while they wait: it is that of
 many urgent jobs come, one of priority 1 waits for none that came more than nine such spans after it.
 """
 
+from dataclasses import dataclass
 from statistics import median
 from typing import TypeAlias
 
@@ -12,6 +13,7 @@ from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from esper.contracts.kernel import JobPhase
+from esper.ports import Clock
 from esper.services.urza.models import CompileJobRow, JobStatus
 
 AGEING_S = 30.0
@@ -19,6 +21,11 @@ AGEING_S = 30.0
 RECENT = 20
 """Latest builds of a level from which the time of the next one is taken."""
 
+PACE_FOR_S = 1.0
+"""How long a median counts; a store that takes in a hundred blueprints need not look a hundred times."""
+
+Kind: TypeAlias = tuple[JobPhase, str]
+"""Phase and level."""
 Order: TypeAlias = tuple[ColumnElement[float], ColumnElement[float], ColumnElement[str]]
 
 
@@ -33,39 +40,64 @@ def _ahead_of(job: CompileJobRow) -> ColumnElement[bool]:
     return (CompileJobRow.status == JobStatus.QUEUED) & (tuple_(*in_turn()) < tuple_(*place))
 
 
-async def position_of(session: AsyncSession, job: CompileJobRow) -> int:
-    """Return the place of a waiting job in the queue, from 1."""
-    ahead = select(func.count()).select_from(CompileJobRow).where(_ahead_of(job))
-    return int(await session.scalar(ahead) or 0) + 1
+@dataclass(frozen=True)
+class Turn:
+    """When it will be a waiting job's turn.
+
+    Attributes:
+        position: Its place in the queue, from 1.
+        wait_s: Seconds until it will be done, if nothing more urgent comes; None while no job of a kind that matters was
+            measured.
+    """
+
+    position: int
+    wait_s: float | None
 
 
-async def wait_of(session: AsyncSession, job: CompileJobRow, now_s: float) -> float | None:
-    """Return in how many seconds a waiting job will be done, if nothing more urgent comes.
-
-    What is ahead of it and what is at work take the median of the latest jobs of their phase and level, and as many are worked
-    on at a time as are now.
+class Pace:
+    """How long jobs take: the median of the latest of their phase and level, looked up once a second.
 
     Args:
-        session: Sees the queue.
-        job: Waits.
-        now_s: Seconds since the epoch.
-
-    Returns:
-        The seconds; None while no job of a kind that matters was measured.
+        clock: Tells when.
     """
-    row = CompileJobRow
-    kind = (row.phase, _level())
-    waiting = (await session.execute(select(*kind, func.count()).where(_ahead_of(job)).group_by(*kind))).all()
-    at_work = (await session.execute(select(*kind, row.claimed_at).where(row.status == JobStatus.LEASED))).all()
-    own = (job.phase, str(job.build["level"]))
-    needed = {own, *((phase, level) for phase, level, _ in (*waiting, *at_work))}
-    typical = {one: await typical_s(session, *one) for one in needed}
-    known = {one: seconds for one, seconds in typical.items() if seconds is not None}
-    if len(known) < len(typical):
-        return None
-    before_s: float = sum(known[phase, level] * count for phase, level, count in waiting)
-    before_s += sum(max(0.0, known[phase, level] - (now_s - (since_s or now_s))) for phase, level, since_s in at_work)
-    return before_s / max(1, len(at_work)) + known[own]
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._known: dict[Kind, tuple[float, float | None]] = {}
+
+    async def turn_of(self, session: AsyncSession, job: CompileJobRow) -> Turn:
+        """Return when it will be the turn of a waiting job.
+
+        What is ahead of it and what is at work take as long as is usual, and as many are worked on at a time as are now.
+
+        Args:
+            session: Sees the queue.
+            job: Waits.
+        """
+        row, now_s = CompileJobRow, self._clock.now_s()
+        kind = (row.phase, _level())
+        waiting = (await session.execute(select(*kind, func.count()).where(_ahead_of(job)).group_by(*kind))).all()
+        at_work = (await session.execute(select(*kind, row.claimed_at).where(row.status == JobStatus.LEASED))).all()
+        position = 1 + sum(count for _, _, count in waiting)
+        own = (job.phase, str(job.build["level"]))
+        needed = {own, *((phase, level) for phase, level, _ in (*waiting, *at_work))}
+        usual = {one: await self._usual_s(session, one) for one in needed}
+        known = {one: seconds for one, seconds in usual.items() if seconds is not None}
+        if len(known) < len(usual):
+            return Turn(position, None)
+        before_s: float = sum(known[phase, level] * count for phase, level, count in waiting)
+        before_s += sum(
+            max(0.0, known[phase, level] - (now_s - (since_s or now_s))) for phase, level, since_s in at_work
+        )
+        return Turn(position, before_s / max(1, len(at_work)) + known[own])
+
+    async def _usual_s(self, session: AsyncSession, kind: Kind) -> float | None:
+        """Return the median time of the latest jobs of a kind that came to an end, or None where there was none."""
+        until_s, seconds = self._known.get(kind, (0.0, None))
+        if seconds is None or self._clock.now_s() >= until_s:
+            seconds = await _median_s(session, kind)
+            self._known[kind] = (self._clock.now_s() + PACE_FOR_S, seconds)
+        return seconds
 
 
 def _level() -> ColumnElement[str]:
@@ -73,9 +105,8 @@ def _level() -> ColumnElement[str]:
     return level
 
 
-async def typical_s(session: AsyncSession, phase: JobPhase, level: str) -> float | None:
-    """Return the median time of the latest jobs of a kind that came to an end, or None where there was none."""
-    row = CompileJobRow
+async def _median_s(session: AsyncSession, kind: Kind) -> float | None:
+    row, (phase, level) = CompileJobRow, kind
     latest = (
         select(row.ended_at - row.claimed_at)
         .where(row.status == JobStatus.DONE, row.phase == phase, _level() == level)

@@ -63,15 +63,14 @@ def measure(kernel: Kernel, report: ValidationResult) -> None:
     metrics = all_metrics(report)
     params = metrics.get("params")
     kernel.validation_metrics = dict(metrics)
-    kernel.benchmark_results = dict(_finite(report.performance.metrics))
+    kernel.benchmark_results = {} if report.performance is None else dict(_finite(report.performance.metrics))
     kernel.throughput, kernel.latency_ms = metrics.get("throughput_per_s"), metrics.get("latency_p50_ms")
     kernel.num_params = None if params is None else int(params)
 
 
 def all_metrics(report: ValidationResult) -> dict[str, float]:
     """Return the metrics of every gate by name."""
-    gates = (report.correctness, report.safety, report.stability, report.performance)
-    return {name: value for gate in gates for name, value in _finite(gate.metrics).items()}
+    return {name: value for gate in report.gates for name, value in _finite(gate.metrics).items()}
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

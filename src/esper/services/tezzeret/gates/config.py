@@ -30,6 +30,8 @@ class ValidatorConfig:
         half_input_scales: The same for float16, whose largest number is 65,504.
         fit_steps: Steps in which a loss must fall.
         fit_halvings: How often a step that does not lower the loss is halved before the gate gives up.
+        training_steps: Steps of AdamW of the training that is timed (specification: 20).
+        training_rate: Its learning rate, in float32 small enough for every design of the catalogue and for 283 random ones.
         latency_runs: Timed forward passes, where they fit into ``latency_budget_s``.
         fewest_latency_runs: Timed forward passes in any case.
         latency_budget_s: Time for them.
@@ -53,6 +55,8 @@ class ValidatorConfig:
     half_input_scales: tuple[float, ...] = (1e-4, 1e-2, 1.0, 1e2)
     fit_steps: int = 4
     fit_halvings: int = 12
+    training_steps: int = 20
+    training_rate: float = 1e-3
     latency_runs: int = 30
     fewest_latency_runs: int = 5
     latency_budget_s: float = 0.01

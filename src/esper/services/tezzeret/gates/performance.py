@@ -1,5 +1,7 @@
-"""How fast is the kernel, and what does training keep in memory for it?"""
+"""How fast is the kernel, does it train, and what does training keep in memory for it?"""
 
+import math
+import statistics
 import time
 
 import torch
@@ -14,7 +16,7 @@ from esper.services.tezzeret.gates.verdict import Findings
 
 
 def performance(trial: Trial) -> GateResult:
-    """Time forward passes of eight small examples on the threads that torch has (one in a child)."""
+    """Time forward passes and training steps of eight small examples on the threads that torch has (one in a child)."""
     found = Findings()
     probe = trial.probes.batch
     newborn, x = trial.newborn().eval(), trial.input(probe)
@@ -31,8 +33,12 @@ def performance(trial: Trial) -> GateResult:
     found.measure("latency_p95_ms", slow_s * 1e3)
     found.measure("latency_runs", len(times))
     found.measure("throughput_per_s", probe.batch / max(median_s, 1e-9))
-    found.measure("weights_mb", sum(tensor.nbytes for tensor in trial.kernel.state.values()) / 2**20)
-    found.measure("saved_for_backward_mb_per_example", _saved_bytes(newborn, x) / probe.batch / 2**20)
+    weights_mb = sum(tensor.nbytes for tensor in trial.kernel.state.values()) / 2**20
+    saved_mb = _saved_bytes(newborn, x) / probe.batch / 2**20
+    found.measure("weights_mb", weights_mb)
+    found.measure("saved_for_backward_mb_per_example", saved_mb)
+    found.measure("memory_mb", weights_mb + saved_mb)
+    _expect_training(trial, found)
     return found.result()
 
 
@@ -48,6 +54,31 @@ def _timed(newborn: KernelModule, x: Tensor, trial: Trial) -> list[float]:
             newborn(x)
             times.append(time.perf_counter() - began)
     return times
+
+
+def _expect_training(trial: Trial, found: Findings) -> None:
+    """Train as hosts do, with an optimizer of torch: the loss must stay finite and fall."""
+    # Hosts in half precision keep their weights in float32: what AdamW adds to a divisor is nothing in float16.
+    dtype = torch.float32 if trial.dtype is torch.float16 else trial.dtype
+    newborn, x = trial.newborn().to(dtype).train(), trial.input(trial.probes.batch, salt=7).to(dtype)
+    target = (torch.tanh(3.0 * x.float()) - x.float()).detach()
+    parameters = list(newborn.parameters())
+    if not parameters:
+        return
+    optimizer = torch.optim.AdamW(parameters, lr=trial.config.training_rate, weight_decay=0.0)
+    losses, times = list[float](), list[float]()
+    for _ in range(trial.config.training_steps):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        loss = (newborn(x).float() - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        times.append(time.perf_counter() - began)
+        losses.append(float(loss.detach()))
+    found.expect(all(map(math.isfinite, losses)), f"the loss is not finite within {len(losses)} steps of AdamW")
+    found.expect(min(losses) < losses[0], f"{len(losses)} steps of AdamW never lower the loss of {losses[0]:.6g}")
+    found.measure("training_step_p50_ms", statistics.median(times) * 1e3)
+    found.measure("loss_ratio_after_training", losses[-1] / losses[0] if losses[0] else 1.0)
 
 
 def _saved_bytes(module: KernelModule, x: Tensor) -> int:

@@ -20,7 +20,7 @@ NOTHING: dict[int | str, dict[str, Any]] = {204: {"description": "done, or nothi
 @jobs.post("/jobs/claim", response_model=CompileJob, responses=NOTHING)
 async def claim(request: Request, body: Claim) -> Response:
     """Take the most urgent job, or 204 where there is none."""
-    job = await serving_of(request).manager.claim(body.worker, lease_s=body.lease_s)
+    job = await serving_of(request).manager.claim(body.worker, lease_s=body.lease_s, finishing=body.finishing)
     return Response(status_code=204) if job is None else json_answer(job)
 
 
