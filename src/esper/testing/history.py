@@ -294,20 +294,31 @@ def _may_be_given_back(history: _Indexed, event: Event) -> bool:
 
 
 def _passed_over(history: _Indexed, stream: str, group: str) -> Iterator[Breach]:
-    """Find messages that failed and were not the next that their only member was handed, in a group that did not vanish."""
+    """Find messages that failed and were not the next that their only member was handed.
+
+    A process that took part before its group vanished works off what it holds of the old one, and owes no retry of that.
+    It owes them again once it joins, or is handed the group's first message unmarked: there the group begins anew.
+    """
+    first = next((event.message for event in history.handed[stream, group]), None)
+    seen: set[str] = set()
+    stale: set[str] = set()
     failed: dict[str, Event] = {}
-    handed: set[str] = set()
     for event in history.events:
         if (event.stream, event.group) != (stream, group):
             continue
-        if event.kind is Kind.VANISHED:
-            handed.clear()
-            failed.clear()
-        elif event.kind is Kind.FAILED and event.process in handed:
-            failed[event.process] = event
-        elif event.kind is Kind.HANDED:
-            before = failed.pop(event.process, event)
-            handed.add(event.process)
-            if before.message != event.message and (group, before.message) not in history.buried:
-                why = f"it failed, and number {event.number} of {event.writer} was handed out next"
-                yield Breach(Promise.DISORDERED, before.message, group, why)
+        seen.add(event.process)
+        match event.kind:
+            case Kind.VANISHED:
+                stale = set(seen)
+                failed.clear()
+            case Kind.JOINED:
+                stale.discard(event.process)
+            case Kind.FAILED if event.process not in stale:
+                failed[event.process] = event
+            case Kind.HANDED:
+                if event.message == first and not event.redelivered:
+                    stale.discard(event.process)
+                before = failed.pop(event.process, event)
+                if before.message != event.message and (group, before.message) not in history.buried:
+                    why = f"it failed, and number {event.number} of {event.writer} was handed out next"
+                    yield Breach(Promise.DISORDERED, before.message, group, why)

@@ -281,14 +281,30 @@ def test_a_message_that_failed_and_was_passed_over_is_a_breach() -> None:
     assert "it failed" in breach.why
 
 
-@pytest.mark.parametrize("before", [(), ("failed 1",)])
-def test_a_group_that_vanished_begins_anew_and_owes_no_retry(before: tuple[str, ...]) -> None:
-    once = (*PUBLISHED, "handed 0", "effect 0", "handed 1")
-    anew = ("handed 0", "handed 1", "effect 1")
-    rest = () if before else ("failed 1",)
-    assert told(*once, *before, "vanished -1", *rest, *anew) == []
-    (breach,) = told(*once, "vanished -1", *anew[:-1], "failed 1", *anew)
-    assert breach.promise is Promise.DISORDERED
+ONCE = (*PUBLISHED, "handed 0", "effect 0", "handed 1")
+ANEW = ("handed 0", "handed 1", "effect 1")
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        ("failed 1", "vanished -1"),
+        ("vanished -1", "failed 1"),
+        ("vanished -1", "handled 1", "sent 2", "acknowledged 2", "handed 2", "failed 2"),  # read with what was in hand
+        ("vanished -1", "failed 1", "handed 1 again", "failed 1 again"),
+    ],
+)
+def test_a_group_that_vanished_owes_no_retry_of_what_its_member_still_holds(old: tuple[str, ...]) -> None:
+    rest = ("handed 2", "effect 2") if "sent 2" in old else ()
+    assert told(*ONCE, *old, *ANEW, *rest) == []
+
+
+@pytest.mark.parametrize("begun", ["one:handed 0", "one.2:joined -1"])
+def test_a_group_that_vanished_owes_retries_once_it_begins_anew(begun: str) -> None:
+    process = begun.partition(":")[0]
+    rest = (f"{process}:handed 1", f"{process}:failed 1", *(f"{process}:{word}" for word in ANEW))
+    (breach,) = told(*ONCE, "vanished -1", "handed 1 again", "failed 1", begun, *rest)
+    assert (breach.promise, breach.message.number) == (Promise.DISORDERED, 1)
 
 
 def test_a_second_member_may_take_over_late_but_not_mix_what_is_new() -> None:
