@@ -1,6 +1,5 @@
 """The buses of this library as subjects of `esper.testing.bus_machine`."""
 
-import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -48,7 +47,9 @@ class MemorySubject:
     async def crash(self, bus: MessageBus) -> None:
         """Go on with what the disk holds now, as after the death of the process, whatever the old bus still writes."""
         if self._folder is not None:
-            await asyncio.sleep(0.01)  # the last hand-over is written a moment after it
+            assert isinstance(bus, MemoryBus)
+            assert bus._commits is not None
+            await bus._commits.flush()  # the last hand-over is written a moment after it
             before = self._path
             self._number += 1
             shutil.copy(before, self._path)

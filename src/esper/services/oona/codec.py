@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import msgspec
 from pydantic import BaseModel, ValidationError
@@ -54,11 +55,13 @@ class Codec:
 
     def __init__(self, topics: Mapping[str, Topic] = TOPICS) -> None:
         self._topics = topics
-        self._contracts: dict[str, tuple[Contract, int]] = {
-            t.model.__name__: (t.model, t.version) for t in topics.values()
+        contracts: dict[str, tuple[Contract, int]] = {t.model.__name__: (t.model, t.version) for t in topics.values()}
+        contracts[DeadLetter.__name__] = (DeadLetter, 1)
+        self._parsers = {name: (_parser(model), version) for name, (model, version) in contracts.items()}
+        self._kinds: dict[type, tuple[str, int]] = {
+            model: (name, version) for name, (model, version) in contracts.items()
         }
-        self._contracts[DeadLetter.__name__] = (DeadLetter, 1)
-        self._parsers = {name: (_parser(model), version) for name, (model, version) in self._contracts.items()}
+        self._kinds[dict] = (PLAIN, 1)
 
     def topic(self, stream: str) -> Topic | None:
         """Return what is declared about a stream, or None."""
@@ -87,11 +90,12 @@ class Codec:
     def seal_all(self, stream: str, messages: Sequence[Message], *, run_id: str | None = None) -> list[Envelope]:
         """Put messages into envelopes with fresh ids, as ``seal`` does; where one is refused, all are."""
         head = _Head(stream, self._topics.get(stream), run_id, datetime.now(UTC), traceparent())
-        return [self._sealed(*pair, head) for pair in zip(messages, new_message_ids(len(messages)), strict=True)]
+        ids = new_message_ids(len(messages))
+        return [self._sealed(message, id, head) for message, id in zip(messages, ids, strict=True)]
 
     def _sealed(self, message: Message, message_id: MessageId, head: "_Head") -> Envelope:
         checked = message if head.topic is None else _as_declared(head.topic, message)
-        name, version = self._named(checked)
+        name, version = self._kinds.get(type(checked)) or _refuse_kind(checked, head.stream)
         return Envelope(
             type=name, version=version, id=message_id, run_id=head.run_id, sent_at=head.sent_at,
             traceparent=head.traceparent, body=_body(checked, head.stream),
@@ -117,18 +121,6 @@ class Codec:
                 todo="bring every part to the same version",
             )
         return parse(envelope.body)
-
-    def _named(self, message: Message) -> tuple[str, int]:
-        if isinstance(message, dict):
-            return PLAIN, 1
-        model, version = self._contracts.get(type(message).__name__, (None, 0))
-        if model is not type(message):
-            raise ContractError(
-                f"a {type(message).__name__} cannot be sent",
-                why="no topic declares that contract, so that no reader could parse it",
-                todo="declare it in esper.contracts.topics, or send a dictionary",
-            )
-        return type(message).__name__, version
 
 
 def packed(envelope: Envelope) -> bytes:
@@ -163,6 +155,16 @@ def unpacked_together(data: bytes) -> list[Envelope]:
         return _envelopes_of(data)
     except msgspec.DecodeError as error:
         raise ContractError("these bytes are no envelopes", why=str(error)) from error
+
+
+def _refuse_kind(message: Message, stream: str) -> NoReturn:
+    if isinstance(message, dict):
+        _check_plain(message, "$", stream, _MAX_DEPTH)  # it is of a class of its own, and would arrive as another
+    raise ContractError(
+        f"a {type(message).__name__} cannot be sent",
+        why="no topic declares that contract, so that no reader could parse it",
+        todo="declare it in esper.contracts.topics, or send a dictionary",
+    )
 
 
 def _as_declared(topic: Topic, message: Message) -> Message:
@@ -220,27 +222,17 @@ def _parser(model: Contract) -> Callable[[bytes], Message]:
 
 def _body(message: Message, stream: str) -> bytes:
     try:
-        if isinstance(message, dict):
-            if not _is_flat(message):
+        if not isinstance(message, dict):
+            return _packed(message.model_dump() if isinstance(message, BaseModel) else message)
+        for key, value in message.items():  # most hold nothing that has to be looked into
+            if type(key) is not str or type(value) not in _FLAT:
                 _check_plain(message, "$", stream, _MAX_DEPTH)
-            return _packed(message)
-        return _packed(message.model_dump() if isinstance(message, BaseModel) else message)
+                break
+        return _packed(message)
     except (TypeError, OverflowError, UnicodeEncodeError, msgspec.EncodeError) as error:
         if isinstance(message, dict):
             _check_plain(message, "$", stream, _MAX_DEPTH)  # knows where an integer is too large
         raise ContractError(f"a {type(message).__name__} cannot be sent to {stream}", why=str(error)) from error
-
-
-def _is_flat(message: dict[str, object]) -> bool:
-    """Whether a dictionary holds only values, as most do: then there is nothing to look into."""
-    if type(message) is not dict:
-        return False
-    for key, value in message.items():
-        if type(key) is not str:
-            return False
-        if type(value) not in _FLAT:
-            return False
-    return True
 
 
 def _check_plain(value: object, path: str, stream: str, depth: int) -> None:

@@ -14,6 +14,7 @@ from esper.services.oona.handing import handed
 from esper.services.oona.memory_stream import Group, Pending, Stream, Streams
 from esper.telemetry.bus_metrics import BusTimes, since
 from esper.telemetry.logs import get_logger
+from esper.telemetry.tracing import traceparent
 
 log = get_logger("oona.memory")
 
@@ -104,7 +105,7 @@ class Member:
         """
         stream, group, commits, handler = self._stream, self._group, self._commits, self._handler
         take, settle, opened, name = stream.take, group.pending.discard, self._codec.open, stream.name
-        stopped, now = self._stop.is_set, asyncio.get_running_loop().time
+        stopped, now, trace = self._stop.is_set, asyncio.get_running_loop().time, traceparent()
         taken, ends_at = 0, now() + _TURN_S
         while not stopped() and (pending := take(group)) is not None:
             envelope = pending.envelope
@@ -120,10 +121,11 @@ class Member:
                 pending.tries = 1
                 try:
                     delivery = Delivery(envelope.id, name, opened(envelope), envelope.run_id, False)
-                    await handed(handler, delivery, envelope.traceparent)
-                except (
-                    Exception
-                ) as error:  # Whatever a handler raises is a failed try; its reason goes with the message.
+                    if envelope.traceparent == trace:
+                        await handler(delivery)
+                    else:
+                        await handed(handler, delivery, envelope.traceparent)
+                except Exception as error:  # Whatever it raises is a failed try; its reason goes with the message.
                     pending.note(error)
                     await self._handle_until_settled(pending)
                 except BaseException:

@@ -102,7 +102,9 @@ class Stream:
         self._losses = Losses() if losses is None else losses
         self.published = self.first_seq = self.trimmed = self.reserved = 0
         self.news, self.moves = Bell(), Bell()
-        self._held: dict[int, Envelope] = {}
+        self._held: deque[Envelope] = (
+            deque()
+        )  # its ends are near: groups read at the newest, or a full stream waits for them
 
     def __len__(self) -> int:
         return self.published - self.first_seq
@@ -136,31 +138,28 @@ class Stream:
 
     def restore(self, next_seq: int, messages: Sequence[tuple[int, Envelope]]) -> None:
         """Hold what an earlier process held, also where that is more than the limit."""
-        self._held = dict(messages)
-        self.published, self.first_seq = next_seq, min(self._held, default=next_seq)
+        self._held = deque(envelope for _, envelope in messages)
+        self.published, self.first_seq = next_seq, next_seq - len(messages)
 
     def rejoin(self, name: str, next_seq: int, pending: Iterable[int]) -> None:
         """Make a group as an earlier process left it; what it was handed and has not settled comes first."""
-        held = sorted(seq for seq in pending if seq in self._held)
+        held = sorted(seq for seq in pending if self.first_seq <= seq < self.published)
         group = Group(name, max(next_seq, self.first_seq), pending=set(held))
         reason = "the process ended before the handler returned"
-        group.returned.extend(Pending(seq, self._held[seq], tries=1, reason=reason) for seq in held)
+        group.returned.extend(Pending(seq, self._held[seq - self.first_seq], tries=1, reason=reason) for seq in held)
         self.groups[name] = group
 
     def extend(self, envelopes: Sequence[Envelope]) -> None:
         """Add messages, and trim the oldest beyond the limit; groups that had not seen them have lost them."""
-        held, seq = self._held, self.published
-        for envelope in envelopes:
-            held[seq] = envelope
-            seq += 1
-        self.published = seq
-        if seq - self.first_seq > self.max_length:
-            self._trim(seq - self.max_length)
+        self._held.extend(envelopes)
+        self.published += len(envelopes)
+        if len(self) > self.max_length:
+            self._trim(self.published - self.max_length)
         self.news.ring()
 
     def _trim(self, first_seq: int) -> None:
-        for seq in range(self.first_seq, first_seq):
-            del self._held[seq]
+        for _ in range(self.first_seq, first_seq):
+            self._held.popleft()
         self.trimmed += first_seq - self.first_seq
         self.first_seq = first_seq
         for group in self.groups.values():
@@ -184,7 +183,7 @@ class Stream:
         group.pending.add(seq)
         if self.moves.waiting:
             self.moves.ring()
-        return Pending(seq, self._held[seq])
+        return Pending(seq, self._held[seq - self.first_seq])
 
     def settle(self, group: Group, seq: int) -> None:
         """Note that a group is done with a message for good."""
