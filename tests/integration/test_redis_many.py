@@ -20,16 +20,23 @@ SOUND = {"blueprint_id": "sha256:b", "status": "started"}
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
+fills = pytest.mark.parametrize("fill", ["", "long " * 1000], ids=["short", "long"])
+"""Short messages go in one script, long ones in one transaction."""
+
+
 @pytest.fixture
 async def bus(redis_server: RedisServer) -> AsyncIterator[RedisBus]:
-    async with RedisBus(RedisBusConfig(url=redis_server.url, block_s=0.05, reply_limit_s=0.5)) as bus:
+    async with RedisBus(
+        RedisBusConfig(url=redis_server.url, block_s=0.05, reply_limit_s=0.5, publish_limit_s=2.0)
+    ) as bus:
         yield bus
 
 
-async def test_messages_of_more_than_one_command_keep_their_order_and_ids(bus: RedisBus) -> None:
+@fills
+async def test_messages_of_more_than_one_command_keep_their_order_and_ids(bus: RedisBus, fill: str) -> None:
     reader = Reader()
     async with Reading(bus, reader):
-        ids = await bus.publish_many(STREAM, [{"n": n} for n in range(600)], run_id="run-1")
+        ids = await bus.publish_many(STREAM, [{"n": n, "fill": fill} for n in range(600)], run_id="run-1")
         await reader.wait_for(600)
     assert reader.numbers == list(range(600))
     assert [delivery.id for delivery in reader.deliveries] == ids
@@ -53,12 +60,38 @@ async def test_nothing_of_a_broken_batch_is_published(bus: RedisBus) -> None:
     assert COMPILATIONS.stream not in await bus.streams()
 
 
+@fills
 async def test_a_key_that_holds_something_else_is_refused_with_what_redis_says(
-    bus: RedisBus, redis_server: RedisServer
+    bus: RedisBus, redis_server: RedisServer, fill: str
 ) -> None:
     redis_server.ask("SET taken 1")
     with pytest.raises(ConfigError, match="WRONGTYPE"):
-        await bus.publish_many("taken", [{"n": 1}, {"n": 2}])
+        await bus.publish_many("taken", [{"n": n, "fill": fill} for n in range(2)])
+
+
+@fills
+async def test_a_server_without_memory_takes_all_of_a_batch_or_nothing(
+    bus: RedisBus, redis_server: RedisServer, fill: str
+) -> None:
+    await bus.publish(STREAM, {"n": 0})
+    redis_server.ask("CONFIG SET maxmemory 1")
+    try:
+        with pytest.raises(BusUnavailable, match="maxmemory"):
+            await bus.publish_many(STREAM, [{"n": n, "fill": fill} for n in range(20)])
+    finally:
+        redis_server.ask("CONFIG SET maxmemory 0")
+    assert redis_server.ask(f"XLEN {STREAM}") == b":1\r\n"
+
+
+@fills
+async def test_what_a_batch_trims_before_a_group_saw_it_is_counted(
+    bus: RedisBus, redis_server: RedisServer, fill: str
+) -> None:
+    await bus.create_topic(STREAM, max_length=30)
+    redis_server.ask(f"XGROUP CREATE {STREAM} slow $")
+    await bus.publish_many(STREAM, [{"n": n, "fill": fill} for n in range(100)])
+    assert redis_server.ask(f"XLEN {STREAM}") == b":30\r\n"
+    assert bus.losses == {(STREAM, "slow"): 70}
 
 
 async def test_a_frozen_server_fails_every_message_of_the_batch(tmp_path: Path, redis_program: str) -> None:
@@ -71,14 +104,15 @@ async def test_a_frozen_server_fails_every_message_of_the_batch(tmp_path: Path, 
             own.thaw()
 
 
+@fills
 async def test_a_batch_whose_answer_was_lost_is_sent_again_with_the_same_ids(
-    tmp_path: Path, redis_program: str
+    tmp_path: Path, redis_program: str, fill: str
 ) -> None:
     reader = Reader()
     with RedisServer(tmp_path, program=redis_program) as own:
         async with RedisBus(RedisBusConfig(url=own.url, block_s=0.05, reply_limit_s=0.3, publish_limit_s=20)) as bus:
             own.freeze()
-            publishing = asyncio.create_task(bus.publish_many(STREAM, [{"n": n} for n in range(20)]))
+            publishing = asyncio.create_task(bus.publish_many(STREAM, [{"n": n, "fill": fill} for n in range(20)]))
             await asyncio.sleep(0.5)  # the first command waits in the frozen server, and is carried out after the thaw
             own.thaw()
             ids = await publishing

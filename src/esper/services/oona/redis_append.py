@@ -13,6 +13,9 @@ from esper.services.oona.redis_link import Command
 _SLACK = 100
 """Messages beyond its length, or a tenth of that, that a stream may hold before it is trimmed, so that this costs little."""
 
+_LONG_BYTES = 2_000
+"""Of a body, on average: where redis-py's reading of an answer to each command costs about what the script would."""
+
 _APPEND = """
 local at = 2
 while at <= #ARGV do
@@ -61,18 +64,24 @@ def append_one(key: str, envelope: Envelope) -> Command:
     return ["XADD", key, "*", *to_fields(envelope)]
 
 
-def append_and_trim(key: str, longest: int, envelopes: Sequence[Envelope]) -> Command:
-    """Return the command that appends envelopes in order, all or none, and trims the stream to about ``longest``."""
+def append_and_trim(key: str, longest: int, envelopes: Sequence[Envelope]) -> list[Command]:
+    """Return what appends envelopes in order, all or none, and trims the stream to about ``longest``.
+
+    It is one script; where bodies are long, one transaction of a command for each and the script that then only trims,
+    because a script costs Redis more than all the rest for each byte that it is given.
+    """
+    if sum(len(envelope.body) for envelope in envelopes) > _LONG_BYTES * len(envelopes):
+        return [*(append_one(key, envelope) for envelope in envelopes), *append_and_trim(key, longest, ())]
     command: list[str | bytes | int] = ["EVAL", _APPEND, 2, key, lost_key_of(key), longest]
     for envelope in envelopes:
         fields = to_fields(envelope)
         command.append(len(fields))
         command += fields
-    return command
+    return [command]
 
 
 def lost_in(answer: object) -> Mapping[str, int]:
-    """Return by group how many messages were trimmed before the group saw them; nothing was by ``append_one``."""
+    """Return by group how many messages were trimmed before the group saw them, by what the last command was answered."""
     if not isinstance(answer, list):
         return {}
     pairs = cast("list[bytes | int]", answer)

@@ -127,13 +127,16 @@ class RedisBus(Closing):
             await self._sent(stream, self.append(stream, part))
         return [envelope.id for envelope in envelopes]
 
-    async def _sent(self, stream: str, command: Command) -> None:
-        """Send a command again where its answer is lost; what it appends has the same ids then."""
+    async def _sent(self, stream: str, commands: Sequence[Command]) -> None:
+        """Send commands again where their answer is lost; what they append has the same ids then."""
         began = time.perf_counter()
         ends_at = asyncio.get_running_loop().time() + self.config.publish_limit_s
         for attempt in itertools.count():
             try:
-                answer = await self._link.ask(*command)
+                if len(commands) == 1:
+                    answer = await self._link.ask(*commands[0])
+                else:
+                    answer = (await self._link.ask_all(commands, at_once=True))[-1]
                 self.note_lost(stream, answer)
                 self.times[stream].publish.observe(time.perf_counter() - began)
                 break
@@ -143,18 +146,18 @@ class RedisBus(Closing):
                     raise
                 await asyncio.sleep(pause)
 
-    def append(self, stream: str, envelopes: Sequence[Envelope]) -> Command:
-        """Return the command that appends envelopes to a stream; the first, and now and then another, trims it."""
+    def append(self, stream: str, envelopes: Sequence[Envelope]) -> list[Command]:
+        """Return what appends envelopes to a stream in one transaction; the first, and now and then another, trims it."""
         longest, key = self._longest_of(stream), key_of(stream)
         left = self._untrimmed.get(stream, 0) - len(envelopes)
         if len(envelopes) == 1 and left > 0:
             self._untrimmed[stream] = left
-            return append_one(key, envelopes[0])
+            return [append_one(key, envelopes[0])]
         self._untrimmed[stream] = slack_of(longest)
         return append_and_trim(key, longest, envelopes)
 
     def note_lost(self, stream: str, answer: object) -> None:
-        """Count what the command that ``append`` returned has trimmed before groups saw it, by what it was answered."""
+        """Count what was trimmed before groups saw it, by what the last command that ``append`` returned was answered."""
         for group, count in lost_in(answer).items():
             self.losses.add(stream, group, count)
 

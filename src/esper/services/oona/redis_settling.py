@@ -147,7 +147,8 @@ class Settling:
             await self._link.ask(*ack)
         else:
             grave = stream + DEAD_SUFFIX
-            appended, _ = await self._link.ask_all([self._bus.append(grave, [self._letter(entry)]), ack], at_once=True)
+            commands = [*self._bus.append(grave, [self._letter(entry)]), ack]
+            *_, appended, _ = await self._link.ask_all(commands, at_once=True)
             self._bus.note_lost(grave, appended)
         self._counts.dead += 1
         log.warning("message_dead", stream=stream, group=self._place.group, tries=entry.tries, why=entry.reason)
