@@ -159,6 +159,7 @@ def attach(
     on_cull: str = "restore",
     control: "str | Control | None" = None,
     probe: "Callable[[nn.Module], Tensor] | None" = None,
+    signal: str = "bottleneck",
     incubate: int = 0,
     newborn_rate: "NewbornRate | None" = None,
     governor: "bool | GovernorConfig" = True,
@@ -186,8 +187,10 @@ def attach(
         late: ``"slip"`` joins a late kernel at a later boundary and says so; ``"wait"`` blocks for it, counted apart.
         on_cull: ``"restore"`` puts the state before the join back; ``"continue"`` trains on without the seed.
         control: None. A twin needs the batches, which a trainer has; ``esper.Trainer`` gives its own here.
-        probe: Returns the training loss of one batch for a model. The bottleneck is then measured on it, at boundaries,
+        probe: Returns the training loss of one batch for a model. The signal is then measured on it, at boundaries,
             and its operations are counted; otherwise it is measured on the caller's own step before a boundary.
+        signal: Measurement by which slots are scored: ``bottleneck``, ``tiny_residual``, ``effective_rank``,
+            ``gradient_norm`` or ``gradient_snr``.
         incubate: Optimizer steps that a kernel which the controller chose learns apart before it joins; 0 joins it at once.
         newborn_rate: Warm-up and a decaying boost of a newborn's learning rate; without it, its host's rate.
         governor: Whether a graft is taken back at once when values are not finite or the training loss lies lasting higher
@@ -212,6 +215,7 @@ def attach(
     """
     from esper.kasmina.compiling import opened
     from esper.kasmina.quiet import preserved_rng
+    from esper.kasmina.signals.named import check_signal
     from esper.services.tolaria import attachment
     from esper.services.tolaria.distributed.formation import check_apart, check_sharing, formation_of
     from esper.services.tolaria.schedules import as_one
@@ -225,6 +229,7 @@ def attach(
         on_cull=on_cull,
         control=control,
         probe=probe,
+        signal=signal,
         incubate=incubate,
         newborn_rate=newborn_rate,
         governor=governor,
@@ -237,6 +242,7 @@ def attach(
     attachment.check_host(model, optimizer)
     schedule = as_one(scheduler)
     attachment.check_parts(optimizer, validate, schedule)
+    check_signal(signal, optimizer, probed=probe is not None)
     limits = attachment.read_budget(budget, model)
     others, followers = attachment.read_state(state, model, optimizer)
     advisor = advisor_named(controller)

@@ -133,6 +133,7 @@ def test_an_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
         ({"state": [object()]}, ("ESP-2114", "rollback")),
         ({"controller": "platau"}, ("ESP-2131", 'did you mean "plateau"?')),
         ({"probe": "loss"}, ("ESP-2111",)),
+        ({"signal": "botleneck"}, ("ESP-2129", 'did you mean "bottleneck"?')),
         ({"validate": 3}, ("ESP-2122", "one per held-out example")),
         ({"scheduler": 3}, ("ESP-2115",)),
         ({"state": torch.optim.SGD(_host().parameters(), lr=0.1)}, ("ESP-2113", "state=(scaler,)")),

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from esper.kasmina import (
-    BottleneckProbe,
+    SIGNALS,
     HealthMeter,
     detach,
     placement_of,
     plan,
     restore_topology,
     set_active,
+    signal_named,
     topology,
     unwrap,
     wrap,
@@ -74,16 +75,19 @@ def test_building_grafting_switching_and_detaching_draw_nothing(
             restore_topology(model, ())
 
 
+@pytest.mark.parametrize("name", SIGNALS)
 @EVERY_HOST
-def test_measuring_health_and_bottlenecks_changes_neither_the_generators_nor_the_step(host: ZooHost) -> None:
+def test_measuring_health_and_signals_changes_neither_the_generators_nor_the_step(host: ZooHost, name: str) -> None:
     plain, model = host.model(), wrapped(host)
     drawn = []
     for each in (plain, model):
         torch.manual_seed(3)
-        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        optimizer = torch.optim.AdamW(each.parameters(), lr=0.1)
+        host.loss(each, host.batch()).backward()
+        optimizer.step()
         if each is model:
             with undrawn():
-                meter, probe = HealthMeter(model, optimizer), BottleneckProbe(model, tuple(placement_of(model).slots))
+                meter, probe = HealthMeter(model, optimizer), signal_named(name, model, optimizer)
                 meter.arm()
                 probe.arm()
         host.loss(each, host.batch()).backward()

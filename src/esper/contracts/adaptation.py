@@ -66,7 +66,7 @@ class Candidate(Record):
         order: Position of the slot in the forward pass.
         params: Parameters that it adds.
         flops: Forward FLOPs that it adds per example.
-        score: Bottleneck score of the slot, or None where it was not measured.
+        score: Of the slot, by the packet's signal: the higher, the more it wants to grow; or None where it was not measured.
         masked: Reasons for which it may not be chosen now; empty where it may.
     """
 
@@ -98,6 +98,7 @@ class SystemStatePacket(Record):
         host_params: Parameters of the host alone.
         params: Parameters now.
         max_params: Parameters that the budget allows, or None.
+        signal: Name of the measurement that scored the slots.
         history: Losses at the boundaries so far, oldest first, bounded.
         grafts: Steps at which grafts joined, oldest first, whatever became of them.
         slots: Every slot.
@@ -114,6 +115,7 @@ class SystemStatePacket(Record):
     host_params: int
     params: int
     max_params: int | None
+    signal: str = "bottleneck"
     history: tuple[LossPoint, ...]
     grafts: tuple[int, ...] = ()
     slots: tuple[SlotState, ...] = ()

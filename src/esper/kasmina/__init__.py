@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from esper.kasmina.placement import placement_of as placement_of
     from esper.kasmina.planning import Plan as Plan
     from esper.kasmina.planning import plan as plan
-    from esper.kasmina.signals.bottleneck import BottleneckProbe as BottleneckProbe
+    from esper.kasmina.signals.named import SIGNALS as SIGNALS
+    from esper.kasmina.signals.named import check_signal as check_signal
+    from esper.kasmina.signals.named import signal_named as signal_named
+    from esper.kasmina.signals.signal import Signal as Signal
     from esper.kasmina.wrapping import unwrap as unwrap
     from esper.kasmina.wrapping import wrap as wrap
 
 _HOME = {
-    "BottleneckProbe": "esper.kasmina.signals.bottleneck",
+    "SIGNALS": "esper.kasmina.signals.named",
+    "Signal": "esper.kasmina.signals.signal",
+    "check_signal": "esper.kasmina.signals.named",
+    "signal_named": "esper.kasmina.signals.named",
     "Graft": "esper.kasmina.grafted",
     "GraftEntry": "esper.kasmina.graft",
     "HealthMeter": "esper.kasmina.health",

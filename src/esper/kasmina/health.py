@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from esper.contracts.health import HealthSignal
 from esper.detect.health import PlaceHistory
+from esper.kasmina.gradients import before_update, dense, norm
 from esper.kasmina.placement import placement_of
-from esper.kasmina.shares import local
 
 Norms: TypeAlias = Callable[[list[float]], list[float]]
 
@@ -31,7 +31,7 @@ class HealthMeter:
         self._armed = False
         self._measured: dict[str, dict[str, Tensor]] = {}
         self._histories: defaultdict[str, PlaceHistory] = defaultdict(PlaceHistory)
-        self._hook = optimizer.register_step_pre_hook(self._before_step)
+        self._hook = before_update(optimizer, self._measure)
 
     def arm(self) -> None:
         """Measure on the next optimizer step."""
@@ -69,42 +69,16 @@ class HealthMeter:
         """Take the hook away."""
         self._hook.remove()
 
-    def _before_step(self, _optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Measure now, or, where the step is given a closure that computes the gradients, right after that."""
-        if not self._armed:
-            return None
-        self._armed = False
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._measure()
-            return None
-
-        def measured() -> Any:
-            loss = closure()
-            self._measure()
-            return loss
-
-        return args[:1], {**kwargs, "closure": measured}
-
     @torch.no_grad()
     def _measure(self) -> None:
+        if not self._armed:
+            return
+        self._armed = False
         for name, place in placement_of(self._model).slots.items():
             trained = [p for p in place.module.parameters() if p.grad is not None]
             if trained:
-                gradient = _norm(_dense(p.grad) for p in trained if p.grad is not None)
-                self._measured[name] = {"grad_norm": gradient, "weight_norm": _norm(trained)}
-
-
-def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the Euclidean norm over all tensors, of whatever types and devices they are."""
-    norms = torch._foreach_norm([local(tensor) for tensor in tensors])
-    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]))
-    return total
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    """Return the values of a gradient, which an embedding may hold sparsely."""
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+                gradient = norm(dense(p.grad) for p in trained if p.grad is not None)
+                self._measured[name] = {"grad_norm": gradient, "weight_norm": norm(trained)}
 
 
 def _signal(

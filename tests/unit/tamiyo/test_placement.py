@@ -139,6 +139,17 @@ def test_front_first_takes_the_foremost_slot_however_full_its_stage(
     assert _choose(packet, Where.BALANCED).candidate.slot == "c"
 
 
+def test_the_highest_score_decides_alone_where_that_is_asked_for_and_goes_by_the_name_of_its_signal(
+    make_candidate: MakeCandidate, make_packet: MakePacket
+) -> None:
+    slots = _slots((0, ()), (0, ("fossilized",)), (1, ()))
+    places = [("a", 0, 0.2), ("b", 0, 0.5), ("c", 1, None)]
+    open_ = [make_candidate(n, order=i, stage=g, score=s) for i, (n, g, s) in enumerate(places)]
+    choice = _choose(make_packet(open_, slots=slots, signal="gradient_snr"), Where.HIGHEST_SCORE)
+    assert (choice.candidate.slot, choice.why) == ("b", "gradient snr score 0.5")
+    assert {r.name: r.value for r in choice.evidence} == {"gradient_snr_score": 0.5}
+
+
 def test_inverse_takes_the_slot_with_the_lowest_score(make_candidate: MakeCandidate, make_packet: MakePacket) -> None:
     open_ = [make_candidate(n, order=i, score=s) for i, (n, s) in enumerate(zip("abc", (0.5, 0.2, None), strict=True))]
     assert _choose(make_packet(open_), Where.INVERSE).candidate.slot == "b"

@@ -9,12 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Where(StrEnum):
     """Which place is grown next.
 
-    BALANCED is the controller; the others are null hypotheses that share its *when*.
+    BALANCED is the controller; the others share its *when*: HIGHEST_SCORE goes by the packet's signal alone, and the rest are
+    null hypotheses.
     """
 
     BALANCED = "balanced"
     FRONT_FIRST = "front_first"
     RANDOM = "random"
+    HIGHEST_SCORE = "highest_score"
     INVERSE = "inverse"
 
 
@@ -68,5 +70,6 @@ class PlateauConfig(BaseModel):
             Where.BALANCED: "plateau",
             Where.FRONT_FIRST: "front_first",
             Where.RANDOM: "random_growth",
+            Where.HIGHEST_SCORE: "highest_score",
             Where.INVERSE: "inverse_score",
         }[self.where]

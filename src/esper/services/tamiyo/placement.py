@@ -98,7 +98,7 @@ def choose(candidates: Sequence[Candidate], packet: SystemStatePacket, where: Wh
         return _drawn(candidates, packet, seed)
     slot, why, evidence = _RULES[where](_by_slot(candidates), packet)
     candidate = best_design(_by_slot(candidates)[slot])
-    return Choice(candidate, why, (*evidence, *_score(candidate)))
+    return Choice(candidate, why, (*evidence, *_score(candidate, packet)))
 
 
 def best_design(candidates: Sequence[Candidate]) -> Candidate:
@@ -130,24 +130,33 @@ def _balanced(slots: Slots, packet: SystemStatePacket) -> Place:
             fronts.setdefault(there[0].stage, there[0])
     first = min(fronts.values(), key=lambda c: (-_score_of(c, missing=-math.inf), c.order, c.slot))
     share = Reason(text=f"share of stage {first.stage} that is grown", name="stage_share", value=emptiest)
-    return first.slot, _told(first, f"first open slot of stage {first.stage}"), (share,)
+    return first.slot, _told(first, packet, f"first open slot of stage {first.stage}"), (share,)
 
 
-def _front_first(slots: Slots, _: SystemStatePacket) -> Place:
+def _front_first(slots: Slots, packet: SystemStatePacket) -> Place:
     first = min((there[0] for there in slots.values()), key=lambda c: (c.order, c.slot))
     order = Reason(text="position in the forward pass", name="order", value=first.order)
-    return first.slot, _told(first, "foremost open slot"), (order,)
+    return first.slot, _told(first, packet, "foremost open slot"), (order,)
 
 
-def _inverse(slots: Slots, _: SystemStatePacket) -> Place:
-    """Take the slot that the bottleneck score speaks against most, as a null hypothesis."""
+def _highest_score(slots: Slots, packet: SystemStatePacket) -> Place:
+    """Take the slot that the score speaks for most."""
+    first = min(
+        (there[0] for there in slots.values()), key=lambda c: (-_score_of(c, missing=-math.inf), c.order, c.slot)
+    )
+    return first.slot, _told(first, packet, "foremost open slot"), ()
+
+
+def _inverse(slots: Slots, packet: SystemStatePacket) -> Place:
+    """Take the slot that the score speaks against most, as a null hypothesis."""
     last = min((there[0] for there in slots.values()), key=lambda c: (_score_of(c, missing=math.inf), c.order, c.slot))
-    return last.slot, _told(last, "foremost open slot"), ()
+    return last.slot, _told(last, packet, "foremost open slot"), ()
 
 
 _RULES: dict[Where, Callable[[Slots, SystemStatePacket], Place]] = {
     Where.BALANCED: _balanced,
     Where.FRONT_FIRST: _front_first,
+    Where.HIGHEST_SCORE: _highest_score,
     Where.INVERSE: _inverse,
 }
 
@@ -162,7 +171,7 @@ def _drawn(candidates: Sequence[Candidate], packet: SystemStatePacket, seed: int
     probability = 1 / (len(slots) * len(there))
     drawn = Reason(text="probability of this draw", name="propensity", value=probability)
     why = f"drawn from {len(candidates)} candidates"
-    return Choice(candidate, why, (drawn, *_score(candidate)), math.log(probability))
+    return Choice(candidate, why, (drawn, *_score(candidate, packet)), math.log(probability))
 
 
 def stage_shares(packet: SystemStatePacket) -> dict[int, float]:
@@ -187,11 +196,16 @@ def _score_of(candidate: Candidate, *, missing: float) -> float:
     return candidate.score if measured and candidate.score is not None else missing
 
 
-def _told(candidate: Candidate, otherwise: str) -> str:
-    return f"bottleneck score {candidate.score:.2g}" if candidate.score is not None else otherwise
+def _told(candidate: Candidate, packet: SystemStatePacket, otherwise: str) -> str:
+    return f"{_score_name(packet)} {candidate.score:.2g}" if candidate.score is not None else otherwise
 
 
-def _score(candidate: Candidate) -> tuple[Reason, ...]:
+def _score(candidate: Candidate, packet: SystemStatePacket) -> tuple[Reason, ...]:
     if candidate.score is None:
         return ()
-    return (Reason(text="bottleneck score of the slot", name="bottleneck_score", value=candidate.score),)
+    name = _score_name(packet)
+    return (Reason(text=f"{name} of the slot", name=name.replace(" ", "_"), value=candidate.score),)
+
+
+def _score_name(packet: SystemStatePacket) -> str:
+    return f"{packet.signal.replace('_', ' ')} score"

@@ -85,6 +85,7 @@ class Asking:
             lead=config.lead,
             host_params=host,
             params=host + sum(trial.params for trial in position.trials.values()),
+            signal=config.signal,
             max_params=None if limit is None else host + limit,
             history=tuple(position.history[-config.history_length :]),
             grafts=tuple(position.grafts),

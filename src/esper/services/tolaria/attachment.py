@@ -86,6 +86,7 @@ def read_config(
     on_cull: str,
     control: object,
     probe: object,
+    signal: str,
     incubate: int = 0,
     newborn_rate: NewbornRate | None = None,
     governor: bool | GovernorConfig = True,
@@ -126,6 +127,7 @@ def read_config(
         on_cull=_chosen("on_cull", on_cull, OnCull),
         incubate=incubate,
         newborn_rate=newborn_rate,
+        signal=signal,
         governor=read_governor(governor),
     )
 

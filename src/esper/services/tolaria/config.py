@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from esper.errors import ConfigError
+from esper.kasmina.signals import DEFAULT as DEFAULT_SIGNAL
 from esper.services.tolaria.newborn_rate import NewbornRate
 
 
@@ -98,6 +99,7 @@ class GrowthConfig:
         history_length: Boundaries whose losses a packet carries.
         neutral_tolerance: Largest change of a slot's output that a newborn may make (law 2).
         wait_limit_s: How long a deliberate wait may last.
+        signal: Name of the measurement by which slots are scored (``esper.kasmina.signals``).
         newborn_rate: How a newborn's learning rate differs from its host's at first; None for the host's (decision 0007).
     """
 
@@ -119,6 +121,7 @@ class GrowthConfig:
     history_length: int = 256
     neutral_tolerance: float = 1e-6
     wait_limit_s: float = 120.0
+    signal: str = DEFAULT_SIGNAL
     newborn_rate: NewbornRate | None = None
 
     @property

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from esper.contracts.adaptation import LossPoint
 from esper.contracts.health import HealthSignal
-from esper.kasmina import BottleneckProbe, HealthMeter, placement_of
+from esper.kasmina import HealthMeter, Signal, placement_of, signal_named
 from esper.services.tolaria.averaging import AveragedWeights
 from esper.services.tolaria.config import GrowthConfig
 from esper.services.tolaria.distributed.agreement import agreed_losses, agreed_window, synchronise_buffers, whole_norms
 from esper.services.tolaria.distributed.sharding import settled
 from esper.services.tolaria.held_out import HeldOut, Measurement, Validate
-from esper.services.tolaria.probing import Probe, probe_bottlenecks
+from esper.services.tolaria.probing import Probe, probed
 from esper.services.tolaria.regions import CompiledRegions, EagerStep
 from esper.services.tolaria.snapshot import Subject
 
@@ -47,7 +47,7 @@ class Observation:
     Attributes:
         point: The losses.
         held_out: Held-out losses of the averaged weights, and what a captured slot returned.
-        scores: Bottleneck score of each slot that was probed.
+        scores: Score of each slot that was probed, by the signal that the run goes by.
         health: One signal per slot.
     """
 
@@ -58,14 +58,14 @@ class Observation:
 
 
 class Observer:
-    """Watches a training from the outside: losses, averaged weights, health, bottlenecks.
+    """Watches a training from the outside: losses, averaged weights, health, a signal of each slot.
 
     Args:
         subject: The training; health is read in the pre-step of its optimizer.
         validate: The user's held-out losses.
         config: Settings of the run.
         run_id: Names the run in health signals.
-        probe: The user's probe of the bottleneck; without it the training step before a boundary is watched.
+        probe: The user's probe, on which the signal is measured; without it the training step before a boundary is watched.
         regions: What of the model is compiled; it notes how training calls it on the steps that are measured.
     """
 
@@ -84,11 +84,12 @@ class Observer:
         self.held_out = HeldOut(validate, subject.model)
         self.statistics_flops = 0
         self._model, self._config, self._run_id = subject.model, config, run_id
+        self._optimizer = subject.optimizer
         self._team = subject.team
         self._stride = config.stride
         self._health = HealthMeter(subject.model, subject.optimizer)
         self._probe = probe
-        self._watching: BottleneckProbe | None = None
+        self._watching: Signal | None = None
         self._probes_now = False
         self.regions, self._eager = regions, EagerStep()
 
@@ -105,7 +106,7 @@ class Observer:
             self.average.update()
 
     def arm(self, watched: Mapping[str, Any]) -> None:
-        """Measure health on the next training step, and the bottleneck of every slot there or at the boundary after it.
+        """Measure health on the next training step, and the signal of every slot there or at the boundary after it.
 
         Args:
             watched: What was seen of that step already.
@@ -113,11 +114,12 @@ class Observer:
         self._health.arm()
         self._probes_now = placement_of(self._model).ready
         if self._probes_now and self._probe is None and self._watching is None:
-            self._watching = BottleneckProbe(self._model, tuple(placement_of(self._model).slots))
+            self._watching = self._signal()
             self._watching.load_state_dict(watched)
             self._watching.arm()
-            self.regions.arm()
-            self._eager.begin()
+            if self._watching.in_forward:
+                self.regions.arm()
+                self._eager.begin()
 
     def observe(self, step: int, *, topology_version: int, capture: nn.Module | None) -> Observation:
         """Measure everything at a boundary and begin the next window."""
@@ -172,7 +174,7 @@ class Observer:
         if probes and self._probe is not None:
             self.regions.arm()
             try:
-                scores, flops = probe_bottlenecks(self._model, self._probe)
+                scores, flops = probed(self._model, self._signal(), self._probe)
             finally:
                 self.regions.disarm()
         elif self._watching is not None:
@@ -183,6 +185,9 @@ class Observer:
             return {}
         self.statistics_flops += flops
         return scores
+
+    def _signal(self) -> Signal:
+        return signal_named(self._config.signal, self._model, self._optimizer)
 
     def _look_away(self) -> None:
         """End the watching of a training step."""

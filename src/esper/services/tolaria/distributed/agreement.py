@@ -25,7 +25,7 @@ def agreed_losses(team: Team, measured: Measurement) -> Measurement:
 def agreed_window(
     team: Team, train: float | None, scores: Mapping[str, float], slots: Sequence[str]
 ) -> tuple[float | None, dict[str, float]]:
-    """Return the mean training loss, and the mean bottleneck score of each slot, over the ranks that have one."""
+    """Return the mean training loss, and the mean score of each slot, over the ranks that have one."""
     if team.size == 1:
         return train, dict(scores)
     values = [train, *(scores.get(slot) for slot in slots)]

@@ -124,6 +124,6 @@ def check_sharing(team: Team, optimizer: Optimizer, probe: object) -> None:
         raise ConfigError(
             "probe= was given for a sharded model",
             why="fully_shard gathers parameters for backward(), and a probe takes gradients without accumulating them",
-            todo="leave probe out; the bottleneck is measured on the step before a boundary",
+            todo="leave probe out; the signal is measured on the step before a boundary",
             code="ESP-2148",
         )

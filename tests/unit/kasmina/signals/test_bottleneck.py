@@ -1,113 +1,18 @@
-"""Health and bottlenecks, against values worked out by hand."""
+"""The bottleneck, against values worked out by hand, and against one that was planted."""
 
-import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from esper.ir import Layout
-from esper.kasmina import BottleneckProbe, HealthMeter, Slot, placement_of, wrap
-from esper.kasmina.signals.bottleneck import RIDGE, ROWS
-from esper.testing.zoo import ZOO, ZooHost
-from tests.laws.support import EVERY_HOST, wrapped
-
-
-def step(model: nn.Module, host: ZooHost, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    host.loss(model, host.batch()).backward()
-    optimizer.step()
-
-
-@EVERY_HOST
-def test_health_is_the_norm_of_gradients_and_weights_before_the_step(host: ZooHost) -> None:
-    model = wrapped(host)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    meter = HealthMeter(model, optimizer)
-    step(model, host, optimizer)
-    assert meter.read(run_id="run", step=1) == []
-    weights = {
-        n: [p.detach().clone() for p in place.module.parameters()] for n, place in placement_of(model).slots.items()
-    }
-    meter.arm()
-    step(model, host, optimizer)
-    signals = meter.read(run_id="run", step=2)
-    assert [signal.layer_id for signal in signals] == list(placement_of(model).slots)
-    for signal in signals:
-        gradients = [p.grad for p in placement_of(model).place(signal.layer_id).module.parameters()]
-        wanted = math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
-        held = math.sqrt(sum(float(w.square().sum()) for w in weights[signal.layer_id]))
-        assert signal.metrics["grad_norm"] == pytest.approx(wanted, rel=1e-5)
-        assert signal.metrics["weight_norm"] == pytest.approx(held, rel=1e-5)
-        assert signal.metrics["grad_to_weight"] == pytest.approx(wanted / held, rel=1e-5)
-        assert (signal.run_id, signal.step, signal.nonfinite) == ("run", 2, ())
-    step(model, host, optimizer)
-    assert meter.read(run_id="run", step=3) == []
-
-
-def test_what_is_not_finite_travels_as_a_name() -> None:
-    host = ZOO["mlp"]
-    model = wrapped(host)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    meter = HealthMeter(model, optimizer)
-    meter.arm()
-    host.loss(model, host.batch()).backward()
-    model.fc1.weight.grad.fill_(float("nan"))
-    optimizer.step()
-    first = meter.read(run_id="run", step=1)[0]
-    assert first.layer_id == "fc1"
-    assert first.nonfinite == ("grad_norm", "grad_to_weight")
-    assert first.metrics.keys() == {"weight_norm"}
-
-
-def test_sparse_gradients_and_mixed_types_are_measured_too() -> None:
-    class Sparse(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding, self.fc = nn.Embedding(7, 4, sparse=True), nn.Linear(4, 4, dtype=torch.bfloat16)
-
-        def forward(self, ids: Tensor) -> Tensor:
-            return self.fc(self.embedding(ids).bfloat16())
-
-    model = nn.Sequential(Sparse(), nn.Linear(4, 2, dtype=torch.bfloat16))
-    ids = torch.tensor([[1, 1, 2]])
-    wrap(model, "0", example=ids)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    meter = HealthMeter(model, optimizer)
-    meter.arm()
-    model(ids).float().square().sum().backward()
-    gradient = model[0].embedding.weight.grad
-    assert gradient is not None
-    assert gradient.is_sparse
-    dense = [gradient.to_dense(), *(p.grad for p in model[0].fc.parameters() if p.grad is not None)]
-    wanted = math.sqrt(sum(float(g.float().square().sum()) for g in dense))
-    optimizer.step()
-    assert meter.read(run_id="run", step=1)[0].metrics["grad_norm"] == pytest.approx(wanted, rel=1e-2)
-
-
-def test_a_closed_meter_measures_nothing() -> None:
-    host = ZOO["mlp"]
-    model = wrapped(host)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    meter = HealthMeter(model, optimizer)
-    meter.arm()
-    meter.close()
-    step(model, host, optimizer)
-    assert meter.read(run_id="run", step=1) == []
-
-
-# -- bottlenecks -----------------------------------------------------------------------------------------------------------
-
-
-class Wish(nn.Module):
-    """A linear slot whose gradient is whatever is asked for."""
-
-    def __init__(self, width: int = 3) -> None:
-        super().__init__()
-        self.fc, self.other = nn.Linear(4, width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.other(self.fc(x))
+from esper.kasmina import Slot, placement_of, wrap
+from esper.kasmina.signals.activity import ROWS, ActivitySignal
+from esper.kasmina.signals.bottleneck import bottleneck
+from esper.kasmina.signals.least_squares import RIDGE
+from esper.testing.zoo import ZOO
+from tests.laws.support import wrapped
 
 
 def probed(
@@ -116,7 +21,7 @@ def probed(
     """Return the score of a slot whose output gets a gradient, and the FLOPs that it took."""
     model = nn.Sequential(module or nn.Linear(4, gradient.shape[-1]), nn.Identity())
     wrap(model, Slot("0", layout=layout), example=x)
-    probe = BottleneckProbe(model, ["0"])
+    probe = ActivitySignal(model, ["0"], bottleneck)
     probe.arm()
     model(x).backward(gradient)
     probe.disarm()
@@ -196,7 +101,7 @@ def test_long_inputs_are_thinned_evenly() -> None:
 def test_scores_are_shares_of_the_whole_gradient_energy() -> None:
     host = ZOO["residual_mlp"]
     model = wrapped(host)
-    probe = BottleneckProbe(model, tuple(placement_of(model).slots))
+    probe = ActivitySignal(model, tuple(placement_of(model).slots), bottleneck)
     probe.arm()
     host.loss(model, host.batch()).backward()
     probe.disarm()
@@ -209,7 +114,7 @@ def test_scores_are_shares_of_the_whole_gradient_energy() -> None:
 def test_passes_without_gradient_and_values_that_overflow_score_nothing() -> None:
     host = ZOO["mlp"]
     model = wrapped(host)
-    probe = BottleneckProbe(model, ["fc1"])
+    probe = ActivitySignal(model, ["fc1"], bottleneck)
     probe.arm()
     with torch.no_grad():
         model(host.batch().x)
@@ -217,3 +122,21 @@ def test_passes_without_gradient_and_values_that_overflow_score_nothing() -> Non
     model(host.batch().x * float("inf")).sum().backward()
     probe.disarm()
     assert probe.read() == {"fc1": 0.0}
+
+
+@pytest.mark.parametrize("narrow", [1, 2, 3])
+def test_a_bottleneck_planted_in_a_linear_network_is_found_where_the_network_gets_narrow(narrow: int) -> None:
+    """From there on layers read two numbers, and cannot learn the map of twelve that is asked for; those before could."""
+    torch.manual_seed(narrow)
+    widths = [12] * 6
+    widths[narrow] = 2
+    model = nn.Sequential(*(nn.Linear(*pair, bias=False) for pair in pairwise(widths)))
+    x = torch.randn(600, 12)
+    wrap(model, [str(index) for index in range(5)], example=x)
+    signal = ActivitySignal(model, tuple(placement_of(model).slots), bottleneck)
+    signal.arm()
+    (model(x) - x @ torch.randn(12, 12)).square().mean().backward()
+    signal.disarm()
+    scores = signal.read()
+    assert [slot for slot in scores if scores[slot] > 0.01] == [str(index) for index in range(narrow, 5)]
+    assert all(scores[str(index)] < 1e-4 for index in range(narrow))
