@@ -139,6 +139,14 @@ def test_front_first_takes_the_foremost_slot_however_full_its_stage(
     assert _choose(packet, Where.BALANCED).candidate.slot == "c"
 
 
+def test_there_is_room_for_as_many_as_the_cheapest_leave_it_whatever_their_order(
+    make_candidate: MakeCandidate, make_packet: MakePacket
+) -> None:
+    dear, cheap = make_candidate("a", params=900), make_candidate("b", order=1, params=200)
+    for open_ in ([dear, cheap], [cheap, dear]):
+        assert room(open_, make_packet(open_, params=1000, max_params=1500)) == 1
+
+
 def test_the_highest_score_decides_alone_where_that_is_asked_for_and_goes_by_the_name_of_its_signal(
     make_candidate: MakeCandidate, make_packet: MakePacket
 ) -> None:

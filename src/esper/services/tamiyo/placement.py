@@ -69,10 +69,10 @@ def fits(candidate: Candidate, packet: SystemStatePacket) -> bool:
 
 
 def room(candidates: Sequence[Candidate], packet: SystemStatePacket) -> int:
-    """Return how many slots could still be grown within the budget, each with its best design."""
+    """Return how many slots could still be grown within the budget at most, each with its best design."""
     total, count = packet.params, 0
-    for there in _by_slot(candidates).values():
-        total += best_design(there).params
+    for params in sorted(best_design(there).params for there in _by_slot(candidates).values()):
+        total += params
         if packet.max_params is not None and total > packet.max_params:
             break
         count += 1
