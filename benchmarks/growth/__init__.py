@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.growth import data_change, plateau, size_unknown
+from benchmarks.growth import data_change, frozen_host, plateau, size_unknown
 from benchmarks.growth.bench import Bench
 from benchmarks.growth.changes import MORE_DATA, NEW_CLASSES, SHIFT
 from benchmarks.growth.figures import mean_error
@@ -24,6 +24,7 @@ USES: dict[str, Callable[[Bench, Plan, str], Study]] = {
     "more-data": partial(data_change.study, MORE_DATA),
     "new-classes": partial(data_change.study, NEW_CLASSES),
     "shift": partial(data_change.study, SHIFT),
+    "frozen-host": frozen_host.study,
 }
 """The uses by name."""
 TASKS_OF = {
@@ -32,6 +33,7 @@ TASKS_OF = {
     "more-data": ALL,
     "new-classes": ("mnist1d", "digits"),
     "shift": ("friedman", "mnist1d", "digits"),
+    "frozen-host": (frozen_host.NEAR, frozen_host.FAR),
 }
 """On which tasks each is studied."""
 QUICK_TASKS_OF = {"size-unknown": ("friedman",), "plateau": ("friedman",), "more-data": ("friedman",)}

@@ -30,6 +30,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         after: Whether it is trained on what came with the change; otherwise on what there was before.
         replay: Whether what there was before is trained on again.
         frozen: Whether the host stays as it begins, so that grafts alone learn.
+        adapters: What learns on a frozen host, or "" where the host itself does.
+        rank: Of the uniform LoRA whose number of parameters is the budget of all adapters.
         read_test: Whether the test part is read at the end; tuning never does.
     """
 
@@ -49,6 +51,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     after: bool = False
     replay: bool = False
     frozen: bool = False
+    adapters: str = ""
+    rank: int = 0
     read_test: bool = True
 
     @property
@@ -76,6 +80,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         curve: FLOPs spent so far and mean validation loss, along the run.
         events: What happened to the model, as told to people.
         seconds: Wall time.
+        birth: Largest change of an output by adapters at their birth, or None where there are none.
     """
 
     run: Run
@@ -93,3 +98,4 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[str, ...]
     seconds: float
     old_test: float | None = None
+    birth: float | None = None

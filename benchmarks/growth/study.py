@@ -14,6 +14,9 @@ RATES: dict[str, tuple[float, ...]] = {
     "digits": (0.005, 0.01, 0.02, 0.04),
     "friedman": (0.005, 0.01, 0.02, 0.04),
     "characters": (0.0015, 0.003, 0.006, 0.012),
+    "help-pages": (0.0015, 0.003, 0.006, 0.012),
+    "docstrings": (0.0015, 0.003, 0.006, 0.012),
+    "code": (0.0015, 0.003, 0.006, 0.012),
 }
 """Peak rates that every arm of a task is first tried at."""
 
@@ -80,6 +83,11 @@ class Study:
         """Return an arm's test points less another's."""
         return paired(tests(self.arms[arm]), tests(self.arms[other]), comparisons=len(self.arms) - 1)
 
+    def loss_less(self, arm: str, other: str) -> Difference:
+        """Return an arm's test loss less another's; below zero it is better."""
+        ours, theirs = (test_losses(self.arms[name]) for name in (arm, other))
+        return paired(ours, theirs, comparisons=len(self.arms) - 1)
+
     def to_json(self) -> dict[str, Any]:
         """Return the whole table."""
         return {
@@ -96,7 +104,7 @@ class Study:
     def _row(self, arm: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         points, error = mean_error(tests(outcomes))
         old = [round(outcome.old_test, 3) for outcome in outcomes if outcome.old_test is not None]
-        loss, loss_error = mean_error([outcome.test_loss or 0.0 for outcome in outcomes])
+        loss, loss_error = mean_error(test_losses(outcomes))
         return {
             "seeds": [outcome.run.seed for outcome in outcomes],
             "test": [round(value, 3) for value in tests(outcomes)],
@@ -117,6 +125,11 @@ class Study:
 def tests(outcomes: Sequence[Outcome]) -> list[float]:
     """Return the test points of outcomes."""
     return [value for outcome in outcomes if (value := outcome.test) is not None]
+
+
+def test_losses(outcomes: Sequence[Outcome]) -> list[float]:
+    """Return the mean test losses of outcomes."""
+    return [value for outcome in outcomes if (value := outcome.test_loss) is not None]
 
 
 def mean(values: Any) -> float:

@@ -1,7 +1,7 @@
 """What is trained: data, hosts, length and budget of each task."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.growth.hosts import perceptron, residual_cnn, transformer
+from benchmarks.growth.texts import SYMBOLS, TEXTS, parted
 from esper.datasets import characters, digits, friedman, mnist1d, windows
+from esper.datasets.characters import Tokens
 from esper.ir import Layout
 from esper.kasmina import Slot, wrap
 
@@ -149,9 +151,16 @@ def _digits(seed: int, _: Path | None) -> Data:
 
 def _characters(_: int, folder: Path | None) -> Data:
     text = characters(None if folder is None else folder / "tinyshakespeare.txt")
-    train = windows(text.train, length=CONTEXT, stride=16)
-    held_out = (windows(tokens, length=CONTEXT, stride=CONTEXT) for tokens in (text.validation, text.test))
-    return Data(_part(*train), *(_part(*part) for part in held_out))
+    return _passages(text.train, text.validation, text.test)
+
+
+def _text(name: str) -> Callable[[int, Path | None], Data]:
+    return lambda _, __: _passages(*parted(TEXTS[name]()))
+
+
+def _passages(train: Tokens, *held_out: Tokens) -> Data:
+    parts = (windows(tokens, length=CONTEXT, stride=CONTEXT) for tokens in held_out)
+    return Data(_part(*windows(train, length=CONTEXT, stride=16)), *(_part(*part) for part in parts))
 
 
 def _friedman(seed: int, _: Path | None) -> Data:
@@ -202,7 +211,7 @@ TASKS = {
         Task(
             name="characters",
             load=_characters,
-            host=partial(transformer, symbols=128, length=CONTEXT, appended=2),
+            host=partial(transformer, symbols=SYMBOLS, length=CONTEXT, appended=2),
             widths=(32, 48, 64, 80, 96),
             slots=("place1", "place2"),
             layout=Layout.TOKENS,
@@ -232,3 +241,7 @@ TASKS = {
     )
 }
 """The tasks by name."""
+TASKS |= {
+    name: replace(TASKS["characters"], name=name, load=_text(name), widths=(64, 80, 96, 112, 128), steps=1000)
+    for name in TEXTS
+}

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from benchmarks.growth.adapters import Adapters, adapters_of
 from benchmarks.growth.changes import data_of
 from benchmarks.growth.runs import Outcome, Run
 from benchmarks.growth.tasks import Data, Part, Task, task_named
@@ -55,14 +56,17 @@ class Course:
         if grows or run.places:
             self.task.wrapped(self.model, self.data)
         graft_from_the_start(self.model, run.places)
+        self.steps = run.steps
+        self.birth: float | None = None
+        self.adapters = self._adapted() if run.adapters else None
         self.model.train()
         self.curve: list[tuple[int, float]] = []
         self.events: list[str] = []
         self.overhead = 0
         self.meter = self._meter(self.model)
-        self.steps = run.steps or self._steps_for(run.flops)
+        self.steps = self.steps or self._steps_for(run.flops)
         self.optimizer = AdamW(self.model.parameters(), lr=run.rate, weight_decay=0.0, fused=True)
-        if run.begin:
+        if run.begin and not run.adapters:
             self._take_moments(load_file(folder / f"{run.begin}.moments"))
         self.schedule = LambdaLR(self.optimizer, lambda step: peak_share(step, self.steps))
 
@@ -70,6 +74,11 @@ class Course:
     def every(self) -> int:
         """Steps from one boundary to the next."""
         return max(1, self.steps // BOUNDARIES)
+
+    @property
+    def params(self) -> int:
+        """Parameters in use."""
+        return num_params(self.model) if self.adapters is None else self.adapters.params
 
     def train(self) -> None:
         """Take all steps."""
@@ -111,14 +120,32 @@ class Course:
         rows = batches(len(self.data.train.inputs), self.task.batch_size, seed=seed)
         for step in range(1, self.steps + 1):
             chosen = next(rows)
-            loss = self.task.losses(self.model(self.data.train.inputs[chosen]), self.data.train.labels[chosen]).mean()
+            loss = self._loss(self.data.train.inputs[chosen], self.data.train.labels[chosen])
             loss.backward()  # type: ignore[no-untyped-call]
             clip(self.optimizer, CLIP_NORM)
             self.optimizer.step()
             self.schedule.step()
-            self.optimizer.zero_grad()
             self.meter.step()
+            if self.adapters is not None and self.adapters.settle(step):
+                self.meter.changed()
+            self.optimizer.zero_grad()
             yield step, loss
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        if self.adapters is not None:
+            return self.adapters.loss(inputs, labels)
+        return self.task.losses(self.model(inputs), labels).mean()
+
+    def _adapted(self) -> Adapters:
+        """Put adapters on the host, and note what that changes at once."""
+        seen = self.judged.inputs
+        with quiet_eval(self.model):
+            before = self.model(seen)
+        adapters = adapters_of(self.model, self.run, self.data, self.task.losses)
+        self.model = adapters.model
+        with quiet_eval(self.model):
+            self.birth = float((self.model(seen) - before).abs().max())
+        return adapters
 
     def _attached(self) -> Growth:
         return assembly.attach(
@@ -214,12 +241,13 @@ def perform(run: Run, folder: Path, texts: Path | None) -> Outcome:
     test = score(course.model, data.test, course.task) if read else None
     old = score(course.model, data.old, course.task) if read and data.old is not None else None
     return Outcome(
-        run=run, commit=commit(), steps=course.steps, params=num_params(course.model),
+        run=run, commit=commit(), steps=course.steps, params=course.params,
         flops=course.meter.spent + course.overhead, overhead=course.overhead,
         validation=validation.points, validation_loss=validation.loss,
         test=None if test is None else test.points, test_loss=None if test is None else test.loss,
         places=places_of(course.model), curve=tuple(course.curve), events=tuple(course.events),
         seconds=perf_counter() - start, old_test=None if old is None else old.points,
+        birth=course.birth,
     )  # fmt: skip
 
 
