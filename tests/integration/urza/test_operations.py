@@ -54,16 +54,21 @@ async def test_an_outage_of_the_database_is_503_and_not_ready(
     assert (status, problem["code"], headers["Retry-After"]) == (503, "ESP-4200", "1")
 
 
+@pytest.mark.parametrize(
+    ("reading", "path"), [("get_kernel", f"kernels/{ZERO}"), ("search_rows", "kernels/search")], ids=["by", "without"]
+)
 async def test_a_fault_of_the_service_tells_the_caller_nothing_but_an_id(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: pytest.MonkeyPatch, reading: str, path: str
 ) -> None:
+    """By the framework, and without it."""
+
     async def faulty(*_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(service.manager, "get_kernel", faulty)
+    monkeypatch.setattr(service.manager, reading, faulty)
     written = io.StringIO()
     with to_terminal(written, json=True):
-        status, problem, headers = await service.ask("GET", f"/api/v1/kernels/{ZERO}")
+        status, problem, headers = await service.ask("GET", f"/api/v1/{path}")
     assert (status, problem["request_id"]) == (500, headers["X-Request-Id"])
     assert "secret detail" not in json.dumps(problem)
     assert "secret detail" in written.getvalue()

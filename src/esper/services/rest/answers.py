@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import quote
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -19,6 +19,8 @@ from esper.telemetry.logs import get_logger
 IMMUTABLE = "private, max-age=31536000, immutable"
 REVALIDATED = "private, no-cache"
 REQUEST_ID = "esper.request_id"
+_IN_A_QUERY = "%=&+:,;@!*'()/?$"
+"""What may stand in a query as it is: RFC 3986, section 3.4."""
 
 _log = get_logger("rest")
 
@@ -124,9 +126,9 @@ def next_page(request: Request, cursor: str | None) -> dict[str, str]:
     """Return the header that leads to the next page, or none."""
     if cursor is None:
         return {}
-    given = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
-    query = urlencode([*((name, value) for name, value in given if name != "cursor"), ("cursor", cursor)])
-    return {"Link": f'<{request.scope["path"]}?{query}>; rel="next"'}
+    asked = request.scope["query_string"].decode("latin-1").split("&")
+    query = "&".join([*(part for part in asked if part and not part.startswith("cursor=")), f"cursor={cursor}"])
+    return {"Link": f'<{request.scope["path"]}?{quote(query, safe=_IN_A_QUERY)}>; rel="next"'}
 
 
 def _as_ours(error: HTTPException, request: Request) -> EsperError:

@@ -9,12 +9,13 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from esper import __version__
 from esper.errors import EsperError
 from esper.services.rest.answers import on_esper_error, on_http_error, on_invalid
 from esper.services.rest.description import described
-from esper.services.rest.direct import DirectRoute
+from esper.services.rest.direct import DirectRoutes
 from esper.services.rest.gate import Gate, Rules
 from esper.services.rest.state import Parts
 
@@ -32,6 +33,26 @@ class Described:
     title: str
     about: str
     idempotent: bool = False
+
+
+class Application(FastAPI):
+    """The framework behind a gate, and the endpoints that are asked most behind another.
+
+    Args:
+        rules: What is asked of the gates.
+        options: Those of the framework.
+    """
+
+    def __init__(self, rules: Callable[[Parts], Rules], **options: Any) -> None:
+        super().__init__(**options)
+        self._direct = DirectRoutes(self)
+        self._short = Gate(self._direct.answer, self, rules)
+        self.add_middleware(Gate, service=self, rules=rules)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or open and close the parts."""
+        way = self._short if self._direct.found(scope) else super().__call__
+        await way(scope, receive, send)
 
 
 def application(
@@ -58,15 +79,15 @@ def application(
             finally:
                 app.state.serving = None
 
-    app = FastAPI(title=described_as.title, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = Application(
+        rules, title=described_as.title, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.router.redirect_slashes = False
     for router in routers:
         app.router.routes.extend(router.routes)
-    app.router.routes.sort(key=lambda route: not isinstance(route, DirectRoute))  # they are tried one after the other
     app.add_exception_handler(EsperError, on_esper_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_middleware(Gate, service=app, rules=rules)
     app.openapi = partial(_described_once, app, described_as)  # type: ignore[method-assign]
     return app
 

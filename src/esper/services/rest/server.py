@@ -9,10 +9,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from esper.errors import ConfigError
 from esper.services.rest.config import RestConfig
+from esper.services.rest.protocol import patient
 from esper.services.rest.state import Parts
 from esper.telemetry.logs import get_logger
 
@@ -57,54 +57,6 @@ class RestServer(uvicorn.Server):
             self.should_exit = True
         else:
             super().handle_exit(sig, frame)
-
-
-def patient(config: RestConfig) -> type[asyncio.Protocol]:
-    """Return the protocol of connections that may not keep the server waiting for the head of a request.
-
-    uvicorn itself sets no limit to how long or how large a head may be.
-    """
-
-    class PatientProtocol(HttpToolsProtocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._head_bytes, self._head_timer = 0, self._wait()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._head_timer.cancel()
-            super().connection_lost(exc)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._head_bytes = 0
-            self._head_timer.cancel()
-            self._head_timer = self._wait()
-
-        def on_url(self, url: bytes) -> None:
-            self._weigh(len(url))
-            super().on_url(url)
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self._weigh(len(name) + len(value))
-            super().on_header(name, value)
-
-        def on_headers_complete(self) -> None:
-            self._head_timer.cancel()
-            super().on_headers_complete()
-
-        def _weigh(self, length: int) -> None:
-            self._head_bytes += length
-            if self._head_bytes > config.max_header_bytes:
-                raise ValueError("the head of the request is too large")
-
-        def _wait(self) -> asyncio.TimerHandle:
-            return asyncio.get_running_loop().call_later(config.header_limit_s, self._give_up)
-
-        def _give_up(self) -> None:
-            if self.transport is not None and not self.transport.is_closing():
-                self.transport.close()
-
-    return PatientProtocol
 
 
 def _uvicorn(app: "FastAPI", config: RestConfig, tls: tuple[Path, Path] | None) -> uvicorn.Config:

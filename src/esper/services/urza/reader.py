@@ -3,6 +3,7 @@
 A page of kernels takes PostgreSQL a fraction of a millisecond; the layers between session and driver take several times that.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,11 +92,13 @@ class PostgresReader:
     """
 
     def __init__(self, url: URL, *, connections: int, timeouts_s: tuple[float, float, float]) -> None:
-        self._url, self._connections = url, connections
+        self._url = url
         self._connect_s, self._wait_s, self._answer_s = timeouts_s
         self._dialect: Dialect = dialects.dialect()  # type: ignore[no-untyped-call]
         self._compiled: _Kept[_Compiled] = _Kept()
-        self._pool: Any = None
+        self._free: asyncio.LifoQueue[Any] = asyncio.LifoQueue()
+        for _ in range(connections):
+            self._free.put_nowait(None)
 
     async def rows(self, question: Question, values: Values) -> Rows:
         """See `Reader`; a question that a lost connection took along is asked again, once."""
@@ -105,31 +108,42 @@ class PostgresReader:
             try:
                 return await self.fetch(sql, given)
             except _LOST:
-                await self._forget_connections()
+                self._forget_connections()
                 return await self.fetch(sql, given)
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
-            await pool.close()
+        """Close the connections that nobody uses."""
+        for connection in self._unused():
+            await connection.close(timeout=self._wait_s)
 
     async def fetch(self, sql: str, given: Sequence[object]) -> Rows:
         """Return what SQL finds, as the driver has it."""
-        if self._pool is None:
-            self._pool = self._made()
-        await self._pool  # opens it, once
-        async with self._pool.acquire(timeout=self._wait_s) as connection:
+        connection = await self._taken()
+        try:
+            if connection is None:
+                connection = await self._connected()
             found: Rows = await connection.fetch(sql, *given)
             return found
+        except (asyncpg.PostgresError, asyncpg.DataError):
+            raise
+        except BaseException:  # cut short, by the caller or by the line: nobody knows what would be read next
+            if connection is not None:
+                connection.terminate()
+            raise
+        finally:
+            self._free.put_nowait(None if connection is None or connection.is_closed() else connection)
 
-    def _made(self) -> Any:
+    async def _taken(self) -> Any:
+        """Take a connection that is free, the one that was used last, or the right to make one."""
+        if not self._free.empty():
+            return self._free.get_nowait()
+        async with asyncio.timeout(self._wait_s):
+            return await self._free.get()
+
+    async def _connected(self) -> Any:
         _, options = self._dialect.create_connect_args(self._url)
-        return asyncpg.create_pool(
+        return await asyncpg.connect(
             **options,
-            min_size=0,
-            max_size=self._connections,
-            reset=_nothing,
             timeout=self._connect_s,
             command_timeout=self._answer_s,
             statement_cache_size=_SHAPES,
@@ -137,19 +151,22 @@ class PostgresReader:
             server_settings=PLAN_ONCE,
         )
 
-    async def _forget_connections(self) -> None:
-        """Let every connection be made anew: where one was lost, the server has been away."""
-        if self._pool is not None:
-            await self._pool.expire_connections()
+    def _forget_connections(self) -> None:
+        """End those that nobody uses: where one was lost, the server has been away."""
+        for connection in self._unused():
+            connection.terminate()
+
+    def _unused(self) -> list[Any]:
+        """Take the connections that nobody uses, and leave the right to make others."""
+        taken = [self._free.get_nowait() for _ in range(self._free.qsize())]
+        for _ in taken:
+            self._free.put_nowait(None)
+        return [connection for connection in taken if connection is not None]
 
     def _prepared(self, question: Question) -> _Compiled:
         compiled = question.statement(arrays=True).compile(dialect=self._dialect)
         constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
         return str(compiled), tuple(compiled.positiontup or ()), constants
-
-
-async def _nothing(_: object) -> None:
-    """Leave a connection as it is: what is asked here changes nothing of it."""
 
 
 class _Kept(Generic[Made]):
