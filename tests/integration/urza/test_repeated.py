@@ -3,8 +3,12 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from esper.contracts.problems import IDEMPOTENCY_KEY
+from esper.errors import StoreUnavailable
 from esper.services.urza.garbage import RetentionConfig
+from esper.services.urza.jobs import JobQueue
 from esper.services.urza.kernel_manager import collector_of
 from esper.testing.forging import adapter, request_for
 from tests.integration.urza.service import Service, running
@@ -40,6 +44,35 @@ async def test_a_refusal_is_repeated_too_and_a_key_of_another_request_is_a_mista
     status, problem, _ = await service.ask("POST", "/api/v1/jobs/job-2/release", json=body, headers=headers)
     assert (status, problem["code"]) == (422, "ESP-3416")
     assert (await service.ask("POST", "/api/v1/jobs/claim", json={}, headers={IDEMPOTENCY_KEY: "x" * 200}))[0] == 400
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError("a fault"), StoreUnavailable("an outage")])
+async def test_what_ended_in_a_fault_is_undone_and_done_again_under_the_same_key(
+    service: Service, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    await service.manager.submit(request_for(adapter()))
+    headers, body = {IDEMPOTENCY_KEY: "k"}, {"worker": "w", "lease_s": 30}
+
+    async def claimed_and_lost(self: JobQueue, worker: str, *, lease_s: float) -> None:
+        assert await claim(self, worker, lease_s=lease_s) is not None
+        raise fault
+
+    claim = JobQueue.claim
+    with monkeypatch.context() as broken:
+        broken.setattr(JobQueue, "claim", claimed_and_lost)
+        assert (await service.ask("POST", "/api/v1/jobs/claim", json=body, headers=headers))[0] >= 500
+    status, job, _ = await service.ask("POST", "/api/v1/jobs/claim", json=body, headers=headers)
+    assert (status, job["attempt"]) == (200, 1)
+
+
+async def test_a_refusal_undoes_what_it_is_about_and_keeps_its_answer(service: Service) -> None:
+    before = await service.client.submit(request_for(adapter(1)))
+    wrong = {"worker": "nobody", "reason": "", "retry": False}
+    headers = {IDEMPOTENCY_KEY: "k"}
+    answers = [await service.ask("POST", "/api/v1/jobs/job-1/fail", json=wrong, headers=headers) for _ in range(2)]
+    assert answers[0][:2] == answers[1][:2]
+    assert answers[0][0] == 404
+    assert (await service.client.submit(request_for(adapter(1)))).queue_position == before.queue_position
 
 
 async def test_old_answers_are_forgotten(tmp_path: Path) -> None:

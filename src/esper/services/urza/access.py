@@ -52,13 +52,13 @@ class IdempotencyRow(Base):
     Attributes:
         key: The caller and the key that they chose.
         request_hash: Digest of method, path and body: the same key with another request is a mistake.
-        status: HTTP status of the answer; None while the first request is at work.
+        status: HTTP status of the answer.
     """
 
     __tablename__ = "idempotency_keys"
 
     key: Mapped[str] = mapped_column(String(256), primary_key=True)
     request_hash: Mapped[str] = mapped_column(DIGEST)
-    status: Mapped[int | None] = mapped_column(Integer)
+    status: Mapped[int] = mapped_column(Integer, nullable=True)  # as migration 0002 made it; nobody writes NULL
     body: Mapped[bytes | None] = mapped_column(LargeBinary)
     created_at: Mapped[datetime] = mapped_column(default=now, index=True)

@@ -61,6 +61,11 @@ def done_by(deed: Deed | None) -> Iterator[None]:
         _deed.reset(token)
 
 
+def deed_at_hand() -> Deed | None:
+    """Return what is being done, where somebody said so."""
+    return _deed.get()
+
+
 async def audit_log(database: "Database", *, subject: str | None, before: int | None, limit: int) -> list[AuditRecord]:
     """Return the newest writes first.
 

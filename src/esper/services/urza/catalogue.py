@@ -67,9 +67,7 @@ class Catalogue(Reads):
             InvalidBlueprint: If it breaks a rule of the representation, or is no graft that is neutral and alive.
         """
         ir = _arrived(request.architecture_ir)
-        response = await self._database.transact(lambda session: self._submitted(session, ir, request))
-        self._outbox.notify()
-        return response
+        return await self._database.transact(lambda session: self._submitted(session, ir, request))
 
     async def store_blueprint(self, blueprint: BlueprintContract, parent_id: str | None = None) -> str:
         """Check and store a blueprint without queueing a build.

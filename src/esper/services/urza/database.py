@@ -3,8 +3,9 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -42,7 +43,8 @@ CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S = 5.0, 10.0, 30.0
 READERS = 4
 """Connections for what is asked again and again, beside those of the engine."""
 
-_WRITING = "esper_writing"
+_WRITING, _COMMITTED = "esper_writing", "esper_committed"
+_joined: ContextVar[AsyncSession | None] = ContextVar("esper_joined", default=None)
 _PREPARING = 0x45535045
 """Number of the lock under which tables are made: two processes may start at once."""
 _LOST_RACES = ("40001", "40P01")
@@ -85,12 +87,15 @@ class Database:
     async def rows(self, question: Question, values: Values) -> Rows:
         """Return what a question finds that is asked again and again; on PostgreSQL through connections for these alone.
 
+        Within `joined` it is asked in that transaction.
+
         Raises:
             ContractError: If a value is none that the database can hold.
             StoreUnavailable: If the database does not answer.
         """
+        session = _joined.get()
         async with _translated():
-            return await self.reader.rows(question, values)
+            return await (self.reader if session is None else SessionReader(session)).rows(question, values)
 
     async def close(self) -> None:
         """Close the connections that `rows` made."""
@@ -98,12 +103,13 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
-        """Open a session that sees one state of the database.
+        """Open a session that sees one state of the database; within `joined` it is that transaction's.
 
         Raises:
             StoreUnavailable: If the database does not answer.
         """
-        async with _translated(), self._sessions() as session:
+        session = _joined.get()
+        async with _translated(), self._sessions() if session is None else nullcontext(session) as session:
             yield session
 
     async def transact(self, work: Callable[[AsyncSession], Awaitable[Result]]) -> Result:
@@ -137,15 +143,35 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncSession]:
         """Open a transaction that is committed as a whole, or not at all where the block raises.
 
-        On SQLite it takes the write lock at once: one that began by reading could lose what it read to get it.
+        On SQLite it takes the write lock at once: one that began by reading could lose what it read to get it. Within `joined` it
+        is a part of that transaction, which alone is undone where the block raises.
 
         Raises:
             StoreUnavailable: If the database does not answer.
         """
-        async with _translated(), self._in_turn(), self._sessions() as session, session.begin():
-            await session.connection(execution_options={_WRITING: True})
-            yield session
-            await note(session)
+        outer = _joined.get()
+        if outer is not None:
+            async with _translated(), outer.begin_nested():
+                yield outer
+                await note(outer)
+            return
+        async with _translated(), self._in_turn(), self._sessions() as session:
+            async with session.begin():
+                await session.connection(execution_options={_WRITING: True})
+                yield session
+                await note(session)
+            for call in session.info.pop(_COMMITTED, ()):
+                call()
+
+    @staticmethod
+    @contextmanager
+    def joined(session: AsyncSession) -> Iterator[None]:
+        """Let every transaction within the block be a part of one that is open, and be committed with it."""
+        token = _joined.set(session)
+        try:
+            yield
+        finally:
+            _joined.reset(token)
 
     @asynccontextmanager
     async def _in_turn(self) -> AsyncIterator[None]:
@@ -184,6 +210,11 @@ async def _translated() -> AsyncIterator[None]:
         if _is_fault_of_the_data(error):
             raise unstorable(error) from error
         raise unanswered(error) from error
+
+
+def once_committed(session: AsyncSession, call: Callable[[], None]) -> None:
+    """Call something, once, after the transaction of a session is committed."""
+    session.info.setdefault(_COMMITTED, {})[call] = None
 
 
 async def lock(session: AsyncSession, name: str) -> None:

@@ -14,7 +14,7 @@ from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ContractError, StoreUnavailable
 from esper.ports import MessageBus
 from esper.services.oona.codec import Codec, packed, unpacked
-from esper.services.urza.database import Database
+from esper.services.urza.database import Database, once_committed
 from esper.services.urza.models import OutboxRow
 from esper.telemetry.logs import get_logger
 
@@ -47,8 +47,9 @@ class Outbox:
         self._codec = Codec()
 
     def add(self, session: AsyncSession, stream: str, message: Message) -> None:
-        """Write a message in the transaction of what it announces; call `notify` after the commit."""
+        """Write a message in the transaction of what it announces, which wakes a relay of this process once it is committed."""
         session.add(OutboxRow(stream=stream, content=packed(self._codec.seal(stream, message))))
+        once_committed(session, self.notify)
 
     async def write(self, session: AsyncSession, *announced: tuple[str, Message]) -> None:
         """Write several in one statement, in this order."""

@@ -60,4 +60,3 @@ class Withdrawals:
             self._outbox.add(session, COMPILATIONS.stream, event)
 
         await self._database.transact(withdrawn)
-        self._outbox.notify()

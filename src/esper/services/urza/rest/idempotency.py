@@ -1,11 +1,8 @@
 """Requests that may be sent again: a key is answered as the first time."""
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 
-from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,25 +10,30 @@ from starlette.responses import Response
 from esper.contracts.problems import IDEMPOTENCY_KEY, MEDIA_TYPE
 from esper.errors import ContractError, EsperError
 from esper.ir import digest_of
-from esper.services.rest.answers import Refusal, Wait, problem
+from esper.services.rest.answers import Refusal, problem
 from esper.services.rest.caller import caller_of
 from esper.services.urza.access import IdempotencyRow
-from esper.services.urza.audit import done_by
-from esper.services.urza.base import now
-from esper.services.urza.database import Database
+from esper.services.urza.audit import deed_at_hand, done_by
+from esper.services.urza.database import Database, lock
+
+Work = Callable[[], Awaitable[Response]]
 
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
-_LEASE = timedelta(seconds=60)
-"""After so long a first request that gave no answer counts as lost, and its key as new."""
-_POLL_S, _PATIENCE_S = 0.05, 5.0
+
+
+class _NotKept(Exception):
+    """An answer that undoes what was done, so that the same key can be tried again."""
+
+    def __init__(self, answer: Response) -> None:
+        self.answer = answer
 
 
 class Idempotency:
     """Answers of requests by caller and key, in the database, so that every process of the service knows them.
 
-    What was refused is kept like what was done; faults and outages are not, so that the same key can be tried again.
-    A crash between the effect and the answer forgets the answer: the request is then done again, and the store's own laws hold
-    (an equal submission is the same, a job that is done is a conflict).
+    An answer is committed with what it tells of, or neither is: whenever the process dies, a request that is sent
+    again is done once.
+    What was refused is kept like what was done; faults and outages are not. Requests with one key wait for each other.
 
     Args:
         database: Where they are kept, until garbage collection forgets them.
@@ -40,12 +42,11 @@ class Idempotency:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def answered(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+    async def answered(self, request: Request, work: Work) -> Response:
         """Return the answer that the key got, or do the work and keep its answer.
 
         Raises:
             Refusal: If the key was used for another request, or cannot be one.
-            Wait: If the first request is still at work.
         """
         given = request.headers[IDEMPOTENCY_KEY]
         if _KEY.fullmatch(given) is None:
@@ -54,68 +55,39 @@ class Idempotency:
             )
         key = f"{caller_of(request.scope).name}:{given}"
         asked = digest_of(f"{request.method} {request.url.path}?{request.url.query}\n".encode() + await request.body())
+        deed = deed_at_hand()
+
+        async def once(session: AsyncSession) -> Response:
+            await lock(session, f"key {key}")
+            if (known := await session.get(IdempotencyRow, key)) is not None:
+                return _again(known, asked)
+            with done_by(deed), self._database.joined(session):
+                answer = await _kept_answer(request, work)
+            session.add(IdempotencyRow(key=key, request_hash=asked, status=answer.status_code, body=bytes(answer.body)))
+            return answer
+
         with done_by(None):  # notes about a request are no deeds of its own
-            found = await self._begun_or_known(key, asked)
-        return found if found is not None else await self._done(key, request, work)
-
-    async def _begun_or_known(self, key: str, asked: str) -> Response | None:
-        for _ in range(int(_PATIENCE_S / _POLL_S)):
-            row = await self._database.transact(lambda session: _begun(session, key, asked))
-            if row is None:
-                return None
-            if row.request_hash != asked:
-                raise Refusal(
-                    ContractError(
-                        "the idempotency key belongs to another request", todo="make a new one", code="ESP-3416"
-                    )
-                )
-            if row.status is not None:
-                kind = "application/json" if row.status < 300 else MEDIA_TYPE
-                return Response(
-                    row.body or b"", row.status, {"Idempotent-Replayed": "true"}, kind if row.body else None
-                )
-            await asyncio.sleep(_POLL_S)
-        raise Wait("the first request with this key is still at work", retry_after_s=1.0)
-
-    async def _done(self, key: str, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-        try:
-            answer = await work()
-        except EsperError as error:
-            answer = problem(error, request.scope)
-        except BaseException:
-            with done_by(None):
-                await self._forget(key)
-            raise
-        with done_by(None):
-            if answer.status_code >= 500 or answer.status_code == 429:
-                await self._forget(key)
-            else:
-                await self._keep(key, answer.status_code, bytes(answer.body))
-        return answer
-
-    async def _keep(self, key: str, status: int, body: bytes) -> None:
-        async def kept(session: AsyncSession) -> None:
-            row = await session.get(IdempotencyRow, key)
-            if row is not None:
-                row.status, row.body = status, body
-
-        await self._database.transact(kept)
-
-    async def _forget(self, key: str) -> None:
-        async def forgotten(session: AsyncSession) -> None:
-            await session.execute(delete(IdempotencyRow).where(IdempotencyRow.key == key))
-
-        await self._database.transact(forgotten)
+            try:
+                return await self._database.transact(once)
+            except _NotKept as ended:
+                return ended.answer
 
 
-async def _begun(session: AsyncSession, key: str, asked: str) -> IdempotencyRow | None:
-    """Note that a request with the key is at work, and return None; or the note that there is already."""
-    row = await session.scalar(select(IdempotencyRow).where(IdempotencyRow.key == key).with_for_update())
-    if row is None:
-        session.add(IdempotencyRow(key=key, request_hash=asked))
-    elif row.status is None and row.created_at < now() - _LEASE:
-        row.request_hash, row.created_at = asked, now()
-    else:
-        return row
-    await session.flush()
-    return None
+async def _kept_answer(request: Request, work: Work) -> Response:
+    """Do the work, and return an answer that may be given again."""
+    try:
+        answer = await work()
+    except EsperError as error:
+        answer = problem(error, request.scope)
+    if answer.status_code >= 500 or answer.status_code == 429:
+        raise _NotKept(answer)
+    return answer
+
+
+def _again(known: IdempotencyRow, asked: str) -> Response:
+    if known.request_hash != asked:
+        raise Refusal(
+            ContractError("the idempotency key belongs to another request", todo="make a new one", code="ESP-3416")
+        )
+    kind = "application/json" if known.status < 300 else MEDIA_TYPE
+    return Response(known.body or b"", known.status, {"Idempotent-Replayed": "true"}, kind if known.body else None)
