@@ -20,13 +20,13 @@ from typing import Any, Protocol, Self
 from benchmarks.support.store_history import Left, Noted, breaches
 from benchmarks.support.store_left import WITNESS, left_in, waiting_in
 from benchmarks.support.store_plants import PLANTS, Scene
-from benchmarks.support.store_service import StoreService
 from benchmarks.support.store_writers import Writers
 from esper.errors import StoreUnavailable
 from esper.services.urza.database import engine_at, prepare
 from esper.testing.postgres import PostgresServer
 from esper.testing.s3 import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3FolderServer
-from esper.testing.servers import RedisServer, free_port
+from esper.testing.servers import RedisServer
+from esper.testing.store_process import StoreProcess
 
 STRIKES = 10
 RECOVERY_LIMIT_S = 90.0
@@ -153,7 +153,7 @@ class Stage:
     """Everything that takes part in one schedule; the bus is not struck, it has a judge of its own."""
 
     def __init__(
-        self, postgres: PostgresServer, s3: S3FolderServer, redis: RedisServer, service: StoreService, seed: int
+        self, postgres: PostgresServer, s3: S3FolderServer, redis: RedisServer, service: StoreProcess, seed: int
     ) -> None:
         self.postgres, self.redis, self.service = postgres, redis, service
         self.writers = Writers(service.url, seed)
@@ -183,7 +183,7 @@ class Stage:
             "ESPER_URZA_COLLECT_EVERY_S": "0.5",
             "ESPER_URZA_RETENTION": json.dumps({"grace_s": GRACE_S}),
         }
-        service = stack.enter_context(StoreService(_made(folder / "service"), free_port(), settings))
+        service = stack.enter_context(StoreProcess(_made(folder / "service"), settings=settings))
         stage = cls(postgres, s3, redis, service, seed)
         stage.database, stage.bucket = database, s3.path(bucket)
         return stage

@@ -98,6 +98,7 @@ async def embedded(
         Rejected: If the store elsewhere wants another key.
         BusUnavailable: If the shared bus does not answer at the beginning.
     """
+    from esper.services.clients.reporting import Reporter
     from esper.services.nissa.counters import RunCounters
     from esper.services.oona.journal import Journal
     from esper.services.oona.memory_bus import MemoryBus
@@ -109,8 +110,9 @@ async def embedded(
     from esper.storage import storage_at, storage_in
     from esper.telemetry.bus_metrics import BusCollector
 
-    # Who reads on is in the journal too: one with an uplink would wait for it in a process that has none.
-    name = "alone" if shared is None else "shared"
+    # Who reads on is in the journal too: one with an uplink would wait for it in a process that has none, and what waits for a
+    # store elsewhere is not for the library in the folder.
+    name = ("alone" if shared is None else "shared") + ("" if store is None else "-store")
     async with (
         storage_in(Path(root), forge_workers) if store is None else storage_at(store, Path(root)) as kept,
         shared or nullcontext(),
@@ -124,7 +126,7 @@ async def embedded(
         counters.metrics.registry.register(BusCollector({"local": bus} | ({} if watch is None else {"shared": watch})))
         async with asyncio.TaskGroup() as tasks:
             uplinks = () if shared is None else (Uplink(bus, shared),)
-            for part in (*forges, *relays, counters, AnalyzerService(bus), *uplinks):
+            for part in (*forges, *relays, counters, AnalyzerService(bus), Reporter(bus, kept.library), *uplinks):
                 tasks.create_task(part.run())
             try:
                 yield Embedded(bus, kept.library, advisor, counters.snapshot, counters.metrics, shared)

@@ -25,7 +25,6 @@ from esper.errors import (
     EsperError,
     KernelRejected,
     NotFound,
-    StoreUnavailable,
     Unavailable,
 )
 from esper.ports import CompileQueue, MessageBus
@@ -180,7 +179,7 @@ class Assignment:
         for _ in range(_STORE_TRIES):
             try:
                 return await uncut(self._stored(attempt))
-            except StoreUnavailable:
+            except Unavailable:
                 self.outages += 1
                 await asyncio.sleep(_STORE_PAUSE_S)
             except KernelRejected as refusal:
@@ -233,7 +232,7 @@ class Assignment:
     async def _released(self) -> Ending:
         try:
             await uncut(self._desk.queue.release(self._job.job_id, self._desk.worker))
-        except (Conflict, NotFound, StoreUnavailable):
+        except (Conflict, NotFound, Unavailable):
             return Ending.LOST  # the lease runs out by itself
         return Ending.RELEASED
 
@@ -242,7 +241,7 @@ class Assignment:
         while not await _is_set_within(done, self._desk.lease_s / 3):
             try:
                 await self._desk.queue.renew(self._job.job_id, self._desk.worker, lease_s=self._desk.lease_s)
-            except StoreUnavailable:
+            except Unavailable:
                 continue
             except (Conflict, NotFound):  # somebody else holds it, or it was withdrawn
                 self._lost.set()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from esper.contracts.ids import new_id
 from esper.contracts.kernel import LEVELS, CompileJob
 from esper.contracts.topics import SUBMITTED
-from esper.errors import BusUnavailable, ConfigError, Conflict, ForgeUnavailable, NotFound, StoreUnavailable
+from esper.errors import BusUnavailable, ConfigError, Conflict, ForgeUnavailable, NotFound, Unavailable
 from esper.ports import CompileQueue, Delivery, MessageBus
 from esper.services.tezzeret.assignment import Assignment, Desk, Ending, uncut
 from esper.services.tezzeret.inference.sealing import Sealer
@@ -223,7 +223,7 @@ class TezzeretWorker:
         claiming = asyncio.ensure_future(claim)
         try:
             return await asyncio.shield(claiming)
-        except StoreUnavailable:
+        except Unavailable:
             self.outages += 1
         except asyncio.CancelledError:
             await self._given_back(claiming, desk)
@@ -236,7 +236,7 @@ class TezzeretWorker:
         if not claiming.done():
             claiming.cancel()
         elif claiming.exception() is None and (job := claiming.result()) is not None:
-            with contextlib.suppress(Conflict, NotFound, StoreUnavailable):
+            with contextlib.suppress(Conflict, NotFound, Unavailable):
                 await uncut(desk.queue.release(job.job_id, desk.worker))
 
     async def _pause(self, seconds: float) -> None:

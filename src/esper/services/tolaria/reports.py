@@ -46,12 +46,11 @@ class Reports:
             self._platform.bridge.post(publishing, droppable=True)
 
     def outcomes(self) -> None:
-        """Tell bus, library and controller what became of grafts; where they are gone, the event log has it."""
+        """Tell the bus, from which the library has it, and the controller what became of grafts; so does the event log."""
         outcomes, self._trials.outcomes = self._trials.outcomes, []
         self.told += outcomes
         for outcome in outcomes if self._heard else ():
             self._publish(outcome)
-            self._platform.bridge.post(self._platform.library.report(outcome))
             self._platform.bridge.post(self._platform.advisor.learn(outcome))
 
     def refused(self, refusals: Iterable[Refusal]) -> None:
