@@ -47,10 +47,10 @@ def here(name):
 
 claim, answered = JobQueue.claim, Idempotency.answered
 
-async def claimed(self, worker, *, lease_s):
+async def claimed(self, worker, **given):
     global done
     here("before the work")
-    job = await claim(self, worker, lease_s=lease_s)
+    job = await claim(self, worker, **given)
     done += 1
     here("after the work")
     return job

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,8 +54,8 @@ async def test_what_ended_in_a_fault_is_undone_and_done_again_under_the_same_key
     await service.manager.submit(request_for(adapter()))
     headers, body = {IDEMPOTENCY_KEY: "k"}, {"worker": "w", "lease_s": 30}
 
-    async def claimed_and_lost(self: JobQueue, worker: str, *, lease_s: float) -> None:
-        assert await claim(self, worker, lease_s=lease_s) is not None
+    async def claimed_and_lost(self: JobQueue, worker: str, **given: Any) -> None:
+        assert await claim(self, worker, **given) is not None
         raise fault
 
     claim = JobQueue.claim
