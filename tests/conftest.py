@@ -53,7 +53,9 @@ def _redis_programs(config: pytest.Config) -> tuple[str, ...]:
     named = config.getoption("--redis")
     if named:
         return (named,)
-    return tuple(sorted(REDIS_PROGRAMS, key=lambda program: program_at(program) is None))  # one that is there comes first
+    return tuple(
+        sorted(REDIS_PROGRAMS, key=lambda program: program_at(program) is None)
+    )  # one that is there comes first
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from esper.errors import BusUnavailable
 from esper.ports import Delivery
 from esper.services.oona.once import once
 from esper.services.oona.redis_bus import RedisBus
@@ -99,6 +100,58 @@ async def test_half_open_connections_are_given_up_and_nothing_is_lost(
         await late
         await until(lambda: 5 in reader.numbers)
     assert list(dict.fromkeys(reader.numbers)) == list(range(6))
+
+
+async def test_a_network_with_latency_and_jitter_delays_everything_and_doubles_nothing(
+    redis_server: RedisServer, proxy: FaultProxy
+) -> None:
+    """Each answer comes within the limit of a command, so that nothing is given up and sent again."""
+    reader = Reader()
+    async with bus_at(proxy.port, reply_limit_s=5.0) as bus, Reading(bus, reader):
+        proxy.slow(latency_s=0.05, jitter_s=0.1)
+        for n in range(20):
+            await bus.publish(STREAM, {"n": n})
+        await reader.wait_for(20)
+        times = bus.times[STREAM].publish
+    assert reader.numbers == list(range(20))
+    assert not any(delivery.redelivered for delivery in reader.deliveries)
+    assert times.total_s >= 20 * 2 * 0.05
+
+
+async def test_a_throttled_network_carries_what_it_can_and_loses_nothing(
+    redis_server: RedisServer, proxy: FaultProxy
+) -> None:
+    reader, bytes_per_s = Reader(), 40_000
+    async with bus_at(proxy.port, reply_limit_s=2.0, publish_limit_s=20.0) as bus, Reading(bus, once(reader)):
+        proxy.slow(bytes_per_s=bytes_per_s)
+        sent = [
+            await bus.publish_many(STREAM, [{"n": n + more, "fill": "x" * 500} for more in range(10)])
+            for n in range(0, 100, 10)
+        ]
+        await until(lambda: len(reader.numbers) == 100)
+        times = bus.times[STREAM].publish
+    assert [delivery.id for delivery in reader.deliveries] == [id for ids in sent for id in ids]
+    assert times.total_s >= 100 * 500 / bytes_per_s
+
+
+async def test_a_network_too_slow_for_any_answer_is_an_outage_that_ends(
+    redis_server: RedisServer, proxy: FaultProxy
+) -> None:
+    reader = Reader()
+    async with bus_at(proxy.port, publish_limit_s=1.0) as bus, Reading(bus, once(reader)):
+        await bus.publish(STREAM, {"n": 0})
+        await reader.wait_for(1)
+        proxy.slow(latency_s=1.0)
+        with pytest.raises(BusUnavailable, match="no answer within"):
+            await bus.publish(STREAM, {"n": 1})
+        assert not (await bus.health()).usable
+        await until(lambda: bus.counts()[STREAM, "readers"].outages)
+        await proxy.heal()
+        await bus.publish(STREAM, {"n": 2})
+        await until(lambda: 2 in reader.numbers)
+        assert (await bus.health()).usable
+    assert reader.numbers[0] == 0
+    assert len(reader.numbers) == len(set(map(str, reader.numbers)))
 
 
 async def test_a_server_whose_clock_leaps_ahead_loses_nothing_and_members_that_lose_leases_know_ids(

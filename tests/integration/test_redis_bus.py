@@ -209,12 +209,16 @@ async def test_an_entry_that_is_no_message_is_buried_as_it_was_found(redis_serve
 
 async def test_no_more_handlers_run_at_once_than_were_allowed(redis_server: RedisServer) -> None:
     running, most, done = 0, 0, 0
+    all_at_once = asyncio.Event()
 
     async def watched(_: Delivery) -> None:
         nonlocal running, most, done
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.02)
+        if running == 4:
+            all_at_once.set()
+        await all_at_once.wait()
+        await asyncio.sleep(0.005)
         running -= 1
         done += 1
 

@@ -270,6 +270,20 @@ async def test_a_bus_goes_on_once_the_disk_has_room_again(path: Path) -> None:
     assert (every, rest) == ([0, 3], [])
 
 
+async def test_a_bus_whose_disk_is_full_says_so_and_is_usable_again_with_room(path: Path) -> None:
+    async with opened(path) as bus:
+        await bus.publish(STREAM, {"n": 0})
+        with full_disk():
+            found = await bus.health()
+        assert not found.usable
+        assert "cannot be written" in found.why
+        assert (found.streams, found.messages, found.used_bytes) == (1, 1, None)
+        found = await bus.health()
+        assert (found.usable, found.why, found.messages) == (True, "", 1)
+        assert found.used_bytes is not None
+        assert found.used_bytes > 4096
+
+
 async def test_a_fault_of_ours_is_told_to_who_publishes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("planted")
