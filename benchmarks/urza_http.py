@@ -3,11 +3,8 @@
 import asyncio
 import logging
 import os
-import subprocess
-import sys
 import warnings
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -20,7 +17,7 @@ from esper.services.clients import UrzaClient
 from esper.services.urza.database import engine_at, prepare
 from esper.testing.forging import adapter, request_for
 from esper.testing.postgres import PostgresServer
-from esper.testing.servers import free_port
+from esper.testing.store_process import StoreProcess
 
 READS_PER_S, SEARCHES_PER_S, RSS_MB, OVER_MLFLOW = 5_000.0, 2_500.0, 300.0, 20.0
 CONNECTIONS = 16
@@ -60,8 +57,9 @@ async def _prepared(url: str) -> None:
 
 
 async def _measured(result: Answer, folder: Path, url: str, requests: int, seed: int) -> None:
-    async with _served(folder, url) as (port, pid):
-        async with UrzaClient(f"http://127.0.0.1:{port}") as client:
+    with _served(folder, url) as service:
+        port = service.port
+        async with UrzaClient(service.url) as client:
             for width in range(1, DESIGNS + 1):
                 await client.submit(request_for(adapter(width)))
         designs = [f"/api/v1/blueprints/{adapter(width).digest}/ir" for width in range(1, DESIGNS + 1)]
@@ -73,46 +71,13 @@ async def _measured(result: Answer, folder: Path, url: str, requests: int, seed:
         _tell(result, "immutable_warm", await _load(port, designs, requests))
         await _load(port, searches, len(searches))  # brings pages into memory
         _tell(result, "search", await _load(port, searches, requests))
-        result.metrics["rss_mb"] = _rss_mb(pid)
+        result.metrics["rss_mb"] = _rss_mb(service.pid)
 
 
-@asynccontextmanager
-async def _served(folder: Path, url: str | None) -> AsyncIterator[tuple[int, int]]:
-    """Run the service in a process of its own, and return its port and number."""
-    port = free_port()
+def _served(folder: Path, url: str | None) -> StoreProcess:
+    """Return the service, a process of its own within the block."""
     settings = {"ESPER_URZA_REQUESTS_PER_S": "0"} | ({} if url is None else {"ESPER_URZA_DATABASE_URL": url})
-    command = [
-        sys.executable,
-        "-m",
-        "esper.cli",
-        "serve",
-        "urza",
-        "--port",
-        str(port),
-        "--root",
-        str(folder / "library"),
-    ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)  # noqa: ASYNC220
-    try:
-        async with asyncio.timeout(60):
-            while not await _answers(port):
-                if process.poll() is not None:
-                    raise RuntimeError((folder / "log").read_text())
-                await asyncio.sleep(0.05)
-        yield port, process.pid
-    finally:
-        process.terminate()
-        await asyncio.to_thread(process.wait, 30)
-
-
-async def _answers(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True
+    return StoreProcess(folder, settings=settings)
 
 
 async def _load(port: int, paths: Sequence[str], requests: int) -> tuple[float, list[float]]:
@@ -156,10 +121,11 @@ def _rss_mb(pid: int) -> float:
 
 async def _beside_mlflow(result: Answer, folder: Path, models: int) -> None:
     """Register, tag, search by tag and fetch, for each of many models."""
-    async with _served(folder, None) as (port, _), UrzaClient(f"http://127.0.0.1:{port}") as client:
-        began = perf_counter()
-        for number in range(models):
-            await _job_here(client, number)
+    with _served(folder, None) as service:
+        async with UrzaClient(service.url) as client:
+            began = perf_counter()
+            for number in range(models):
+                await _job_here(client, number)
         result.metrics["jobs_per_s"] = models / (perf_counter() - began)
     result.baselines["mlflow_jobs_per_s"] = await asyncio.to_thread(_jobs_in_mlflow, folder, models)
     result.ratios["jobs_over_mlflow"] = result.metrics["jobs_per_s"] / result.baselines["mlflow_jobs_per_s"]

@@ -1,0 +1,140 @@
+"""Bytes of a store over HTTP, up and down, verified."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from esper.contracts.kernel import (
+    CompiledKernelArtifact,
+    CompiledKernelContract,
+    InferenceArtifact,
+    ValidationResult,
+)
+from esper.contracts.store_calls import (
+    ArtifactHead,
+    Stored,
+)
+from esper.errors import KernelRejected, StoreUnavailable
+from esper.ir import digest_of, is_digest
+from esper.services.clients.messages import Request
+from esper.services.clients.store_calls import API, StoreCalls, part
+
+PIECE_BYTES = 256 * 1024
+
+
+class ByteCalls(StoreCalls):
+    """Moves the bytes of kernels and forms."""
+
+    async def read(self, kernel_id: str) -> bytes:
+        """Return the bytes of a validated kernel, digest verified; as many as `TransportConfig.most_bytes` at most."""
+        reply = await self._got(f"/kernels/{part(kernel_id)}/bytes")
+        if digest_of(reply.body) != kernel_id:
+            raise _damaged(kernel_id)
+        return reply.body
+
+    async def read_form(self, kernel_id: str, digest: str) -> bytes:
+        """Return the bytes of a form, digest verified; whoever loads them verifies the seal."""
+        reply = await self._got(f"/kernels/{part(kernel_id)}/forms/{part(digest)}")
+        if digest_of(reply.body) != digest:
+            raise _damaged(digest)
+        return reply.body
+
+    @asynccontextmanager
+    async def stream(self, kernel_id: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open the bytes of a validated kernel in pieces; the last one is followed by an error where the digest is wrong."""
+        request = Request("GET", f"{API}/kernels/{part(kernel_id)}/bytes")
+        async with self.transport.download(request) as (_, pieces):
+            yield _verified(pieces, kernel_id)
+
+    async def download(self, kernel_id: str, path: Path) -> int:
+        """Write the bytes of a validated kernel to a file, which is there whole and verified or not at all.
+
+        Returns:
+            How many they are.
+        """
+        aside = path.with_name(f".{path.name}.part")
+        size = 0
+        try:
+            with aside.open("wb") as file:
+                async with self.stream(kernel_id) as pieces:
+                    async for piece in pieces:
+                        size += file.write(piece)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        return size
+
+    async def upload_bytes(self, data: bytes | Path) -> Stored:
+        """Store bytes under their digest, from memory or from a file of any length."""
+        digest = await _digest_of_file(data) if isinstance(data, Path) else digest_of(data)
+        size = data.stat().st_size if isinstance(data, Path) else len(data)
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        request = Request("PUT", f"{API}/blobs/{digest}", headers=headers)
+        if isinstance(data, bytes) and size <= PIECE_BYTES:
+            return (await self.transport.call(Request("PUT", request.path, body=data, headers=headers))).read_as(Stored)
+        return (await self.transport.upload(request, _pieces(data))).read_as(Stored)
+
+    async def upload_kernel(self, artifact: CompiledKernelArtifact) -> CompiledKernelContract:
+        """Store a kernel that waits for its validation; one that is there is left as it is."""
+        check_bytes(artifact)
+        await self.upload_bytes(artifact.kernel_binary)
+        return await self._posted("/kernels", ArtifactHead.of(artifact), CompiledKernelContract)
+
+    async def store_report(self, report: ValidationResult) -> CompiledKernelContract:
+        """Store what the validator found about a kernel that waits for it."""
+        path = f"/kernels/{part(report.kernel_id)}/report"
+        return (await self._sent("PUT", path, report)).read_as(CompiledKernelContract)
+
+    async def _upload_forms(self, forms: Sequence[InferenceArtifact]) -> None:
+        for made in forms:
+            await self.upload_bytes(made.data)
+
+
+def check_bytes(artifact: CompiledKernelArtifact) -> None:
+    """Refuse an artifact that is not what it says it is, as the store would."""
+    found = digest_of(artifact.kernel_binary)
+    if found != artifact.artifact_id:
+        raise KernelRejected(
+            f"artifact {artifact.artifact_id[:80]} was not stored",
+            why=f"its bytes have the digest {found}",
+            todo="compile it again",
+        )
+
+
+async def _verified(pieces: AsyncIterator[bytes], digest: str) -> AsyncIterator[bytes]:
+    found = hashlib.sha256()
+    async for piece in pieces:
+        found.update(piece)
+        yield piece
+    if f"sha256:{found.hexdigest()}" != digest:
+        raise _damaged(digest)
+
+
+async def _pieces(data: bytes | Path) -> AsyncIterator[bytes]:
+    if isinstance(data, bytes):
+        for start in range(0, len(data), PIECE_BYTES):
+            yield data[start : start + PIECE_BYTES]
+        return
+    with data.open("rb") as file:
+        while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
+            yield piece
+
+
+async def _digest_of_file(path: Path) -> str:
+    def digest() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return f"sha256:{await asyncio.to_thread(digest)}"
+
+
+def _damaged(digest: str) -> StoreUnavailable:
+    wrong = "" if is_digest(digest) else "; that is no content address"
+    return StoreUnavailable(
+        f"the bytes of {digest[:80]} arrived with another digest{wrong}", todo="try again, or look after the store"
+    )
+
+
+__all__ = ["ByteCalls", "check_bytes"]

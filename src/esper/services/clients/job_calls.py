@@ -1,0 +1,78 @@
+"""Work of a store for the forge, over HTTP."""
+
+from collections.abc import Sequence
+
+from esper.contracts.kernel import (
+    BlueprintStatus,
+    CompiledKernelArtifact,
+    CompiledKernelContract,
+    CompileJob,
+    InferenceArtifact,
+    Measurement,
+    ValidationResult,
+)
+from esper.contracts.store_calls import (
+    ArtifactHead,
+    Became,
+    Claim,
+    Completion,
+    Failure,
+    Finish,
+    FormHead,
+    Held,
+    Renewal,
+)
+from esper.services.clients.byte_calls import ByteCalls, check_bytes
+from esper.services.clients.store_calls import part
+
+
+class JobCalls(ByteCalls):
+    """Takes builds, and brings what came of them."""
+
+    async def claim(self, worker: str, *, lease_s: float, finishing: bool = True) -> CompileJob | None:
+        """Take the most urgent job, or None where there is none; without ``finishing`` only one that builds."""
+        reply = await self._sent("POST", "/jobs/claim", Claim(worker=worker, lease_s=lease_s, finishing=finishing))
+        return None if reply.status == 204 else reply.read_as(CompileJob)
+
+    async def renew(self, job_id: str, worker: str, *, lease_s: float) -> None:
+        """Keep a job that takes long."""
+        await self._sent("POST", f"/jobs/{part(job_id)}/renew", Renewal(worker=worker, lease_s=lease_s))
+
+    async def complete(
+        self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
+    ) -> CompiledKernelContract:
+        """Store the kernel with its report, and end the job."""
+        check_bytes(artifact)
+        await self.upload_bytes(artifact.kernel_binary)
+        await self._upload_forms(artifact.inference)
+        body = Completion(worker=worker, artifact=ArtifactHead.of(artifact), report=report)
+        return await self._posted(f"/jobs/{part(job_id)}/complete", body, CompiledKernelContract)
+
+    async def finish(
+        self,
+        job_id: str,
+        worker: str,
+        forms: Sequence[InferenceArtifact],
+        performance: Measurement | None = None,
+        shortfall: str = "",
+    ) -> None:
+        """Add to the kernel of a finishing job what was made of it, and end the job."""
+        await self._upload_forms(forms)
+        body = Finish(
+            worker=worker, forms=tuple(map(FormHead.of, forms)), performance=performance, shortfall=shortfall[:4000]
+        )
+        await self._sent("POST", f"/jobs/{part(job_id)}/finish", body)
+
+    async def fail(
+        self, job_id: str, worker: str, reason: str, *, retry: bool, killed: bool = False
+    ) -> BlueprintStatus:
+        """Give a job up, for another try or for good."""
+        body = Failure(worker=worker, reason=reason[:4000], retry=retry, killed=killed)
+        return (await self._posted(f"/jobs/{part(job_id)}/fail", body, Became)).status
+
+    async def release(self, job_id: str, worker: str) -> None:
+        """Return a job untried, because the worker stops."""
+        await self._sent("POST", f"/jobs/{part(job_id)}/release", Held(worker=worker))
+
+
+__all__ = ["JobCalls"]
