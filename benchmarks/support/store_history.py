@@ -90,6 +90,8 @@ class Left:
         bytes: Size by digest, of bytes that have it.
         announced: Blueprint by the id of each message whose announcement was committed.
         heard: Blueprint by the id of each message on the bus.
+        told: The same of the progress of builds, as it was committed.
+        followed: The same of the progress of builds on the bus.
     """
 
     blueprints: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -100,6 +102,8 @@ class Left:
     bytes: dict[str, int] = field(default_factory=dict)
     announced: dict[str, str] = field(default_factory=dict)
     heard: dict[str, str] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
+    followed: dict[str, str] = field(default_factory=dict)
 
 
 def breaches(noted: Noted, left: Left) -> list[Breach]:
@@ -159,13 +163,16 @@ def _half(left: Left) -> Iterator[Breach]:
 
 
 def _events(left: Left) -> Iterator[Breach]:
-    for message in left.announced.keys() - left.heard.keys():
-        yield Breach(Promise.SILENT, message, f"{left.announced[message]} was announced, and nobody heard of it")
+    for announced, heard in ((left.announced, left.heard), (left.told, left.followed)):
+        for message in announced.keys() - heard.keys():
+            yield Breach(Promise.SILENT, message, f"{announced[message]} was announced, and nobody heard of it")
+        for message, blueprint in heard.items():
+            if announced.get(message) != blueprint:
+                yield Breach(Promise.INVENTED, message, f"{blueprint} was heard of, and that was never announced")
+            elif blueprint not in left.blueprints:
+                yield Breach(Promise.INVENTED, message, f"{blueprint} was heard of, and is not there")
     for job, (blueprint, _, _) in left.jobs.items():
         if blueprint not in left.announced.values():
             yield Breach(Promise.SILENT, job, f"{blueprint} was queued without an announcement")
-    for message, blueprint in left.heard.items():
-        if left.announced.get(message) != blueprint:
-            yield Breach(Promise.INVENTED, message, f"{blueprint} was heard of, and that was never announced")
-        elif blueprint not in left.blueprints:
-            yield Breach(Promise.INVENTED, message, f"{blueprint} was heard of, and is not there")
+        if blueprint not in left.told.values():
+            yield Breach(Promise.SILENT, job, f"{blueprint} was queued, and its progress says nothing of it")

@@ -1,12 +1,14 @@
 """Reads what is left of a store without asking the store: ``psql``, files on the disk, messages on the bus."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 from benchmarks.support.store_history import KernelLeft, Left
-from esper.contracts.events import BlueprintSubmitted
-from esper.contracts.topics import SUBMITTED
+from esper.contracts.events import BlueprintSubmitted, CompilationEvent
+from esper.contracts.topics import COMPILATIONS, SUBMITTED
 from esper.ir import digest_of
 from esper.ports import Delivery
 from esper.services.oona.codec import Codec, unpacked
@@ -49,11 +51,12 @@ async def left_in(server: PostgresServer, database: str, bucket: Path, bus_url: 
     for (content,) in rows("SELECT encode(content, 'hex') FROM outbox_witness"):
         envelope = unpacked(bytes.fromhex(content))
         body = Codec().open(envelope)
-        if isinstance(
-            body, BlueprintSubmitted
-        ):  # the progress of builds, which lies there too, is announced again and again
+        if isinstance(body, BlueprintSubmitted):
             left.announced[envelope.id] = body.blueprint_id
-    left.heard = await _heard(bus_url)
+        elif isinstance(body, CompilationEvent):
+            left.told[envelope.id] = body.blueprint_id
+    left.heard = await _heard(bus_url, SUBMITTED.stream, BlueprintSubmitted)
+    left.followed = await _heard(bus_url, COMPILATIONS.stream, partial(CompilationEvent, status="queued"))
     return left
 
 
@@ -78,22 +81,22 @@ def _bytes_in(bucket: Path) -> dict[str, int]:
     return found
 
 
-async def _heard(url: str) -> dict[str, str]:
-    """Return the blueprint of each message on the bus, which gets a last one."""
+async def _heard(url: str, stream: str, said: Callable[..., BlueprintSubmitted | CompilationEvent]) -> dict[str, str]:
+    """Return the blueprint of each message on a stream, which gets a last one."""
     found: dict[str, str] = {}
     last = f"{_LAST} {next(_READERS)}"
     heard_all = asyncio.Event()
 
     async def hear(delivery: Delivery) -> None:
-        assert isinstance(delivery.body, BlueprintSubmitted)
+        assert isinstance(delivery.body, BlueprintSubmitted | CompilationEvent)
         if delivery.body.blueprint_id == last:
             heard_all.set()
         elif not delivery.body.blueprint_id.startswith(_LAST):
             found[delivery.id] = delivery.body.blueprint_id
 
     async with RedisBus(RedisBusConfig(url=url, block_s=0.05)) as bus, asyncio.TaskGroup() as tasks:
-        tasks.create_task(bus.subscribe(SUBMITTED.stream, last.replace(" ", "-"), hear, start_from="0"))
-        await bus.publish(SUBMITTED.stream, BlueprintSubmitted(blueprint_id=last))
+        tasks.create_task(bus.subscribe(stream, last.replace(" ", "-"), hear, start_from="0"))
+        await bus.publish(stream, said(blueprint_id=last))
         async with asyncio.timeout(_LIMIT_S):
             await heard_all.wait()
         await bus.close()

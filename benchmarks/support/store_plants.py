@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.support.store_history import Left, Noted, Promise
 from benchmarks.support.store_left import file_of
 from esper.contracts.events import BlueprintSubmitted
-from esper.contracts.topics import SUBMITTED
+from esper.contracts.topics import COMPILATIONS, SUBMITTED
 from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.postgres import PostgresServer
@@ -73,6 +73,11 @@ async def _lost_event(scene: Scene, left: Left) -> Promise:
     return Promise.SILENT
 
 
+async def _lost_progress(scene: Scene, left: Left) -> Promise:
+    scene.redis.ask(f"XTRIM {COMPILATIONS.stream} MAXLEN = {len(left.followed)}")
+    return Promise.SILENT
+
+
 async def _invented_event(scene: Scene, _: Left) -> Promise:
     async with RedisBus(RedisBusConfig(url=scene.redis.url)) as bus:
         await bus.publish(SUBMITTED.stream, BlueprintSubmitted(blueprint_id="sha256:" + "0" * 64))
@@ -86,5 +91,6 @@ PLANTS: dict[str, Plant] = {
     "torn_version": _torn_version,
     "missing_report": _missing_report,
     "lost_event": _lost_event,
+    "lost_progress": _lost_progress,
     "invented_event": _invented_event,
 }

@@ -26,6 +26,8 @@ def sound() -> tuple[Noted, Left]:
         bytes={"k1": 10, "left over": 5},
         announced={"m1": "b1", "m2": "b2", "m3": "b3", "m4": "b2"},
         heard={"m1": "b1", "m2": "b2", "m3": "b3", "m4": "b2"},
+        told={"p1": "b1", "p2": "b2", "p3": "b3", "p4": "b1"},
+        followed={"p1": "b1", "p2": "b2", "p3": "b3", "p4": "b1"},
     )
     return noted, left
 
@@ -66,6 +68,9 @@ PLANTED = [
     ("a build nobody was told of", _with("jobs", "j5", ("b9", "queued", "")), Promise.SILENT, "j5"),
     ("an event that was rolled back", _with("heard", "m9", "b1"), Promise.INVENTED, "m9"),
     ("an event about another design", _with("heard", "m1", "b2"), Promise.INVENTED, "m1"),
+    ("lost progress", _without("followed", "p4"), Promise.SILENT, "p4"),
+    ("progress that was rolled back", _with("followed", "p9", "b1"), Promise.INVENTED, "p9"),
+    ("a build without progress", _without("told", "p2"), Promise.SILENT, "j2"),
     ("an event about nothing", _without("blueprints", "b3"), Promise.INVENTED, "m3"),
 ]  # fmt: skip
 
