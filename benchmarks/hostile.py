@@ -76,7 +76,8 @@ async def _besieged(answer: Answer, *, quick: bool, seed: int, deadline_s: float
         "let_in": held.answers["let in"],
         "passed_and_looked_at_again": passed,
         **{f"attempts_{status}": count for status, count in sorted(held.endings.items())},
-        "longest_attempt_s": held.longest_s,
+        "longest_attempt_s": held.pool.longest_s,
+        "longest_held_s": held.longest_held_s,
         "waves_flooded": len(loud),
         "wave_flooded_p50_s": statistics.median(loud),
         "jobs_per_s_flooded": rates["flooded"],
@@ -89,7 +90,7 @@ async def _besieged(answer: Answer, *, quick: bool, seed: int, deadline_s: float
         Target("unforeseen_errors", "==", 0.0, float(len(held.unforeseen))),
         Target("forge_crashes", "==", 0.0, crashes),
         Target("jobs_left", "==", 0.0, float(left)),
-        Target("longest_attempt_s", "<=", deadline_s + GRACE_S, held.longest_s),
+        Target("longest_attempt_s", "<=", deadline_s + GRACE_S, held.pool.longest_s),
         Target("passed_and_wrong", "==", 0.0, float(len(wrong))),
         Target("flooded_over_quiet", ">=", 0.7, answer.ratios["flooded_over_quiet"]),
     ]

@@ -21,6 +21,7 @@ from esper.errors import CompilationError, EsperError, Unavailable
 from esper.ir import BlueprintIR
 from esper.ports import Delivery
 from esper.services.oona.memory_bus import MemoryBus
+from esper.services.tezzeret.pool import ForgePool
 from esper.services.tezzeret.worker import TezzeretWorker, WorkerConfig
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.outbox import OutboxRelay
@@ -74,17 +75,19 @@ class Siege:
         endings: How attempts of strangers' jobs ended.
         let_in: Blueprints of strangers that reached the forge.
         unforeseen: The errors that nobody foresaw.
-        longest_s: The longest that an attempt took.
+        longest_held_s: The longest that a job was held; while one child works, a second job is held for it and waits.
+        pool: The forge's children.
         ended_by_itself: Says whether the forge came down.
     """
 
     library: KernelManager
     ended_by_itself: Callable[[], bool]
+    pool: ForgePool
     answers: Counter[str] = field(default_factory=Counter)
     endings: Counter[str] = field(default_factory=Counter)
     let_in: dict[str, str] = field(default_factory=dict)
     unforeseen: list[str] = field(default_factory=list)
-    longest_s: float = 0.0
+    longest_held_s: float = 0.0
     _waiting: dict[str, "asyncio.Future[CompilationEvent]"] = field(default_factory=dict)
 
     async def heard(self, delivery: Delivery) -> None:
@@ -92,7 +95,7 @@ class Siege:
         event = delivery.body
         if not isinstance(event, CompilationEvent) or event.status not in _ENDS:
             return
-        self.longest_s = max(self.longest_s, event.elapsed_ms / 1e3)
+        self.longest_held_s = max(self.longest_held_s, event.elapsed_ms / 1e3)
         if event.blueprint_id in self.let_in:
             self.endings[event.status] += 1
         waiting = self._waiting.pop(event.blueprint_id, None)
@@ -167,7 +170,7 @@ async def siege(*, children: int, deadline_s: float) -> AsyncIterator[Siege]:
             )
             forge, relay = TezzeretWorker(config, queue=library, bus=bus), OutboxRelay(library.outbox, bus)
             working = asyncio.create_task(forge.run())
-            held = Siege(library, working.done)
+            held = Siege(library, working.done, forge.pool)
             async with asyncio.TaskGroup() as parts:
                 parts.create_task(relay.run())
                 parts.create_task(bus.subscribe(COMPILATIONS.stream, "siege", held.heard))

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 blueprint = typer.Typer(name="blueprint", no_args_is_help=True, help="Designs, as files and in the store.")
 
 File = Annotated[Path, typer.Argument(help="A file with the JSON of a blueprint.", metavar="FILE")]
+Id = Annotated[str, typer.Argument(help="Its content address.", metavar="BLUEPRINT")]
 Level = Annotated[str, typer.Option("--level", help="O0 to O3.")]
 _MAX_SHOWN = 10
 REFUSED = 4
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @blueprint.command()
@@ -57,14 +59,12 @@ def submit(
     """Send a file to the store, and queue its build."""
     from esper.cli.asked import at_store
     from esper.contracts.kernel import BlueprintSubmissionRequest, BuildSpec
-    from esper.errors import ConfigError
 
     text, found = _read(file)
     if found.ir is None or not found.is_sound:
         _tell(file, text, found, _MAX_SHOWN, to_errors=True)
         raise typer.Exit(REFUSED)
-    if level not in ("O0", "O1", "O2", "O3"):
-        raise ConfigError(f"there is no level {level!r}", todo="give O0, O1, O2 or O3")
+    _check_level(level)
     request = BlueprintSubmissionRequest(
         name=name or found.ir.name, architecture_ir=found.ir.to_json(), submitted_by="command line", tags=tags or [],
         priority=priority, build=BuildSpec(level=level),
@@ -81,8 +81,34 @@ def submit(
 
 
 @blueprint.command()
+def withdraw(
+    blueprint_id: Id,
+    level: Level = "O0",
+    weight_seed: Annotated[int, typer.Option("--weight-seed", min=0, help="Of the build.")] = 0,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the build.")] = "float32",
+    urza: Urza = None,
+    key_file: KeyFile = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a build back that waits or is at work; submitting it again starts over."""
+    from esper.cli.asked import at_store
+    from esper.contracts.kernel import BuildSpec
+    from esper.errors import ConfigError
+
+    _check_level(level)
+    if dtype not in DTYPES:
+        raise ConfigError(f"there is no type {dtype!r}", todo=f"give one of {', '.join(DTYPES)}")
+    build = BuildSpec(weight_seed=weight_seed, dtype=dtype, level=level)
+    deed = f"blueprint withdraw {blueprint_id}"
+    at_store(lambda store: store.withdraw(blueprint_id, build), deed, urza, key_file, root)
+    done = {"blueprint_id": blueprint_id, "build": build.model_dump(), "status": "withdrawn"}
+    typer.echo(json.dumps(done) if as_json else f"{blueprint_id}  withdrawn")
+
+
+@blueprint.command()
 def show(
-    blueprint_id: Annotated[str, typer.Argument(help="Its content address.", metavar="BLUEPRINT")],
+    blueprint_id: Id,
     urza: Urza = None,
     key_file: KeyFile = None,
     root: Root = None,
@@ -139,6 +165,14 @@ def bench(file: File, as_json: AsJson = False) -> None:
             typer.echo(line)
     if not report.passed:
         raise typer.Exit(REFUSED)
+
+
+def _check_level(level: str) -> None:
+    from esper.contracts.kernel import LEVELS
+    from esper.errors import ConfigError
+
+    if level not in LEVELS:
+        raise ConfigError(f"there is no level {level!r}", todo="give O0, O1, O2 or O3")
 
 
 def _read(file: Path) -> "tuple[str, Diagnosis]":

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from esper.cli.app import app
 from esper.contracts.kernel import BuildSpec
-from esper.errors import ConfigError, NotFound
+from esper.errors import ConfigError, Conflict, NotFound
 from esper.services.tezzeret.compiler import KernelCompiler
 from esper.services.tezzeret.validator import KernelValidator
 from esper.services.urza.blobs import LocalBlobs
@@ -62,6 +62,21 @@ def test_a_sound_file_is_submitted_built_shown_compared_verified_and_written(tmp
     assert out.read_bytes() == KernelCompiler().compile(adapter(), BuildSpec()).kernel_binary
     again = esper("kernel", "export", kernel_id, "-o", out, "--root", root)
     assert isinstance(again.exception, ConfigError)
+
+
+def test_a_build_that_waits_is_withdrawn_and_can_be_asked_for_again(tmp_path: Path) -> None:
+    file, root = written(tmp_path), tmp_path / "library"
+    esper("blueprint", "submit", file, "--root", root)
+    told = json.loads(esper("blueprint", "withdraw", adapter().digest, "--root", root, "--json").stdout)
+    assert (told["status"], told["build"]["level"]) == ("withdrawn", "O0")
+    assert isinstance(esper("blueprint", "withdraw", adapter().digest, "--root", root).exception, Conflict)
+    other = esper("blueprint", "withdraw", adapter().digest, "--level", "O1", "--root", root)
+    assert isinstance(other.exception, NotFound)
+    for wrong in (("--level", "O9"), ("--dtype", "int8")):
+        refused = esper("blueprint", "withdraw", adapter().digest, *wrong, "--root", root)
+        assert isinstance(refused.exception, ConfigError)
+    again = json.loads(esper("blueprint", "submit", file, "--root", root, "--json").stdout)
+    assert (again["status"], again["queue_position"]) == ("queued", 1)
 
 
 async def test_a_store_is_asked_over_http_too(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from esper.services.tezzeret.orders import (
 from esper.services.tezzeret.screening import ForgeLimits
 
 Result = TypeVar("Result")
+Answer = TypeVar("Answer", Forged, Finished, Executed)
 
 _ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
@@ -97,11 +98,13 @@ class ForgePool:
 
     Attributes:
         started: Children that were started.
+        longest_s: The longest that a child was at work on one job.
         isolated: Whether the newest child is cut off from every network; None before there is one.
     """
 
     def __init__(self, config: PoolConfig | None = None) -> None:
         self.started = 0
+        self.longest_s = 0.0
         self.isolated: bool | None = None
         self._config = config or PoolConfig()
         self._free = asyncio.Semaphore(self._config.num_children)
@@ -127,52 +130,37 @@ class ForgePool:
             DeadlineExceeded: If it took longer than the deadline; the child was killed.
             ForgeUnavailable: If no child could be started.
         """
-        match await self._reply(order):
-            case Forged() as reply:
-                return _sane(lambda: read_kernel(reply))
-            case other:
-                raise self._trouble(other)
+        reply = await self._answered(order, Forged)
+        return _sane(lambda: read_kernel(reply))
 
     async def finish(self, order: Order) -> Additions:
-        """Make what a level adds to a kernel, in a child.
+        """Measure a kernel, and make what a level adds to it, in a child; it raises what `forge` does.
 
         Args:
             order: The build, with the kernel that it gave.
-
-        Raises:
-            CompilationError: If the child refused it.
-            ChildDied: If it killed the child, or used its memory up.
-            DeadlineExceeded: If it took longer than the deadline; the child was killed.
-            ForgeUnavailable: If no child could be started.
         """
-        match await self._reply(order):
-            case Finished() as reply:
-                return _sane(lambda: read_additions(reply))
-            case other:
-                raise self._trouble(other)
+        reply = await self._answered(order, Finished)
+        return _sane(lambda: read_additions(reply))
 
     async def execute(self, order: Execution) -> Executed:
-        """Run a kernel, in a child.
+        """Run a kernel, in a child; it raises what `forge` does."""
+        return await self._answered(order, Executed)
 
-        Raises:
-            CompilationError: If the child refused it.
-            ChildDied: If it killed the child, or used its memory up.
-            DeadlineExceeded: If it took longer than the deadline; the child was killed.
-            ForgeUnavailable: If no child could be started.
-        """
-        match await self._reply(order):
-            case Executed() as reply:
-                return reply
-            case other:
-                raise self._trouble(other)
+    async def _answered(self, order: Order | Execution, kind: type[Answer]) -> Answer:
+        reply = await self._reply(order)
+        if isinstance(reply, kind):
+            return reply
+        raise self._trouble(reply)
 
     async def _reply(self, order: Order | Execution) -> Reply:
         async with self._free:
             seat = await self._seat()
             reply: Reply | None = None
+            began_s = asyncio.get_running_loop().time()
             try:
                 reply = await seat.child.ask(order, REPLIES, limit_s=self._config.patience_s)
             finally:
+                self.longest_s = max(self.longest_s, asyncio.get_running_loop().time() - began_s)
                 # One that has used its memory up ends by itself, a moment later.
                 await self._put_back(seat, worn=isinstance(reply, Exhausted) and not self._config.fork_per_job)
         return reply
