@@ -16,7 +16,7 @@ from benchmarks.support.recheck import faults_of
 from benchmarks.support.report import Answer, Target
 from benchmarks.support.siege import GRACE_S, HARMFUL, IN_FLIGHT, STRANGERS, TRAINING, Siege, drawn, planted, siege
 from benchmarks.tezzeret import designs
-from esper.contracts.kernel import BuildSpec
+from esper.contracts.kernel import BuildSpec, JobPhase
 from esper.errors import KernelRejected
 from esper.services.urza.models import CompileJobRow, JobStatus
 from esper.testing.faults import Fault
@@ -97,8 +97,11 @@ async def _besieged(answer: Answer, *, quick: bool, seed: int, deadline_s: float
 
 
 async def _open_jobs(held: Siege) -> int:
+    """Return how many builds wait or are at work; kernels are measured when there is nothing else to do."""
     row = CompileJobRow
-    waiting = select(func.count()).where(row.status.in_((JobStatus.QUEUED, JobStatus.LEASED)))
+    waiting = select(func.count()).where(
+        row.status.in_((JobStatus.QUEUED, JobStatus.LEASED)), row.phase == JobPhase.BUILD
+    )
     async with held.library.database.reading() as session:
         return int(await session.scalar(waiting) or 0)
 

@@ -320,6 +320,10 @@ class CompileQueue(Protocol):
         """Take the most urgent job, or None where there is none; without ``finishing`` only one that builds."""
         ...
 
+    async def review(self, worker: str, hardware: str, *, lease_s: float) -> CompileJob | None:
+        """Take the most used kernel that was not measured on some hardware, to prove it again; None where there is none."""
+        ...
+
     async def renew(self, job_id: str, worker: str, *, lease_s: float) -> None:
         """Keep a job that takes long.
 
@@ -344,8 +348,9 @@ class CompileQueue(Protocol):
         forms: Sequence[InferenceArtifact],
         performance: Measurement | None = None,
         shortfall: str = "",
+        report: ValidationResult | None = None,
     ) -> None:
-        """Add to the kernel of a finishing job what was made of it, and end the job.
+        """Add to the kernel of a finishing job, or of a review, what was made of it, and end the job.
 
         Args:
             job_id: The job.
@@ -353,6 +358,7 @@ class CompileQueue(Protocol):
             forms: What levels add, sealed.
             performance: A later measurement of the kernel, or None.
             shortfall: Why it has not all that its build asks for.
+            report: What a review found; a kernel that does not pass it is withdrawn.
 
         Raises:
             KernelRejected: If a form is not what it says it is, or has no seal.

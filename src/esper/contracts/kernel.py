@@ -278,17 +278,19 @@ class JobPhase(StrEnum):
     Attributes:
         BUILD: A kernel is to be made and proven; once that is stored, it may be grafted.
         FINISH: A kernel that is there is to be measured, and to get what its level adds; nobody waits for that.
+        REVIEW: A kernel that is used is to be proven again, and finished, with the toolchain of today.
     """
 
     BUILD = "build"
     FINISH = "finish"
+    REVIEW = "review"
 
 
 class CompileJob(BaseModel):
     """One leased piece of work for the forge.
 
     Attributes:
-        kernel_id: The kernel that is to be finished; None where it is still to be built.
+        kernel_id: The kernel that is to be finished or reviewed; None where it is still to be built.
     """
 
     job_id: str

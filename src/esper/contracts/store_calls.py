@@ -62,6 +62,17 @@ class Claim(Held):
     finishing: bool = True
 
 
+class Review(Held):
+    """Take the most used kernel that was not looked at on some hardware.
+
+    Attributes:
+        hardware: As its measurements would name it.
+    """
+
+    hardware: str = Field(min_length=1, max_length=64)
+    lease_s: float = Field(gt=0, le=MAX_LEASE_S, allow_inf_nan=False)
+
+
 class Renewal(Held):
     """Keep a job that takes long."""
 
@@ -122,6 +133,7 @@ class Finish(Held):
     forms: tuple[FormHead, ...] = Field(max_length=16)
     performance: Measurement | None = None
     shortfall: str = Field(default="", max_length=4000)
+    report: ValidationResult | None = None
 
 
 class Failure(Held):

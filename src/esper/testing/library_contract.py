@@ -271,6 +271,47 @@ class LibraryContract:
         assert job.phase is JobPhase.BUILD
         assert await library.claim("w", lease_s=LEASE_S, finishing=False) is None
 
+    async def test_the_most_used_kernel_is_reviewed_once_on_each_hardware_and_never_claimed(
+        self, library: Store
+    ) -> None:
+        seldom, often = [await built(library, width) for width in (2, 3)]
+        for number, kernel in enumerate((seldom, often, often)):
+            await library.report(outcome_of(f"decision-{number}", kernel.kernel_id))
+        job = await library.review("w", "new", lease_s=LEASE_S)
+        assert job is not None
+        assert (job.phase, job.kernel_id, job.build) == (JobPhase.REVIEW, often.kernel_id, BuildSpec())
+        await library.release(job.job_id, "w")
+        assert await library.claim("w", lease_s=LEASE_S) is None
+        again = await library.review("other", "new", lease_s=LEASE_S)
+        assert again is not None
+        assert again.job_id == job.job_id
+        figures = Measurement(passed=True, metrics={"latency_p50_ms": 0.125}, hardware="new")
+        report = verdict_on(artifact_of(often.blueprint_id, b"kernel 3")).model_copy(update={"performance": figures})
+        await library.finish(job.job_id, "other", [], figures, report=report)
+        found = await library.find(often.blueprint_id, BuildSpec())
+        assert found is not None
+        assert found.validation_metrics["latency_p50_ms"] == 0.125
+        second = await library.review("w", "new", lease_s=LEASE_S)
+        assert second is not None
+        assert second.kernel_id == seldom.kernel_id
+        await library.fail(second.job_id, "w", "cannot be built here", retry=False)
+        assert await library.review("w", "new", lease_s=LEASE_S) is None, "each was looked at once"
+        assert await library.read(seldom.kernel_id) == b"kernel 2", "it stays proven"
+        assert await library.review("w", "newer still", lease_s=LEASE_S) is not None
+
+    async def test_a_kernel_that_does_not_pass_a_review_is_withdrawn(self, library: Store) -> None:
+        kernel = await built(library, 2)
+        await library.report(outcome_of("decision-1", kernel.kernel_id))
+        job = await library.review("w", "new", lease_s=LEASE_S)
+        assert job is not None
+        wrong = verdict_on(artifact_of(kernel.blueprint_id, b"kernel 2"), reasons=("differs by 0.5",))
+        await library.finish(job.job_id, "w", [], wrong.performance, report=wrong)
+        await refused(library.read(kernel.kernel_id), KernelRejected)
+
+    async def test_kernels_that_nobody_used_are_not_reviewed(self, library: Store) -> None:
+        await built(library, 2)
+        assert await library.review("w", "new", lease_s=LEASE_S) is None
+
     async def test_a_later_measurement_takes_the_place_of_the_first_and_may_withdraw(self, library: Store) -> None:
         kernel = await finishing(library)
         job = await claimed(library, "w")
@@ -312,19 +353,7 @@ class LibraryContract:
             await library.release(job.job_id, "a")
 
     async def test_an_outcome_is_recorded_once(self, library: Store) -> None:
-        outcome = Outcome(
-            decision_id="decision-1",
-            run_id="run-1",
-            slot="fc",
-            seed_idx=0,
-            blueprint="adapter",
-            kernel_id="sha256:" + "0" * 64,
-            verdict=Verdict.KEPT,
-            gain=0.1,
-            gain_error=None,
-            params=10,
-            steps=100,
-        )
+        outcome = outcome_of("decision-1", "sha256:" + "0" * 64)
         await asyncio.gather(*(library.report(outcome) for _ in range(4)))
 
     async def test_an_unknown_kernel_is_not_found(self, library: Store) -> None:
@@ -344,6 +373,20 @@ async def compiled(library: CompileQueue, data: bytes, *, reasons: tuple[str, ..
     job = await claimed(library, "forge")
     artifact = artifact_of(job.blueprint_id, data)
     return await library.complete(job.job_id, "forge", artifact, verdict_on(artifact, reasons=reasons))
+
+
+async def built(library: Store, width: int) -> CompiledKernelContract:
+    """Have a kernel that was measured."""
+    await library.submit(request_for(adapter(width)))
+    return await compiled(library, f"kernel {width}".encode())
+
+
+def outcome_of(decision_id: str, kernel_id: str) -> Outcome:
+    """Return what a decision about a kernel brought."""
+    return Outcome(
+        decision_id=decision_id, run_id="run-1", slot="fc", seed_idx=0, blueprint="adapter", kernel_id=kernel_id,
+        verdict=Verdict.KEPT, gain=0.1, gain_error=None, params=10, steps=100,
+    )  # fmt: skip
 
 
 async def unmeasured(library: Store) -> CompiledKernelContract:

@@ -21,6 +21,7 @@ from esper.contracts.store_calls import (
     FormHead,
     Held,
     Renewal,
+    Review,
 )
 from esper.services.clients.byte_calls import ByteCalls, check_bytes
 from esper.services.clients.store_calls import part
@@ -32,6 +33,11 @@ class JobCalls(ByteCalls):
     async def claim(self, worker: str, *, lease_s: float, finishing: bool = True) -> CompileJob | None:
         """Take the most urgent job, or None where there is none; without ``finishing`` only one that builds."""
         reply = await self._sent("POST", "/jobs/claim", Claim(worker=worker, lease_s=lease_s, finishing=finishing))
+        return None if reply.status == 204 else reply.read_as(CompileJob)
+
+    async def review(self, worker: str, hardware: str, *, lease_s: float) -> CompileJob | None:
+        """Take the most used kernel that was not measured on some hardware, to prove it again; None where there is none."""
+        reply = await self._sent("POST", "/jobs/review", Review(worker=worker, hardware=hardware, lease_s=lease_s))
         return None if reply.status == 204 else reply.read_as(CompileJob)
 
     async def renew(self, job_id: str, worker: str, *, lease_s: float) -> None:
@@ -55,11 +61,16 @@ class JobCalls(ByteCalls):
         forms: Sequence[InferenceArtifact],
         performance: Measurement | None = None,
         shortfall: str = "",
+        report: ValidationResult | None = None,
     ) -> None:
-        """Add to the kernel of a finishing job what was made of it, and end the job."""
+        """Add to the kernel of a finishing job, or of a review, what was made of it, and end the job."""
         await self._upload_forms(forms)
         body = Finish(
-            worker=worker, forms=tuple(map(FormHead.of, forms)), performance=performance, shortfall=shortfall[:4000]
+            worker=worker,
+            forms=tuple(map(FormHead.of, forms)),
+            performance=performance,
+            shortfall=shortfall[:4000],
+            report=report,
         )
         await self._sent("POST", f"/jobs/{part(job_id)}/finish", body)
 

@@ -156,7 +156,7 @@ class Assignment:
             if knows_all_operations(self._job.architecture_ir):
                 await asyncio.to_thread(screen, self._job.architecture_ir, self._desk.limits)
             order = order_of(self._job, self._desk.highest_level)
-            if self._job.phase is JobPhase.FINISH:
+            if self._job.phase is not JobPhase.BUILD:
                 added = await self._desk.pool.finish(order)
                 return replace(added, forms=self._sealed(added.forms))
             artifact, report = await self._desk.pool.forge(order)
@@ -200,7 +200,7 @@ class Assignment:
     async def _finished(self, added: Additions) -> Ending:
         job, desk = self._job, self._desk
         shortfall = added.shortfall or self._lowered()
-        await desk.queue.finish(job.job_id, desk.worker, added.forms, added.performance, shortfall)
+        await desk.queue.finish(job.job_id, desk.worker, added.forms, added.performance, shortfall, added.report)
         await self._announce(Ending.FINISHED, kernel_id=job.kernel_id, reason=shortfall)
         return Ending.FINISHED
 
@@ -223,7 +223,7 @@ class Assignment:
             self._job.job_id, self._desk.worker, broken.reason, retry=broken.retry, killed=broken.killed
         )
         # A kernel that cannot be finished stays proven.
-        ending = Ending.FAILED if broken.retry or self._job.phase is JobPhase.FINISH else Ending.REJECTED
+        ending = Ending.FAILED if broken.retry or self._job.phase is not JobPhase.BUILD else Ending.REJECTED
         if became is BlueprintStatus.QUARANTINED:
             ending = Ending.QUARANTINED
         await self._announce(ending, reason=broken.reason)

@@ -1,6 +1,6 @@
 """One build from order to reply, in the process that calls it."""
 
-from esper.contracts.kernel import PUBLISHED_LEVEL
+from esper.contracts.kernel import LEVELS, PUBLISHED_LEVEL
 from esper.errors import CompilationError, EsperError
 from esper.ir import BlueprintIR
 from esper.services.tezzeret.compiler import KernelCompiler
@@ -64,9 +64,12 @@ class Builder:
                 why=f"its build gives {artifact.artifact_id[:19]} here",
                 todo="build it again with this release",
             )
-        lifted = self._compiler.lift(artifact, build, above=PUBLISHED_LEVEL)
-        performance = self._validator.measure(artifact, blueprint)
-        return Additions(lifted.inference, performance, lifted.metadata.get("shortfall", ""))
+        report = self._validator.validate(artifact, blueprint) if order.again else None
+        performance = (report and report.performance) or self._validator.measure(artifact, blueprint)
+        if report is not None and not report.passed:
+            return Additions((), performance, "it did not pass again", report)
+        lifted = self._compiler.lift(artifact, build, above=LEVELS[0] if order.again else PUBLISHED_LEVEL)
+        return Additions(lifted.inference, performance, lifted.metadata.get("shortfall", ""), report)
 
 
 def _ordered(order: Order) -> BlueprintIR:

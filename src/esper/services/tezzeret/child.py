@@ -25,6 +25,7 @@ def main() -> None:
     pipe = take_over_pipes()
     isolated = leave_network()  # while this process has one thread
     settings = msgspec.json.decode(sys.argv[1], type=ChildSettings)
+    os.nice(settings.nice)
     builder = _builder(settings)
     trouble = _imported(settings.extensions)
     greeting = Ready(trouble=trouble, base_mb=limit_process(settings.memory_limit_mb), isolated=isolated)

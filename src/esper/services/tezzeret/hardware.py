@@ -2,23 +2,23 @@
 
 import platform
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 _LONGEST = 64
 
 
 @cache
-def hardware() -> str:
-    """Return processor, instruction set, threads and torch of this process, such as ``AMD EPYC avx2 1 thread torch 2.13.0``."""
-    threads = torch.get_num_threads()
-    rest = f" {_instructions()} {threads} thread{'s' * (threads > 1)} torch {str(torch.__version__).partition('+')[0]}"
+def hardware(threads: int = 1) -> str:
+    """Return processor, threads and torch, such as ``AMD EPYC 9654 96-Core Processor 1 thread torch 2.13.0``.
+
+    The processor's model stands for its instruction set.
+
+    Args:
+        threads: On which it is measured; a child of the forge has one.
+    """
+    rest = f" {threads} thread{'s' * (threads > 1)} torch {version('torch').partition('+')[0]}"
     return _processor()[: _LONGEST - len(rest)] + rest
-
-
-def _instructions() -> str:
-    return str(torch.backends.cpu.get_cpu_capability()).lower()
 
 
 def _processor() -> str:

@@ -30,12 +30,14 @@ class ChildSettings(msgspec.Struct, frozen=True, kw_only=True):
         memory_limit_mb: Address space that jobs may use on top of what the interpreter and torch take.
         deadline_s: Processor time of one job, in seconds, after which the kernel ends the child whatever the parent does.
         fork_per_job: Whether each job gets a process of its own.
+        nice: How much the system prefers other processes, from 0 to 19.
     """
 
     extensions: tuple[str, ...] = ()
     memory_limit_mb: int
     deadline_s: float
     fork_per_job: bool = False
+    nice: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,12 +63,14 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
         build: The build, as JSON.
         kernel_id: The kernel that this build gave before, where only what its level adds is wanted; None where it is to be
             built and proven.
+        again: Whether that kernel is to be proven again.
     """
 
     blueprint_id: str
     architecture_ir: bytes
     build: bytes
     kernel_id: str | None = None
+    again: bool = False
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True, tag="execution"):
@@ -125,11 +129,13 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
         forms: Inference forms, as JSON, each with its bytes.
         performance: What was measured of the kernel, as JSON.
         shortfall: Why there is not more.
+        report: What was found where it was proven again, as JSON; empty where it was not.
     """
 
     forms: tuple[tuple[bytes, bytes], ...]
     performance: bytes
     shortfall: str
+    report: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -140,11 +146,13 @@ class Additions:
         forms: Inference forms.
         performance: What was measured of the kernel.
         shortfall: Why there is not more.
+        report: What was found where the kernel was proven again.
     """
 
     forms: tuple[InferenceArtifact, ...]
     performance: Measurement
     shortfall: str
+    report: ValidationResult | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
@@ -177,13 +185,14 @@ REPLIES: Decoder[Reply] = Decoder(Reply)
 
 def order_of(job: CompileJob, highest_level: str) -> Order:
     """Return a job as a child gets it, its level lowered to the highest one that is made in its phase."""
-    highest = highest_level if job.phase is JobPhase.FINISH else min(highest_level, PUBLISHED_LEVEL)
+    highest = min(highest_level, PUBLISHED_LEVEL) if job.phase is JobPhase.BUILD else highest_level
     build = job.build.model_copy(update={"level": min(job.build.level, highest)})
     return Order(
         blueprint_id=job.blueprint_id,
         architecture_ir=msgspec.json.encode(job.architecture_ir),
         build=build.model_dump_json().encode(),
         kernel_id=job.kernel_id,
+        again=job.phase is JobPhase.REVIEW,
     )
 
 
@@ -205,12 +214,15 @@ def forged(artifact: CompiledKernelArtifact, report: ValidationResult) -> Forged
 def finished(added: Additions) -> Finished:
     """Return what a level added as the parent gets it."""
     performance = added.performance.model_dump_json().encode()
-    return Finished(forms=_packed(added.forms), performance=performance, shortfall=added.shortfall)
+    report = b"" if added.report is None else added.report.model_dump_json().encode()
+    return Finished(forms=_packed(added.forms), performance=performance, shortfall=added.shortfall, report=report)
 
 
 def read_additions(reply: Finished) -> Additions:
     """Return what a level added."""
-    return Additions(_unpacked(reply.forms), Measurement.model_validate_json(reply.performance), reply.shortfall)
+    report = ValidationResult.model_validate_json(reply.report) if reply.report else None
+    performance = Measurement.model_validate_json(reply.performance)
+    return Additions(_unpacked(reply.forms), performance, reply.shortfall, report)
 
 
 def read_kernel(reply: Forged) -> tuple[CompiledKernelArtifact, ValidationResult]:

@@ -66,6 +66,7 @@ class PoolConfig:
         start_limit_s: How long a child may take until it is ready.
         fork_per_job: Whether each build gets a process of its own, forked from a child that has imported torch and run nothing:
             for designs whose operations are not trusted. Builds then take 50 to 100 ms longer.
+        nice: How much the system prefers other processes to the children, from 0 to 19.
     """
 
     num_children: int = 1
@@ -74,6 +75,7 @@ class PoolConfig:
     jobs_per_child: int = 500
     start_limit_s: float = 60.0
     fork_per_job: bool = False
+    nice: int = 0
 
     @property
     def patience_s(self) -> float:
@@ -190,6 +192,7 @@ class ForgePool:
             memory_limit_mb=self._config.limits.memory_limit_mb,
             deadline_s=self._config.limits.deadline_s,
             fork_per_job=self._config.fork_per_job,
+            nice=self._config.nice,
         )
         arguments = (msgspec.json.encode(settings).decode(),)
         child = SupervisedChild(

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import torch
+
 from esper.blueprints.kernel import Kernel, unpack_kernel
 from esper.contracts.kernel import CompiledKernelArtifact, Measurement, ValidationResult
 from esper.errors import EsperError, KernelRejected
@@ -75,7 +77,7 @@ class KernelValidator:
 
 
 def _measured(trial: Trial) -> Measurement:
-    return Measurement(hardware=hardware(), **dict(passed_through(performance, trial)))
+    return Measurement(hardware=hardware(torch.get_num_threads()), **dict(passed_through(performance, trial)))
 
 
 def _unpacked(artifact: CompiledKernelArtifact, blueprint: BlueprintIR) -> Kernel:

@@ -5,6 +5,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from esper.services.tezzeret.assignment import Assignment, Desk, Ending, uncut
 from esper.services.tezzeret.inference.sealing import Sealer
 from esper.services.tezzeret.pool import ForgePool, PoolConfig
 from esper.services.tezzeret.quiet import Quiet
+from esper.services.tezzeret.reviewing import Reviewer
 from esper.services.tezzeret.screening import ForgeLimits
 from esper.signing.keys import SigningKey
 
@@ -48,6 +50,8 @@ class WorkerConfig(BaseModel):
         fork_per_job: Whether each build gets a process of its own, for designs whose operations are not trusted.
         quiet_s: How long no build must have come until kernels are measured and finished; builds that come one after the other
             then do not wait for that, and what is timed has the core for itself.
+        review_after_s: How long no build must have come until the most used kernels are proven again; None never does that.
+        review_every_s: How long to wait where every one was looked at with this toolchain.
         idle_s: After how long without work a child is ended, to give its 240 MB back.
         outage_s: Pause after the store, the bus or a child was not available.
         close_limit_s: How long closing may take.
@@ -68,6 +72,8 @@ class WorkerConfig(BaseModel):
     jobs_per_child: int = Field(default=500, ge=1)
     fork_per_job: bool = False
     quiet_s: float = Field(default=0.5, ge=0)
+    review_after_s: float | None = Field(default=None, ge=0)
+    review_every_s: float = Field(default=600.0, gt=0)
     idle_s: float = Field(default=60.0, gt=0)
     outage_s: float = Field(default=1.0, gt=0)
     close_limit_s: float = Field(default=10.0, gt=0)
@@ -86,6 +92,7 @@ class TezzeretWorker:
         in_hand: How many jobs it holds.
         highest_level: What it builds at most.
         pool: Its children.
+        reviewer: Proves kernels again in idle time; None where it is not to.
         outages: How often store, bus or forge did not answer.
 
     Raises:
@@ -106,18 +113,20 @@ class TezzeretWorker:
         # Forms that nobody vouches for could be loaded by nobody.
         self.highest_level = self.config.optimization_level if key else min(self.config.optimization_level, LEVELS[1])
         self._limits = ForgeLimits(memory_limit_mb=self.config.memory_limit_mb, deadline_s=self.config.deadline_s)
-        self.pool = ForgePool(
-            PoolConfig(
-                num_children=self.config.num_workers,
-                limits=self._limits,
-                extensions=self.config.extensions,
-                jobs_per_child=self.config.jobs_per_child,
-                fork_per_job=self.config.fork_per_job,
-            )
+        children = PoolConfig(
+            num_children=self.config.num_workers,
+            limits=self._limits,
+            extensions=self.config.extensions,
+            jobs_per_child=self.config.jobs_per_child,
+            fork_per_job=self.config.fork_per_job,
         )
+        self.pool = ForgePool(children)
         self._news, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._draining = asyncio.Event()
+        self._draining, self._stopping = asyncio.Event(), asyncio.Event()
         self._quiet = Quiet(self.config.quiet_s)
+        after_s, every_s = self.config.review_after_s, self.config.review_every_s
+        reviews = after_s is not None
+        self.reviewer = Reviewer(children, self._quiet, after_s=after_s or 0.0, every_s=every_s) if reviews else None
         self._ended.set()
 
     async def run(self) -> None:
@@ -129,6 +138,8 @@ class TezzeretWorker:
                 desk = self._desk(queue)
                 for _ in range(_LANES_PER_CHILD * self.config.num_workers):
                     lanes.create_task(self._lane(desk))
+                if self.reviewer is not None:
+                    lanes.create_task(self.reviewer.run(replace(desk, closing=self._stopping)))
         finally:
             listening.cancel()
             try:
@@ -146,6 +157,7 @@ class TezzeretWorker:
             ForgeUnavailable: If the queue does not let go within ``close_limit_s`` after that.
         """
         self._draining.set()
+        self._stopping.set()
         self._news.set()
         try:
             async with asyncio.timeout(limit_s):
@@ -160,6 +172,7 @@ class TezzeretWorker:
             ForgeUnavailable: If the queue does not let go within ``close_limit_s``.
         """
         self._closing.set()
+        self._stopping.set()
         self._news.set()
         try:
             async with asyncio.timeout(self.config.close_limit_s):

@@ -6,13 +6,21 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from esper.contracts.ids import new_id
-from esper.contracts.kernel import CERTIFICATE, InferenceArtifact, InferenceForm, JobPhase, KernelForm, Measurement
+from esper.contracts.kernel import (
+    CERTIFICATE,
+    InferenceArtifact,
+    InferenceForm,
+    JobPhase,
+    KernelForm,
+    Measurement,
+    ValidationResult,
+)
 from esper.errors import Conflict, KernelRejected, NotFound
 from esper.ir import digest_of
 from esper.ports import BlobStore, Clock
 from esper.services.urza.database import Database
 from esper.services.urza.holding import end, held
-from esper.services.urza.judging import measured
+from esper.services.urza.judging import measured, reviewed
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.models import CompileJobRow, InferenceFormRow, JobStatus, Kernel
 from esper.signing.sealed import signer
@@ -88,8 +96,9 @@ class Forms:
         forms: Sequence[InferenceArtifact],
         performance: Measurement | None = None,
         shortfall: str = "",
+        report: ValidationResult | None = None,
     ) -> None:
-        """Add to the kernel of a finishing job what was made of it, and end the job.
+        """Add to the kernel of a finishing job, or of a review, what was made of it, and end the job.
 
         Args:
             job_id: The job.
@@ -97,6 +106,7 @@ class Forms:
             forms: Forms with their bytes.
             performance: What was measured of the kernel itself; it takes the place of what was there.
             shortfall: Why the kernel has not all that its build asks for; it stays written in the job.
+            report: What a review found, in the place of the report that was there.
 
         Raises:
             KernelRejected: If a form is not what it says it is, or has no seal.
@@ -104,7 +114,7 @@ class Forms:
             StoreUnavailable: If the bytes could not be stored.
         """
         await put_forms(self._keeper, forms)
-        await self._finished(job_id, worker, forms, performance, shortfall)
+        await self._finished(job_id, worker, forms, performance, shortfall, report)
 
     async def finish_uploaded(
         self,
@@ -113,6 +123,7 @@ class Forms:
         forms: Sequence[InferenceArtifact],
         performance: Measurement | None = None,
         shortfall: str = "",
+        report: ValidationResult | None = None,
     ) -> None:
         """Do the same with forms whose bytes were put into `blobs` before.
 
@@ -120,7 +131,7 @@ class Forms:
             NotFound: If bytes are not there.
         """
         await touch_forms(self._keeper, forms)
-        await self._finished(job_id, worker, forms, performance, shortfall)
+        await self._finished(job_id, worker, forms, performance, shortfall, report)
 
     async def _finished(
         self,
@@ -129,14 +140,17 @@ class Forms:
         forms: Sequence[InferenceArtifact],
         performance: Measurement | None,
         shortfall: str,
+        report: ValidationResult | None,
     ) -> None:
         async def finished(session: AsyncSession) -> None:
             row = await held(session, job_id, worker)
             kernel = await session.get(Kernel, row.kernel_id) if row.kernel_id is not None else None
-            if row.phase is not JobPhase.FINISH or kernel is None:
+            if row.phase is JobPhase.BUILD or kernel is None:
                 raise Conflict(f"job {job_id} finishes no kernel", why=f"it is to {row.phase}", todo="complete it")
             await record_forms(session, kernel.id, forms)
-            if performance is not None:
+            if report is not None:
+                await reviewed(session, kernel, report)
+            elif performance is not None:
                 await measured(session, kernel, performance)
             kernel.optimization_level = max(kernel.optimization_level, *(made.form.level for made in forms), "")
             row.reason = shortfall

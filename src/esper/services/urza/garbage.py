@@ -130,7 +130,7 @@ class GarbageCollector:
             keys = list(await session.scalars(old.with_for_update(skip_locked=True)))
             builds = CompileJobRow.kernel_id.in_(keys)
             # A build that was done would be taken for one whose kernel is still to come; what finishes one is about nothing else.
-            over = (CompileJobRow.status == JobStatus.DONE) | (CompileJobRow.phase == JobPhase.FINISH)
+            over = (CompileJobRow.status == JobStatus.DONE) | (CompileJobRow.phase != JobPhase.BUILD)
             await session.execute(delete(CompileJobRow).where(builds, over))
             await session.execute(update(CompileJobRow).where(builds).values(kernel_id=None))
             await session.execute(delete(Kernel).where(Kernel.id.in_(keys)))

@@ -200,7 +200,7 @@ class JobQueue:
             row.reason = reason
             row.deaths += int(killed)
             await session.flush()
-            if row.phase is JobPhase.FINISH:
+            if row.phase is not JobPhase.BUILD:
                 await self._unfinished(session, row, retry=retry and row.deaths < MAX_DEATHS)
             elif killed and await deaths(session, row.blueprint_id) >= MAX_DEATHS:
                 await self._quarantine(session, row)
@@ -277,7 +277,8 @@ def _some(condition: ColumnElement[bool]) -> Select[str]:
 
 def _waiting(finishing: bool) -> ColumnElement[bool]:
     queued = CompileJobRow.status == JobStatus.QUEUED
-    return queued if finishing else queued & (CompileJobRow.phase == JobPhase.BUILD)
+    wanted = (JobPhase.BUILD, JobPhase.FINISH) if finishing else (JobPhase.BUILD,)
+    return queued & CompileJobRow.phase.in_(wanted)
 
 
 def _next_job(finishing: bool) -> Select[CompileJobRow]:

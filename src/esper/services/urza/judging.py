@@ -29,14 +29,26 @@ async def measured(session: AsyncSession, kernel: Kernel, performance: Measureme
     One that is too slow is withdrawn from those that may be grafted; one that was withdrawn for another reason stays so.
     """
     row = await session.get(ValidationReport, kernel.id)
+    if row is not None:
+        report = ValidationResult.model_validate(row.content).model_copy(update={"performance": performance})
+        await reviewed(session, kernel, report)
+
+
+async def reviewed(session: AsyncSession, kernel: Kernel, report: ValidationResult) -> None:
+    """Put a later report in the place of the one that a kernel was judged by.
+
+    A kernel that does not pass it is withdrawn from those that may be grafted; one that was withdrawn before stays so.
+    """
+    row = await session.get(ValidationReport, kernel.id)
     if row is None or kernel.status is not KernelStatus.VALIDATED:
         return
-    report = ValidationResult.model_validate(row.content).model_copy(update={"performance": performance})
     measure(kernel, report)
     row.content, row.passed = report.model_dump(mode="json"), report.passed
-    await _compare(session, kernel, performance)
+    if report.performance is not None:
+        await _compare(session, kernel, report.performance)
     if not report.passed:
         kernel.validation_passed, kernel.status = False, KernelStatus.REJECTED
+        kernel.safety_checks_passed = report.safety.passed
     await session.flush()
 
 

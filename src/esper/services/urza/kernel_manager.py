@@ -19,11 +19,12 @@ from esper.services.urza.jobs import JobQueue
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.kernel_cache import PersistentKernelCache as PersistentKernelCache
 from esper.services.urza.outbox import Outbox
+from esper.services.urza.reviews import Reviews
 from esper.services.urza.uploads import Uploads
 from esper.services.urza.withdrawals import Withdrawals
 
 
-class KernelManager(Catalogue, JobQueue, Forms, Uploads, Withdrawals):
+class KernelManager(Catalogue, JobQueue, Forms, Reviews, Uploads, Withdrawals):
     """Keeps blueprints and kernels: implements `esper.ports.Library` and `esper.ports.CompileQueue`.
 
     ```python
@@ -55,6 +56,7 @@ class KernelManager(Catalogue, JobQueue, Forms, Uploads, Withdrawals):
         self._keeper = BlobKeeper(database, s3_client, clock)
         JobQueue.__init__(self, database, self._keeper, clock)
         Forms.__init__(self, database, self._keeper, s3_client, clock)
+        Reviews.__init__(self, database, clock)
         Uploads.__init__(self, database, self._keeper)
         Withdrawals.__init__(self, database, self.outbox, clock)
 

@@ -37,7 +37,8 @@ def in_turn() -> Order:
 
 def _ahead_of(job: CompileJobRow) -> ColumnElement[bool]:
     place = (job.queued_at - job.priority * AGEING_S, job.queued_at, job.id)
-    return (CompileJobRow.status == JobStatus.QUEUED) & (tuple_(*in_turn()) < tuple_(*place))
+    queued = (CompileJobRow.status == JobStatus.QUEUED) & (CompileJobRow.phase != JobPhase.REVIEW)
+    return queued & (tuple_(*in_turn()) < tuple_(*place))
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Pace:
         row, now_s = CompileJobRow, self._clock.now_s()
         kind = (row.phase, _level())
         waiting = (await session.execute(select(*kind, func.count()).where(_ahead_of(job)).group_by(*kind))).all()
-        at_work = (await session.execute(select(*kind, row.claimed_at).where(row.status == JobStatus.LEASED))).all()
+        working = (row.status == JobStatus.LEASED) & (row.phase != JobPhase.REVIEW)
+        at_work = (await session.execute(select(*kind, row.claimed_at).where(working))).all()
         position = 1 + sum(count for _, _, count in waiting)
         own = (job.phase, str(job.build["level"]))
         needed = {own, *((phase, level) for phase, level, _ in (*waiting, *at_work))}

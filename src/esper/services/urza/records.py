@@ -37,7 +37,7 @@ def job_of(row: CompileJobRow) -> CompileJob:
         priority=row.priority,
         attempt=row.attempts,
         phase=row.phase,
-        kernel_id=row.kernel_id if row.phase is JobPhase.FINISH else None,
+        kernel_id=None if row.phase is JobPhase.BUILD else row.kernel_id,
     )
 
 

@@ -26,6 +26,7 @@ class TezzeretConfig(RestConfig):
         memory_limit_mb: Memory of one build, on top of what a child takes when it starts.
         deadline_s: Time of one build.
         execution_limit_s: Time of one run of a kernel.
+        review_after_s: How long no build must have come until the most used kernels are proven again; null never does that.
         lease_s: How long a job is held without a sign of life.
         poll_s: How long to wait for an announcement before looking for jobs anyway.
         job_limit_s: How long jobs in hand may take when it stops; then they go back to the queue.
@@ -44,6 +45,7 @@ class TezzeretConfig(RestConfig):
     memory_limit_mb: int = Field(default=2048, ge=64)
     deadline_s: float = Field(default=60.0, gt=0)
     execution_limit_s: float = Field(default=20.0, gt=0)
+    review_after_s: float | None = Field(default=60.0, ge=0)
     lease_s: float = Field(default=30.0, gt=0, le=3600)
     poll_s: float = Field(default=1.0, gt=0)
     job_limit_s: float = Field(default=20.0, ge=0)
@@ -56,6 +58,7 @@ class TezzeretConfig(RestConfig):
             num_workers=self.num_workers,
             optimization_level=self.optimization_level,
             signing_key=self.root / KEY_FILE,
+            review_after_s=self.review_after_s,
             lease_s=self.lease_s,
             poll_s=self.poll_s,
             deadline_s=self.deadline_s,

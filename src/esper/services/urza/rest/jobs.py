@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from esper.contracts.adaptation import Outcome
 from esper.contracts.kernel import CompiledKernelContract, CompileJob
-from esper.contracts.store_calls import Became, Claim, Completion, Failure, Finish, Held, Renewal
+from esper.contracts.store_calls import Became, Claim, Completion, Failure, Finish, Held, Renewal, Review
 from esper.services.rest.answers import json_answer
 from esper.services.rest.bodies import LimitedRoute
 from esper.services.urza.rest.parameters import JobId
@@ -21,6 +21,13 @@ NOTHING: dict[int | str, dict[str, Any]] = {204: {"description": "done, or nothi
 async def claim(request: Request, body: Claim) -> Response:
     """Take the most urgent job, or 204 where there is none."""
     job = await serving_of(request).manager.claim(body.worker, lease_s=body.lease_s, finishing=body.finishing)
+    return Response(status_code=204) if job is None else json_answer(job)
+
+
+@jobs.post("/jobs/review", response_model=CompileJob, responses=NOTHING)
+async def review(request: Request, body: Review) -> Response:
+    """Take the most used kernel that was not measured on some hardware, to prove it again, or 204 where there is none."""
+    job = await serving_of(request).manager.review(body.worker, body.hardware, lease_s=body.lease_s)
     return Response(status_code=204) if job is None else json_answer(job)
 
 
@@ -43,7 +50,7 @@ async def finish(request: Request, job_id: JobId, body: Finish) -> Response:
     """Add to a kernel what its level adds, whose bytes were uploaded before, and end the job."""
     forms = [head.artifact() for head in body.forms]
     manager = serving_of(request).manager
-    await manager.finish_uploaded(job_id, body.worker, forms, body.performance, body.shortfall)
+    await manager.finish_uploaded(job_id, body.worker, forms, body.performance, body.shortfall, body.report)
     return Response(status_code=204)
 
 
