@@ -15,7 +15,7 @@ from esper.ports import Delivery
 from esper.services.oona.once import once
 from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
-from esper.testing.bus_contract import STREAM, Reader, Reading
+from esper.testing.bus_readers import STREAM, Reader, Reading
 from esper.testing.leap import LeapingClock
 from esper.testing.proxy import FaultProxy, Way
 from esper.testing.servers import RedisServer

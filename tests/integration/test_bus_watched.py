@@ -15,7 +15,7 @@ from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.tamiyo.plateau import PlateauAdvisor
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.rest.config import UrzaConfig
-from esper.testing.bus_contract import LIMIT_S, STREAM
+from esper.testing.bus_readers import LIMIT_S, STREAM
 from esper.testing.servers import RedisServer
 from esper.testing.store_server import served
 

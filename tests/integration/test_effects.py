@@ -18,7 +18,7 @@ from esper.services.oona.effects import Effects
 from esper.services.oona.memory_bus import MemoryBus
 from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
-from esper.testing.bus_contract import LIMIT_S, STREAM, Reading
+from esper.testing.bus_readers import LIMIT_S, STREAM, Reading
 from esper.testing.clock import ManualClock
 from esper.testing.servers import RedisServer
 

@@ -10,7 +10,7 @@ from esper.assembly import advisor_named, embedded
 from esper.contracts.adaptation import AdaptationDecision
 from esper.contracts.health import HealthBatch
 from esper.contracts.topics import DECISIONS, HEALTH, OUTCOMES
-from esper.testing.bus_contract import LIMIT_S, Reader, Reading
+from esper.testing.bus_readers import LIMIT_S, Reader, Reading
 
 RUN = """
 import asyncio, sys

@@ -11,7 +11,7 @@ import pytest
 from esper.errors import BusUnavailable, ConfigError
 from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
-from esper.testing.bus_contract import STREAM, Reader, Reading
+from esper.testing.bus_readers import STREAM, Reader, Reading
 from esper.testing.servers import RedisServer, free_port
 
 RIGHTS = "-@all +@stream +@connection +@transaction +eval +scan +hget +hset +hdel +hincrby +time +info"

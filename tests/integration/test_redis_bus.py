@@ -17,7 +17,7 @@ from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.oona.redis_entry import GroupCounts
 from esper.services.oona.redis_fields import key_of, stream_of, to_fields
 from esper.services.oona.redis_link import Link
-from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
+from esper.testing.bus_readers import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisServer
 
 

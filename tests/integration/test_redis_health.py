@@ -8,7 +8,7 @@ import pytest
 from esper.errors import ConfigError
 from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
-from esper.testing.bus_contract import STREAM
+from esper.testing.bus_readers import STREAM
 from esper.testing.servers import RedisServer
 
 

@@ -13,7 +13,7 @@ from esper.services.oona.micro_batch import MicroBatchConfig, MicroBatcher
 from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
 from esper.telemetry.tracing import traced, traceparent
-from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
+from esper.testing.bus_readers import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisServer
 
 SOUND = {"blueprint_id": "sha256:b", "status": "started"}

@@ -8,7 +8,7 @@ from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.oona.redis_desk import RedisDesk
 from esper.services.oona.watch import FiguresWatch
 from esper.telemetry.bus_metrics import Tally, Waiting
-from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
+from esper.testing.bus_readers import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisServer
 
 

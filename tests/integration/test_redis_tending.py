@@ -12,7 +12,7 @@ from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.oona.redis_fields import named, to_fields
 from esper.services.oona.redis_link import Link
-from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
+from esper.testing.bus_readers import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisServer
 
 RUN = run_group("run-1")

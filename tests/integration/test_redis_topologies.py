@@ -13,7 +13,7 @@ from esper.errors import ConfigError
 from esper.services.oona.redis_address import Kind, read_address
 from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
-from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
+from esper.testing.bus_readers import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisCluster, RedisSentinel, RedisServer
 
 

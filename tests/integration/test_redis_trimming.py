@@ -12,7 +12,7 @@ from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.oona.redis_desk import RedisDesk
 from esper.services.oona.redis_link import Link
 from esper.telemetry.bus_metrics import Tally
-from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
+from esper.testing.bus_readers import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisServer
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
-from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
+from esper.testing.bus_readers import LIMIT_S, STREAM, Reader, Reading
 from esper.testing.servers import RedisServer
 
 DESTROY = f"XGROUP DESTROY {STREAM} readers"

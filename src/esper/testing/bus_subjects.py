@@ -8,7 +8,8 @@ from esper.errors import BusUnavailable
 from esper.ports import MessageBus
 from esper.services.oona.desk import GroupFigures
 from esper.services.oona.journal import Journal
-from esper.services.oona.memory_bus import MemoryBus, MemoryBusConfig, StreamCounts
+from esper.services.oona.memory_bus import MemoryBus, MemoryBusConfig
+from esper.services.oona.memory_counts import StreamCounts
 from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.oona.redis_desk import RedisDesk

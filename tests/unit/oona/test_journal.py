@@ -17,7 +17,7 @@ from esper.errors import BusUnavailable, ConfigError, StoreUnavailable
 from esper.ports import Delivery
 from esper.services.oona.journal import VERSION, Journal
 from esper.services.oona.memory_bus import MemoryBus, MemoryBusConfig
-from esper.testing.bus_contract import STREAM, Reader, Reading
+from esper.testing.bus_readers import STREAM, Reader, Reading
 
 LIMIT_S = 20.0
 CONFIG = MemoryBusConfig(retry_delay_s=0.001, max_length=100_000)

@@ -9,9 +9,10 @@ from esper.contracts.health import HealthBatch
 from esper.contracts.topics import HEALTH
 from esper.errors import BusUnavailable, ConfigError
 from esper.ports import Delivery
-from esper.services.oona.memory_bus import GroupCounts, MemoryBus, MemoryBusConfig
+from esper.services.oona.memory_bus import MemoryBus, MemoryBusConfig
+from esper.services.oona.memory_counts import GroupCounts
 from esper.telemetry.tracing import traced, traceparent
-from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
+from esper.testing.bus_readers import LIMIT_S, STREAM, Reader, Reading
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -13,7 +13,7 @@ from esper.errors import BusUnavailable, ContractError
 from esper.ports import MessageBus
 from esper.services.oona.memory_bus import MemoryBus
 from esper.services.oona.micro_batch import HealthBatcher, MicroBatchConfig, MicroBatcher
-from esper.testing.bus_contract import LIMIT_S, STREAM, Reader, Reading
+from esper.testing.bus_readers import LIMIT_S, STREAM, Reader, Reading
 
 PATIENT = MicroBatchConfig(max_messages=4, max_wait_s=60.0)
 

@@ -11,7 +11,7 @@ from esper.errors import BusUnavailable
 from esper.services.oona import uplink
 from esper.services.oona.memory_bus import MemoryBus
 from esper.services.oona.uplink import Uplink
-from esper.testing.bus_contract import Reader, Reading
+from esper.testing.bus_readers import Reader, Reading
 
 EVENT = CompilationEvent(blueprint_id="sha256:0", status="started")
 

@@ -12,7 +12,7 @@ from esper.ports import Delivery
 from esper.services.oona.journal import Journal
 from esper.services.oona.memory_bus import MemoryBus, MemoryBusConfig
 from esper.telemetry.bus_metrics import BOUNDS_S, MOST_STREAMS, BusCollector, BusTimes, Latency, Tally, Waiting
-from esper.testing.bus_contract import Reader, Reading
+from esper.testing.bus_readers import Reader, Reading
 
 DURATIONS = (-0.2, 0.0, 0.00005, 0.000051, 0.001, 0.3, 9.99, 10.0, 11.0)
 

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +16,7 @@ from esper.runtime.waits import Bell
 from esper.services.oona.codec import Codec
 from esper.services.oona.group_commit import GroupCommit
 from esper.services.oona.journal import Journal
+from esper.services.oona.memory_counts import StreamCounts, counted
 from esper.services.oona.memory_member import Member, Retrying, Shared
 from esper.services.oona.memory_stream import Stream, Streams
 from esper.telemetry.bus_metrics import BusTimes, Tally, Waiting
@@ -46,39 +46,6 @@ class MemoryBusConfig(BaseModel):
     retry_delay_s: float = Field(default=0.05, ge=0)
     publish_limit_s: float = Field(default=5.0, gt=0)
     close_limit_s: float = Field(default=5.0, ge=0)
-
-
-@dataclass(frozen=True)
-class GroupCounts:
-    """What one group has done and missed.
-
-    Attributes:
-        lag: Messages that wait for it.
-        in_hand: Messages with a member now.
-        handled: Messages acknowledged.
-        redelivered: Tries after the first.
-        dead: Messages that went to the dead letters.
-        lost: Messages that were trimmed before it saw them.
-        dropped: Messages that were acknowledged on receipt and not handled.
-    """
-
-    lag: int
-    in_hand: int
-    handled: int
-    redelivered: int
-    dead: int
-    lost: int
-    dropped: int = 0
-
-
-@dataclass(frozen=True)
-class StreamCounts:
-    """What one stream holds and has lost."""
-
-    held: int
-    published: int
-    trimmed: int
-    groups: Mapping[str, GroupCounts]
 
 
 class MemoryBus(Closing):
@@ -241,7 +208,7 @@ class MemoryBus(Closing):
 
     def counts(self) -> dict[str, StreamCounts]:
         """Return what every stream holds, has handed out and has lost."""
-        return {stream.name: _counted(stream) for stream in self._streams}
+        return {stream.name: counted(stream) for stream in self._streams}
 
     def tallies(self) -> list[Tally]:
         """Return the same as metrics have it."""
@@ -325,19 +292,3 @@ class MemoryBus(Closing):
                 why="it belongs to the loop that used it first",
                 todo="hand the call to that loop with asyncio.run_coroutine_threadsafe",
             )
-
-
-def _counted(stream: Stream) -> StreamCounts:
-    groups = {
-        name: GroupCounts(
-            lag=stream.published - group.next_seq + len(group.returned),
-            in_hand=group.in_hand,
-            handled=group.handled,
-            redelivered=group.redelivered,
-            dead=group.dead,
-            lost=group.lost,
-            dropped=group.dropped,
-        )
-        for name, group in stream.groups.items()
-    }
-    return StreamCounts(held=len(stream), published=stream.published, trimmed=stream.trimmed, groups=groups)

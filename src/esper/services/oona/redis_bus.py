@@ -4,38 +4,31 @@ import asyncio
 import itertools
 import os
 import platform
-import random
-import time
 from collections.abc import Sequence
 from typing import Self
 from uuid import uuid4
 
-from esper.contracts.envelope import Envelope
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
 from esper.errors import BusUnavailable, ConfigError, EsperError
 from esper.ports import Acknowledge, BusHealth, DeliveryHandler
 from esper.runtime.closing import Closing
 from esper.services.oona.codec import Codec
-from esper.services.oona.losses import Losses
-from esper.services.oona.redis_append import append_and_trim, append_one, lost_in, slack_of
 from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.oona.redis_entry import GroupCounts
 from esper.services.oona.redis_fields import key_of, lost_key_of, seen_key_of, stream_of
 from esper.services.oona.redis_health import health_of
-from esper.services.oona.redis_link import Command, Link
+from esper.services.oona.redis_link import Link
 from esper.services.oona.redis_member import Member
 from esper.services.oona.redis_seat import Place
-from esper.telemetry.bus_metrics import BusTimes, Tally, Waiting
+from esper.services.oona.redis_writer import MOST_AT_ONCE, Writer
+from esper.telemetry.bus_metrics import Tally, Waiting
 from esper.telemetry.logs import get_logger
 
 log = get_logger("oona.redis")
 
 _CANCEL_LIMIT_S = 1.0
 """How long a cancelled handler may take to end."""
-
-_MOST_AT_ONCE = 256
-"""Messages in one command; Redis does nothing else while it appends them."""
 
 _SERIAL = itertools.count()
 
@@ -70,10 +63,8 @@ class RedisBus(Closing):
         self._stop = asyncio.Event()
         self._members: dict[tuple[str, str], dict[int, Member]] = {}
         self._counts: dict[tuple[str, str], GroupCounts] = {}
-        self.times = BusTimes()
-        self.losses = Losses()
-        self._untrimmed: dict[str, int] = {}
-        self._longest: dict[str, int] = {}
+        self._writer = Writer(self._link, self._codec, self.config, self._stop)
+        self.times, self.losses = self._writer.times, self._writer.losses
         self._passing: list[tuple[str, str]] = []
         self._ended = asyncio.Event()
         self._ended.set()
@@ -108,7 +99,7 @@ class RedisBus(Closing):
         """
         self._check_open()
         envelope = self._codec.seal(stream, message, run_id=run_id, message_id=message_id)
-        await self._sent(stream, self.append(stream, [envelope]))
+        await self._writer.send(stream, [envelope])
         return envelope.id
 
     async def publish_many(
@@ -122,48 +113,9 @@ class RedisBus(Closing):
         """
         self._check_open()
         envelopes = self._codec.seal_all(stream, messages, run_id=run_id)
-        for start in range(0, len(envelopes), _MOST_AT_ONCE):
-            part = envelopes[start : start + _MOST_AT_ONCE]
-            await self._sent(stream, self.append(stream, part))
+        for start in range(0, len(envelopes), MOST_AT_ONCE):
+            await self._writer.send(stream, envelopes[start : start + MOST_AT_ONCE])
         return [envelope.id for envelope in envelopes]
-
-    async def _sent(self, stream: str, commands: Sequence[Command]) -> None:
-        """Send commands again where their answer is lost; what they append has the same ids then."""
-        began = time.perf_counter()
-        ends_at = asyncio.get_running_loop().time() + self.config.publish_limit_s
-        for attempt in itertools.count():
-            try:
-                if len(commands) == 1:
-                    answer = await self._link.ask(*commands[0])
-                else:
-                    answer = (await self._link.ask_all(commands, at_once=True))[-1]
-                self.note_lost(stream, answer)
-                self.times[stream].publish.observe(time.perf_counter() - began)
-                break
-            except BusUnavailable:
-                pause = random.uniform(0.5, 1.0) * min(0.05 * 2**attempt, 1.0)
-                if self._stop.is_set() or asyncio.get_running_loop().time() + pause > ends_at:
-                    raise
-                await asyncio.sleep(pause)
-
-    def append(self, stream: str, envelopes: Sequence[Envelope]) -> list[Command]:
-        """Return what appends envelopes to a stream in one transaction; the first, and now and then another, trims it."""
-        longest, key = self._longest_of(stream), key_of(stream)
-        left = self._untrimmed.get(stream, 0) - len(envelopes)
-        if len(envelopes) == 1 and left > 0:
-            self._untrimmed[stream] = left
-            return [append_one(key, envelopes[0])]
-        self._untrimmed[stream] = slack_of(longest)
-        return append_and_trim(key, longest, envelopes)
-
-    def note_lost(self, stream: str, answer: object) -> None:
-        """Count what was trimmed before groups saw it, by what the last command that ``append`` returned was answered."""
-        for group, count in lost_in(answer).items():
-            self.losses.add(stream, group, count)
-
-    def _longest_of(self, stream: str) -> int:
-        topic, longest = self._codec.topic(stream), self._longest.get(stream, self.config.max_length)
-        return longest if topic is None else min(longest, topic.max_length)
 
     async def subscribe(
         self,
@@ -203,7 +155,7 @@ class RedisBus(Closing):
         counts = self._counts.setdefault((stream, group), GroupCounts())
         name, begins = f"{self._name}.{slot}", "$" if start_from == ">" else "0"
         place = Place(stream, key_of(stream), group, name, begins, not slot, acknowledge)
-        members[slot] = Member(self, self._link, self._codec, self.config, place, handler, self._stop, counts)
+        members[slot] = Member(self._writer, self._link, self._codec, self.config, place, handler, self._stop, counts)
         self._ended.clear()
         try:
             await members[slot].run()
@@ -220,7 +172,7 @@ class RedisBus(Closing):
             max_length: Messages that it keeps (about) of what this bus publishes; else as for any other stream.
         """
         if max_length is not None:
-            self._longest[stream] = max_length
+            self._writer.longest[stream] = max_length
         # Only a group makes a stream without a message; the stream stays when the group is gone.
         key, maker = key_of(stream), f"oona-{uuid4().hex[:12]}"
         made = ("XGROUP", "CREATE", key, maker, "$", "MKSTREAM")

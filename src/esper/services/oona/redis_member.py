@@ -3,22 +3,19 @@
 import asyncio
 import random
 import time
-from typing import TYPE_CHECKING
 
 from esper.errors import BusUnavailable, EsperError
 from esper.ports import Acknowledge, DeliveryHandler
 from esper.runtime.waits import is_set_within
 from esper.services.oona.codec import Codec
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.oona.redis_entry import Entry, GroupCounts, Hands
 from esper.services.oona.redis_link import GroupGone, Link
 from esper.services.oona.redis_seat import Place, Seat
 from esper.services.oona.redis_settling import Settling
 from esper.services.oona.redis_tending import Tending
+from esper.services.oona.redis_writer import Writer
 from esper.telemetry.logs import get_logger
-
-if TYPE_CHECKING:
-    from esper.services.oona.redis_bus import RedisBus
-    from esper.services.oona.redis_config import RedisBusConfig
 
 log = get_logger("oona.redis")
 
@@ -39,21 +36,21 @@ class Member:
 
     def __init__(
         self,
-        bus: "RedisBus",
+        writer: Writer,
         link: Link,
         codec: Codec,
-        config: "RedisBusConfig",
+        config: RedisBusConfig,
         place: Place,
         handler: DeliveryHandler,
         stop: asyncio.Event,
         counts: GroupCounts,
     ) -> None:
         self._config, self._place, self._stop, self._counts = config, place, stop, counts
-        self._acknowledge_times = bus.times[place.stream].acknowledge
+        self._acknowledge_times = writer.times[place.stream].acknowledge
         self._on_receipt = place.acknowledge == Acknowledge.ON_RECEIPT
         self._hands = Hands()
         self._seat = Seat(link, place, batch=config.batch, block_s=config.block_s)
-        self._settling = Settling(bus, link, codec, config, self._seat, self._hands, handler, stop, counts)
+        self._settling = Settling(writer, link, codec, config, self._seat, self._hands, handler, stop, counts)
         self._tending = Tending(link, self._seat, config, counts) if place.leads else None
         self._begins = place.begins
         self._joined = False
@@ -66,7 +63,7 @@ class Member:
         self._claims_at = 0.0
         self._late_until = 0.0
         self._cursor: bytes = b"0-0"
-        self._losses = bus.losses
+        self._losses = writer.losses
 
     def cut_at(self, when: float) -> None:
         """Cancel the handler in hand at a moment of the loop's clock."""

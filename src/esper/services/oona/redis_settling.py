@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,16 +13,14 @@ from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.runtime.waits import is_set_within
 from esper.services.oona.codec import DEAD_SUFFIX, Codec
 from esper.services.oona.handing import handed, noted
+from esper.services.oona.redis_config import RedisBusConfig
 from esper.services.oona.redis_entry import Entry, GroupCounts, Hands
 from esper.services.oona.redis_fields import as_found, from_fields
 from esper.services.oona.redis_link import Link
 from esper.services.oona.redis_seat import Seat
+from esper.services.oona.redis_writer import Writer
 from esper.telemetry.bus_metrics import since
 from esper.telemetry.logs import get_logger
-
-if TYPE_CHECKING:
-    from esper.services.oona.redis_bus import RedisBus
-    from esper.services.oona.redis_config import RedisBusConfig
 
 log = get_logger("oona.redis")
 
@@ -32,7 +29,7 @@ class Settling:
     """Hands messages out, one at a time, and tries a failing one again before the next.
 
     Args:
-        bus: Appends dead letters.
+        writer: Appends dead letters.
         link: Where they go.
         codec: Opens envelopes.
         config: Tries and pauses.
@@ -48,20 +45,20 @@ class Settling:
 
     def __init__(
         self,
-        bus: "RedisBus",
+        writer: Writer,
         link: Link,
         codec: Codec,
-        config: "RedisBusConfig",
+        config: RedisBusConfig,
         seat: Seat,
         hands: Hands,
         handler: DeliveryHandler,
         stop: asyncio.Event,
         counts: GroupCounts,
     ) -> None:
-        self._bus, self._link, self._codec, self._config = bus, link, codec, config
+        self._writer, self._link, self._codec, self._config = writer, link, codec, config
         self._seat, self._hands, self._handler, self._stop, self._counts = seat, hands, handler, stop, counts
         self._place = seat.place
-        self._times = bus.times[self._place.stream]
+        self._times = writer.times[self._place.stream]
         self._on_receipt = self._place.acknowledge == Acknowledge.ON_RECEIPT
         self.is_first = False
 
@@ -147,9 +144,9 @@ class Settling:
             await self._link.ask(*ack)
         else:
             grave = stream + DEAD_SUFFIX
-            commands = [*self._bus.append(grave, [self._letter(entry)]), ack]
+            commands = [*self._writer.append(grave, [self._letter(entry)]), ack]
             *_, appended, _ = await self._link.ask_all(commands, at_once=True)
-            self._bus.note_lost(grave, appended)
+            self._writer.note_lost(grave, appended)
         self._counts.dead += 1
         log.warning("message_dead", stream=stream, group=self._place.group, tries=entry.tries, why=entry.reason)
         self._hands.drop(entry)
