@@ -27,7 +27,7 @@ fills = pytest.mark.parametrize("fill", ["", "long " * 1000], ids=["short", "lon
 @pytest.fixture
 async def bus(redis_server: RedisServer) -> AsyncIterator[RedisBus]:
     async with RedisBus(
-        RedisBusConfig(url=redis_server.url, block_s=0.05, reply_limit_s=0.5, publish_limit_s=2.0)
+        RedisBusConfig(url=redis_server.url, block_s=0.05, reply_limit_s=5.0, publish_limit_s=2.0)
     ) as bus:
         yield bus
 
