@@ -17,6 +17,7 @@ MET, USAGE, UNKNOWN, MISSED = 0, 2, 3, 4
 OPTIONS: dict[str, tuple[type, str]] = {
     "only": (str, "parts to run, separated by commas, for benchmarks that have some"),
     "texts": (Path, "folder of texts, for benchmarks that read some"),
+    "pictures": (Path, "folder for pictures, for benchmarks that draw some"),
     "work": (Path, "folder where a long benchmark keeps what it has"),
 }
 """Options that some benchmarks take, with their types."""

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.growth import data_change, frozen_host, plateau, size_unknown
+from benchmarks.growth import acceptance, data_change, frozen_host, location, plateau, scratch, size_unknown
 from benchmarks.growth.bench import Bench
 from benchmarks.growth.changes import MORE_DATA, NEW_CLASSES, SHIFT
 from benchmarks.growth.figures import mean_error
+from benchmarks.growth.pictures import draw
 from benchmarks.growth.study import Plan, Study, tests
 from benchmarks.support.report import Answer
 
@@ -25,6 +26,9 @@ USES: dict[str, Callable[[Bench, Plan, str], Study]] = {
     "new-classes": partial(data_change.study, NEW_CLASSES),
     "shift": partial(data_change.study, SHIFT),
     "frozen-host": frozen_host.study,
+    "scratch": scratch.study,
+    "location": location.study,
+    "acceptance": acceptance.study,
 }
 """The uses by name."""
 TASKS_OF = {
@@ -34,12 +38,32 @@ TASKS_OF = {
     "new-classes": ("mnist1d", "digits"),
     "shift": ("friedman", "mnist1d", "digits"),
     "frozen-host": (frozen_host.NEAR, frozen_host.FAR),
+    "scratch": ALL,
+    "location": ("uneven",),
+    "acceptance": ("mnist1d", "digits"),
 }
 """On which tasks each is studied."""
-QUICK_TASKS_OF = {"size-unknown": ("friedman",), "plateau": ("friedman",), "more-data": ("friedman",)}
+QUICK_TASKS_OF = {
+    "size-unknown": ("friedman",),
+    "plateau": ("friedman",),
+    "more-data": ("friedman",),
+    "frozen-host": (frozen_host.FAR,),
+    "scratch": ("friedman",),
+    "location": ("uneven",),
+    "acceptance": ("digits",),
+}
+"""The same for ``--quick``."""
 
 
-def answer(*, quick: bool, seed: int, texts: Path | None = None, work: Path | None = None, only: str = "") -> Answer:
+def answer(
+    *,
+    quick: bool,
+    seed: int,
+    texts: Path | None = None,
+    work: Path | None = None,
+    only: str = "",
+    pictures: Path | None = None,
+) -> Answer:
     """Study every use on its tasks.
 
     Args:
@@ -48,6 +72,7 @@ def answer(*, quick: bool, seed: int, texts: Path | None = None, work: Path | No
         texts: Folder with ``tinyshakespeare.txt``; without it the characters are Python's help pages.
         work: Where outcomes are kept; a folder that is thrown away where it is left out.
         only: Studies to make, as ``use.task`` separated by commas; all of them where it is left out.
+        pictures: Where a picture of each study goes; none are drawn where it is left out.
 
     Raises:
         SystemExit: If there is no such study.
@@ -60,7 +85,10 @@ def answer(*, quick: bool, seed: int, texts: Path | None = None, work: Path | No
         Bench(work or Path(thrown_away), texts=texts) as bench,
     ):
         studies = [USES[use](bench, plan, task) for use, task in studied]
-    return _answer(studies, plan)
+    result = _answer(studies, plan)
+    if pictures is not None:
+        draw(result.tables, pictures)
+    return result
 
 
 def _chosen(only: str, *, quick: bool) -> list[tuple[str, str]]:

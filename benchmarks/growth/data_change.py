@@ -8,9 +8,9 @@ also trained on what came alone, without replay of what was there before. How mu
 
 from benchmarks.growth.bench import Bench
 from benchmarks.growth.runs import Outcome, Run
-from benchmarks.growth.study import Plan, Study, mean
+from benchmarks.growth.study import Plan, Study, mean, tune
 from benchmarks.growth.tasks import Task, task_named
-from benchmarks.growth.tuning import Make, tuned
+from benchmarks.growth.tuning import Make
 from benchmarks.support.report import Target
 from esper.demos.messages import Place
 
@@ -44,12 +44,12 @@ def study(change: str, bench: Bench, plan: Plan, name: str) -> Study:
         )  # fmt: skip
 
     full = arm(RETRAIN, WHOLE)
-    tuning = tuned(bench, {SMALL: small, full: retrain}, grid=plan.rates[name], seeds=plan.tuning_seeds)
+    tuning = tune(bench, plan, name, {SMALL: small, full: retrain})
     begun = {o.run.seed: o for o in bench.outcomes([small(tuning[SMALL].rate, s) for s in plan.all_seeds])}
     unit = int(mean(outcome.flops for outcome in tuning[full].outcomes))
 
     onward = _arms(task, change, begun, places, unit)
-    tuning |= tuned(bench, onward, grid=plan.rates[name], seeds=plan.tuning_seeds)
+    tuning |= tune(bench, plan, name, onward)
     makers: dict[str, Make] = {SMALL: small, full: retrain, **onward}
     found = {arm: bench.outcomes([make(tuning[arm].rate, seed) for seed in plan.seeds]) for arm, make in makers.items()}
     result = Study(change, name, found, tuning, arm(GROW, SHORT))

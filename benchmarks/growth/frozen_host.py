@@ -9,9 +9,9 @@ fine-tuned, which has no such budget.
 from benchmarks.growth.adapters import DESIGNS, PRUNED, lora_params
 from benchmarks.growth.bench import Bench
 from benchmarks.growth.runs import Outcome, Run
-from benchmarks.growth.study import Plan, Study, mean
+from benchmarks.growth.study import Plan, Study, mean, tune
 from benchmarks.growth.tasks import task_named
-from benchmarks.growth.tuning import Make, tuned
+from benchmarks.growth.tuning import Make
 from benchmarks.support.report import Target
 
 HOST = "help-pages"
@@ -31,10 +31,10 @@ def study(bench: Bench, plan: Plan, name: str) -> Study:
     def pretrain(rate: float, seed: int) -> Run:
         return Run(task=HOST, arm="pretrained", seed=seed, rate=rate, width=width, steps=pretraining, keep=True)
 
-    tuning = tuned(bench, {"pretrained": pretrain}, grid=plan.rates[HOST], seeds=plan.tuning_seeds)
+    tuning = tune(bench, plan, HOST, {"pretrained": pretrain})
     hosts = bench.outcomes([pretrain(tuning["pretrained"].rate, seed) for seed in plan.all_seeds])
     arms = _arms(name, {outcome.run.seed: outcome for outcome in hosts}, steps)
-    tuning |= tuned(bench, arms, grid=plan.rates[name], seeds=plan.tuning_seeds)
+    tuning |= tune(bench, plan, name, arms)
     found = {arm: bench.outcomes([make(tuning[arm].rate, seed) for seed in plan.seeds]) for arm, make in arms.items()}
     result = Study("frozen host", name, found, tuning, ESPER)
     budget = lora_params(task.small(0, width=width), RANK)

@@ -4,6 +4,7 @@ The last layer of every residual branch begins at zero, in small, wide and grown
 """
 
 from collections import OrderedDict
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,6 +92,31 @@ def residual_cnn(width: int, *, rank: int, classes: int) -> nn.Module:
             down=conv(width, width, 3, stride=2, padding=1),
             stage2=nn.Sequential(ConvBlock(width, rank), ConvBlock(width, rank)),
             head=nn.Sequential(pool(1), nn.Flatten(), nn.Linear(width, classes)),
+        )
+    )
+
+
+def uneven_cnn(width: int, *, classes: int) -> nn.Module:
+    """Return a residual CNN over signals of three stages of four blocks.
+
+    Channels double from stage to stage while the extent halves, so that gated convolutions of the same inner width take as many
+    FLOPs at any of them.
+    """
+    channels = (width, 2 * width, 4 * width)
+    stages = OrderedDict(
+        (f"stage{number}", nn.Sequential(*(ConvBlock(count, 1) for _ in range(4))))
+        for number, count in enumerate(channels, 1)
+    )
+    downs = [nn.Conv1d(a, b, 3, stride=2, padding=1) for a, b in pairwise(channels)]
+    return nn.Sequential(
+        OrderedDict(
+            stem=nn.Conv1d(1, width, 5, padding=2),
+            stage1=stages["stage1"],
+            down1=downs[0],
+            stage2=stages["stage2"],
+            down2=downs[1],
+            stage3=stages["stage3"],
+            head=nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(channels[-1], classes)),
         )
     )
 

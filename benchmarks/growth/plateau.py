@@ -7,9 +7,9 @@ network from scratch; the small one with the same re-warming. What was already t
 
 from benchmarks.growth.bench import Bench
 from benchmarks.growth.runs import Outcome, Run
-from benchmarks.growth.study import Plan, Study, mean
+from benchmarks.growth.study import Plan, Study, mean, tune
 from benchmarks.growth.tasks import Task, task_named
-from benchmarks.growth.tuning import Make, tuned
+from benchmarks.growth.tuning import Make
 from benchmarks.support.report import Target
 from esper.demos.messages import Place
 
@@ -41,14 +41,14 @@ def study(bench: Bench, plan: Plan, name: str) -> Study:
     def retrain(rate: float, seed: int) -> Run:
         return Run(task=name, arm=RETRAIN, seed=seed, rate=rate, width=task.widths[0], steps=steps, places=places)
 
-    tuning = tuned(bench, {SMALL: small, RETRAIN: retrain}, grid=plan.rates[name], seeds=plan.tuning_seeds)
+    tuning = tune(bench, plan, name, {SMALL: small, RETRAIN: retrain})
     plateaued = {o.run.seed: o for o in bench.outcomes([small(tuning[SMALL].rate, s) for s in plan.all_seeds])}
     unit = int(mean(outcome.flops for outcome in tuning[RETRAIN].outcomes))
 
     growing = {grow(units): _grow(task, plateaued, places, round(units * unit)) for units in UNITS}
     continuing = {go_on(units): _go_on(task, plateaued, round(units * unit)) for units in UNITS}
     arms = growing | continuing
-    tuning |= tuned(bench, arms, grid=plan.rates[name], seeds=plan.tuning_seeds)
+    tuning |= tune(bench, plan, name, arms)
 
     makers: dict[str, Make] = {SMALL: small, RETRAIN: retrain, **arms}
     found = {arm: bench.outcomes([make(tuning[arm].rate, seed) for seed in plan.seeds]) for arm, make in makers.items()}

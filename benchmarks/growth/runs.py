@@ -32,6 +32,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         frozen: Whether the host stays as it begins, so that grafts alone learn.
         adapters: What learns on a frozen host, or "" where the host itself does.
         rank: Of the uniform LoRA whose number of parameters is the budget of all adapters.
+        grafts: How many of the task's own design the controller may place, or 0 where it may choose design and number.
+        plant: What a hand grafts after a quarter of the run to be judged (`plants`), or "" where ``planted`` joins at the start.
         read_test: Whether the test part is read at the end; tuning never does.
     """
 
@@ -53,12 +55,30 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     frozen: bool = False
     adapters: str = ""
     rank: int = 0
+    grafts: int = 0
+    plant: str = ""
     read_test: bool = True
 
     @property
     def key(self) -> str:
         """Name of the run: a digest of all that it depends on."""
         return hashlib.sha256(b"%d" % VERSION + msgspec.json.encode(self)).hexdigest()[:20]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the product said of a graft.
+
+    Attributes:
+        step: When.
+        kind: What became of it.
+        gain: Fall of the held-out loss, or None where it was not measured.
+        error: Spread of the same in graft-free windows, or None where there are too few.
+    """
+
+    step: int
+    kind: str
+    gain: float | None
+    error: float | None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +101,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         events: What happened to the model, as told to people.
         seconds: Wall time.
         birth: Largest change of an output by adapters at their birth, or None where there are none.
+        verdicts: What was said of grafts.
+        held: Step and mean held-out loss of the averaged weights, at each boundary of a growing run.
     """
 
     run: Run
@@ -99,3 +121,5 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     old_test: float | None = None
     birth: float | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    held: tuple[tuple[int, float], ...] = ()

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from benchmarks.growth.bench import Bench
 from benchmarks.growth.runs import Outcome, Run
-from benchmarks.growth.study import Plan, Study, mean, tests
+from benchmarks.growth.study import Plan, Study, mean, tests, tune
 from benchmarks.growth.tasks import Task, task_named
-from benchmarks.growth.tuning import Make, tuned
+from benchmarks.growth.tuning import Make
 from benchmarks.support.report import Target
 
 ESPER, FINAL, RANDOM = "esper", "static final", "random growth"
@@ -27,10 +27,10 @@ def study(bench: Bench, plan: Plan, name: str) -> Study:
     def esper(rate: float, seed: int) -> Run:
         return Run(task=name, arm=ESPER, seed=seed, rate=rate, width=small, steps=steps, controller="balanced")
 
-    tuning = tuned(bench, {ESPER: esper}, grid=plan.rates[name], seeds=plan.tuning_seeds)
+    tuning = tune(bench, plan, name, {ESPER: esper})
     grown = {outcome.run.seed: outcome for outcome in tuning[ESPER].outcomes}
     controls = _controls(task, grown)
-    tuning |= tuned(bench, controls, grid=plan.rates[name], seeds=plan.tuning_seeds)
+    tuning |= tune(bench, plan, name, controls)
 
     outcomes = bench.outcomes([esper(tuning[ESPER].rate, seed) for seed in plan.seeds])
     grown |= {outcome.run.seed: outcome for outcome in outcomes}

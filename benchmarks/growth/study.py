@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from benchmarks.growth.bench import Bench
 from benchmarks.growth.figures import Difference, mean_error, paired
 from benchmarks.growth.runs import Outcome
-from benchmarks.growth.tuning import FIRST_TUNING_SEED, Choice
+from benchmarks.growth.tuning import FIRST_TUNING_SEED, MOST_EXTENSIONS, Choice, Make, tuned
 from benchmarks.support.report import Target
 
 RATES: dict[str, tuple[float, ...]] = {
@@ -14,6 +15,7 @@ RATES: dict[str, tuple[float, ...]] = {
     "digits": (0.005, 0.01, 0.02, 0.04),
     "friedman": (0.005, 0.01, 0.02, 0.04),
     "characters": (0.0015, 0.003, 0.006, 0.012),
+    "uneven": (0.005, 0.01, 0.02, 0.04),
     "help-pages": (0.0015, 0.003, 0.006, 0.012),
     "docstrings": (0.0015, 0.003, 0.006, 0.012),
     "code": (0.0015, 0.003, 0.006, 0.012),
@@ -27,15 +29,24 @@ class Plan:
 
     Attributes:
         seeds: Reported seeds.
+        num_many: Reported seeds of claims whose effects are small: about places, and about verdicts.
         tuning_seeds: Seeds of the tuning.
         share: Of a task's steps that a run takes.
         rates: Peak rates to begin with, by task.
+        extensions: How often a grid may grow where the best rate lies at its edge.
     """
 
     seeds: tuple[int, ...] = tuple(range(8))
+    num_many: int = 24
     tuning_seeds: tuple[int, ...] = tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + 3))
     share: float = 1.0
     rates: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: RATES)
+    extensions: int = MOST_EXTENSIONS
+
+    @property
+    def many_seeds(self) -> tuple[int, ...]:
+        """Reported seeds of claims whose effects are small."""
+        return tuple(range(self.seeds[0], self.seeds[0] + self.num_many))
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -46,11 +57,16 @@ class Plan:
     def quick(cls) -> "Plan":
         """Return a plan that shows how a study works; its figures prove nothing."""
         few = {task: rates[1:3] for task, rates in RATES.items()}
-        return cls(seeds=(0, 1), tuning_seeds=(FIRST_TUNING_SEED,), share=0.1, rates=few)
+        return cls(seeds=(0, 1), num_many=2, tuning_seeds=(FIRST_TUNING_SEED,), share=0.1, rates=few, extensions=0)
 
     def from_seed(self, seed: int) -> "Plan":
         """Return the same plan with its reported seeds counted from another one."""
         return replace(self, seeds=tuple(seed + number for number in self.seeds))
+
+
+def tune(bench: Bench, plan: Plan, name: str, arms: Mapping[str, Make]) -> dict[str, Choice]:
+    """Choose a rate for each arm of a task, as the plan has it."""
+    return tuned(bench, arms, grid=plan.rates[name], seeds=plan.tuning_seeds, extensions=plan.extensions)
 
 
 Arms = Mapping[str, Sequence[Outcome]]

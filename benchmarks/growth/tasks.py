@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.growth.hosts import perceptron, residual_cnn, transformer
+from benchmarks.growth.hosts import perceptron, residual_cnn, transformer, uneven_cnn
 from benchmarks.growth.texts import SYMBOLS, TEXTS, parted
 from esper.datasets import characters, digits, friedman, mnist1d, windows
 from esper.datasets.characters import Tokens
@@ -245,3 +245,11 @@ TASKS |= {
     name: replace(TASKS["characters"], name=name, load=_text(name), widths=(64, 80, 96, 112, 128), steps=1000)
     for name in TEXTS
 }
+TASKS["uneven"] = replace(
+    TASKS["mnist1d"],
+    name="uneven",
+    host=partial(uneven_cnn, classes=10),
+    slots=tuple(f"stage{stage}.{block}" for stage in (1, 2, 3) for block in range(4)),
+    widths=(4, 6, 8, 12, 16),
+    steps=1200,
+)

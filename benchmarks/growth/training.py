@@ -1,38 +1,38 @@
 """Training one run from its first step to its last."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.growth.adapters import Adapters, adapters_of
 from benchmarks.growth.changes import data_of
-from benchmarks.growth.runs import Outcome, Run
-from benchmarks.growth.tasks import Data, Part, Task, task_named
+from benchmarks.growth.controllers import controller_of
+from benchmarks.growth.plants import doctor, freeze
+from benchmarks.growth.runs import Outcome, Run, Verdict
+from benchmarks.growth.scoring import score, scored
+from benchmarks.growth.tasks import Data, Task, task_named
 from benchmarks.support.report import commit
 from esper import assembly
 from esper.demos.flops import FlopMeter, forward_flops
 from esper.demos.training import CLIP_NORM, batches, clip, graft_from_the_start, num_params, peak_share, places_of
-from esper.kasmina.placement import CHILD
 from esper.kasmina.quiet import quiet_eval
-from esper.services.tamiyo.config import PlateauConfig, Where
-from esper.services.tamiyo.plateau import PlateauAdvisor
+from esper.services.tolaria.events import GrowthEvent
 from esper.services.tolaria.growth import Growth
 
 BOUNDARIES = 20
 """Times in a run at which a controller decides, and points of a curve."""
+PLANTED_AT = 0.25
+"""Share of a run after which a graft joins whose verdict is studied."""
 JUDGINGS = 2 * BOUNDARIES
 """Passes over the judged examples that are set aside: one at each boundary, and those of verdicts and births."""
 CONTINUED = 1_000_000
 """Added to the seed of the batches of a run that continues another, so that it does not see the same ones again."""
-CHUNK = 512
-"""Examples in one pass of scoring."""
 
 
 class Course:
@@ -52,8 +52,8 @@ class Course:
         self.model = self.task.small(run.seed, width=run.width)
         if run.begin:
             self._begin_with(load_file(folder / f"{run.begin}.weights"))
-        grows = bool(run.controller or run.planted)
-        if grows or run.places:
+        self.grows = bool(run.controller or run.planted or run.plant)
+        if self.grows or run.places:
             self.task.wrapped(self.model, self.data)
         graft_from_the_start(self.model, run.places)
         self.steps = run.steps
@@ -62,6 +62,9 @@ class Course:
         self.model.train()
         self.curve: list[tuple[int, float]] = []
         self.events: list[str] = []
+        self.verdicts: list[Verdict] = []
+        self.held: list[tuple[int, float]] = []
+        self.step = 0
         self.overhead = 0
         self.meter = self._meter(self.model)
         self.steps = self.steps or self._steps_for(run.flops)
@@ -82,25 +85,39 @@ class Course:
 
     def train(self) -> None:
         """Take all steps."""
-        if not (self.run.controller or self.run.planted):
+        if not self.grows:
             for step, _ in self._steps():
                 if step % self.every == 0:
                     self._note(score(self.model, self.judged, self.task).loss)
             return
         with self._attached() as growth:
-            for place in self.run.planted:
-                self.events.append(str(growth.graft(place.slot, place.blueprint)))
-            if self.run.frozen:
-                freeze(self.model)
-            self.meter.changed()
+            if not self.run.plant:
+                self._graft(growth)
             for step, loss in self._steps():
                 events = growth.step(loss)
-                self.events += [str(event) for event in events]
-                if events:
-                    self.meter.changed()
+                self._tell(events)
+                if self.run.plant and step == round(PLANTED_AT * BOUNDARIES) * self.every:
+                    self._graft(growth)
                 if step % self.every == 0:
                     self._note(score(self.model, self.judged, self.task).loss)
             self.overhead = sum(growth.flops.values())
+
+    def _graft(self, growth: Growth) -> None:
+        """Graft by hand what the run plants."""
+        self._tell([growth.graft(place.slot, place.blueprint) for place in self.run.planted])
+        if self.run.frozen:
+            freeze(self.model)
+            self.meter.changed()
+        if self.run.plant:
+            doctor(self.model, self.run.plant)
+
+    def _tell(self, events: Sequence[GrowthEvent]) -> None:
+        self.events += [str(event) for event in events]
+        self.verdicts += [
+            Verdict(event.step, event.kind, event.gain, event.gain_error) for event in events if event.kept is not None
+        ]
+        if events:
+            self.meter.changed()
 
     def keep(self) -> None:
         """Keep weights and moments for runs that continue."""
@@ -129,6 +146,7 @@ class Course:
             if self.adapters is not None and self.adapters.settle(step):
                 self.meter.changed()
             self.optimizer.zero_grad()
+            self.step = step
             yield step, loss
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -151,15 +169,21 @@ class Course:
         return assembly.attach(
             self.model,
             self.optimizer,
-            validate=lambda model: scored(model, self.judged, self.task).losses,
+            validate=self._held_out,
             every=self.every,
             steps=self.steps,
             scheduler=self.schedule,
             budget=self.task.budget,
-            controller=_controller(self.run),
+            controller=controller_of(self.run, self.task.blueprint),
             late="wait",
             root=self.folder / "growing",
         )
+
+    def _held_out(self, model: nn.Module) -> Tensor:
+        losses = scored(model, self.judged, self.task).losses
+        if not self.held or self.held[-1][0] != self.step:
+            self.held.append((self.step, float(losses.mean())))
+        return losses
 
     def _meter(self, model: nn.Module) -> FlopMeter:
         first = slice(0, self.task.batch_size)
@@ -193,35 +217,6 @@ class Course:
                 }
 
 
-def freeze(model: nn.Module) -> None:
-    """Keep a host as it is, running statistics of its batch norms included; what was grafted learns on."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(f"{CHILD}." in name)
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and f"{CHILD}." not in name:
-            module.eval()
-
-
-class Scored:
-    """How a model does on a part: one loss per example, and points."""
-
-    def __init__(self, losses: Tensor, points: float) -> None:
-        self.losses, self.points = losses, points
-        self.loss = float(losses.mean())
-
-
-def score(model: nn.Module, part: Part, task: Task) -> Scored:
-    """Return how a model does on a part; it is left as it was."""
-    with quiet_eval(model):
-        return scored(model, part, task)
-
-
-def scored(model: nn.Module, part: Part, task: Task) -> Scored:
-    """Return the same, for a model that is in evaluation mode already."""
-    outputs = torch.cat([model(chunk) for chunk in part.inputs.split(CHUNK)])
-    return Scored(task.losses(outputs, part.labels), task.points(outputs, part.labels))
-
-
 def perform(run: Run, folder: Path, texts: Path | None) -> Outcome:
     """Train a run.
 
@@ -247,13 +242,5 @@ def perform(run: Run, folder: Path, texts: Path | None) -> Outcome:
         test=None if test is None else test.points, test_loss=None if test is None else test.loss,
         places=places_of(course.model), curve=tuple(course.curve), events=tuple(course.events),
         seconds=perf_counter() - start, old_test=None if old is None else old.points,
-        birth=course.birth,
+        birth=course.birth, verdicts=tuple(course.verdicts), held=tuple(course.held),
     )  # fmt: skip
-
-
-def _controller(run: Run) -> PlateauAdvisor:
-    if run.planted and not run.controller:
-        return PlateauAdvisor(
-            PlateauConfig(startup_share=0, early_share=0.001, latest_share=0.001, least_remaining_share=1)
-        )
-    return PlateauAdvisor(PlateauConfig(where=Where(run.controller), seed=run.seed))

@@ -49,20 +49,28 @@ class Choice(msgspec.Struct, frozen=True):
         }
 
 
-def tuned(bench: Bench, arms: Mapping[str, Make], *, grid: Sequence[float], seeds: Sequence[int]) -> dict[str, Choice]:
+def tuned(
+    bench: Bench,
+    arms: Mapping[str, Make],
+    *,
+    grid: Sequence[float],
+    seeds: Sequence[int],
+    extensions: int = MOST_EXTENSIONS,
+) -> dict[str, Choice]:
     """Choose a rate for each arm by its mean validation loss; all arms are tried side by side.
 
-    Where the best rate lies at an edge, the grid grows by a factor of two in that direction, at most three times.
+    Where the best rate lies at an edge, the grid grows by a factor of two in that direction.
 
     Args:
         bench: Trains the runs.
         arms: How to make a run of each arm.
         grid: Rates to begin with.
         seeds: To try them on.
+        extensions: How often the grid may grow.
     """
     tried: dict[str, dict[float, list[Outcome]]] = {arm: {} for arm in arms}
     wanted: dict[str, list[float]] = {arm: sorted(grid) for arm in arms}
-    for _ in range(MOST_EXTENSIONS + 1):
+    for _ in range(extensions + 1):
         jobs = [(arm, rate, seed) for arm, rates in wanted.items() for rate in rates for seed in seeds]
         runs = [msgspec.structs.replace(arms[arm](rate, seed), read_test=False) for arm, rate, seed in jobs]
         for (arm, rate, _), outcome in zip(jobs, bench.outcomes(runs), strict=True):
