@@ -20,7 +20,7 @@ from esper.testing.history import Promise
 SCHEDULES, QUICK_SCHEDULES = 100, 4
 CONTROLS, QUICK_CONTROLS = 4, 1
 LANES = 2
-LIMIT_S = 180.0
+LIMIT_S = 600.0
 _BROKEN_BY = {Flaw.EARLY: Promise.LOST, Flaw.FORGETFUL: Promise.DOUBLED}
 
 

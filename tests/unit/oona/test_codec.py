@@ -82,7 +82,7 @@ VALUES = st.recursive(
 
 
 @given(sent=st.dictionaries(KEYS, VALUES, max_size=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_plain_dictionary_arrives_equal_and_is_never_changed(sent: dict[str, object]) -> None:
     before = copy.deepcopy(sent)
     assert travelled(sent) == before == sent

@@ -27,7 +27,7 @@ async def test_a_writer_waits_for_room_and_no_longer_than_its_limit() -> None:
     async def slow(_: Delivery) -> None:
         await going_on.wait()
 
-    config = MemoryBusConfig(max_length=3, publish_limit_s=0.05)
+    config = MemoryBusConfig(max_length=3, publish_limit_s=0.3)
     async with MemoryBus(config) as bus, Reading(bus, slow):
         await bus.publish_many(STREAM, [{"n": n} for n in range(3)])
         await asyncio.sleep(0)  # the first one is in hand now, and leaves room for one
