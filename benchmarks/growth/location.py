@@ -1,4 +1,4 @@
-"""Where to grow: the default rule beside places drawn at random, beside its inverse and beside front first.
+"""Where to grow: the default rule beside places drawn at random, its inverse, front first and the score alone.
 
 The host has twelve slots in three stages whose grafts take equally many FLOPs. Every arm places four grafts of one design, at the
 same boundaries: the place is all that differs. A claim about places takes 24 seeds.
@@ -18,8 +18,9 @@ RULES = {
     "random places": Where.RANDOM,
     "inverse score": Where.INVERSE,
     "front first": Where.FRONT_FIRST,
+    "highest score": Where.HIGHEST_SCORE,
 }
-DEFAULT, RANDOM, INVERSE, _ = RULES
+DEFAULT, RANDOM, INVERSE, *_ = RULES
 UNGROWN = "not grown"
 
 

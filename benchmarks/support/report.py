@@ -6,13 +6,16 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "safetensors", "pydantic", "sqlalchemy", "msgspec")
 """Whose versions may move a figure."""
+PEERS = ("peft",)
+"""Of peers that are measured in the same run, where they are installed."""
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -115,7 +118,11 @@ def hardware() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that matter."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    for name in PEERS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def table(found: dict[str, object]) -> str:
