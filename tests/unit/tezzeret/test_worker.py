@@ -82,7 +82,7 @@ async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
 
 async def test_a_build_that_is_withdrawn_at_work_is_stopped(stand: Stand) -> None:
     hanging = faulty(Fault.HANG)
-    worker = worker_of(stand, extensions=FAULTS, lease_s=0.3, poll_s=0.05)
+    worker = worker_of(stand, extensions=FAULTS, lease_s=3.0, poll_s=0.05)
     async with stand.working(worker):
         await stand.library.submit(request_for(hanging))
         await stand.event(hanging.digest, "started")
