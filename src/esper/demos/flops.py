@@ -100,7 +100,7 @@ class FlopMeter:
 
 
 def _shape(model: nn.Module) -> object:
-    """Return what the price of a step depends on."""
-    if not isinstance(model, MorphableModel):
-        return None
-    return tuple((entry.slot, entry.seed_idx, entry.ir, entry.active) for entry in topology(model))
+    """Return what the price of a step depends on: what has grown, and what learns."""
+    entries = topology(model) if isinstance(model, MorphableModel) else ()
+    grown = tuple((entry.slot, entry.seed_idx, entry.ir, entry.active) for entry in entries)
+    return grown, tuple(parameter.requires_grad for parameter in model.parameters())
