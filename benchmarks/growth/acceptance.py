@@ -25,6 +25,8 @@ JUDGED = (USEFUL, USELESS, INERT, HARMFUL)
 PLANTS = (*JUDGED, ABSENT)
 THRESHOLDS = (-4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0)
 """Spreads of the product's own statistic above which a graft would be kept; -2 is what it does."""
+CULLED_SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
+"""Of useful grafts: points of the operating curves, whose unit is then the same for both statistics."""
 
 
 def study(bench: Bench, plan: Plan, name: str) -> Study:
@@ -73,8 +75,20 @@ def _judge(result: Study) -> None:
             for threshold in THRESHOLDS
             for plant in JUDGED
         },
+        **{
+            f"{name}.kept_where_{share:g}_of_useful_are_culled.{other}": beyond(scores[USEFUL], scores[other], share)
+            for name, scores in (("own", own), ("paired", twin))
+            for share in CULLED_SHARES
+            for other in JUDGED[1:]
+        },
         "counts": float(worth[USEFUL].at_least(0.0)),
     }
+
+
+def beyond(useful: Sequence[float], others: Sequence[float], culled: float) -> float:
+    """Return the share of others that would be kept where at most a share of the useful are culled: a point of a curve."""
+    threshold = sorted(useful)[min(len(useful) - 1, int(culled * len(useful)))]
+    return mean(other >= threshold for other in others)
 
 
 def area(higher: Sequence[float], lower: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks.growth.acceptance import _make, area
+from benchmarks.growth.acceptance import _make, area, beyond
 from benchmarks.growth.controllers import OneDesign, controller_of
 from benchmarks.growth.location import DEFAULT, GRAFTS, RANDOM, RULES
 from benchmarks.growth.plants import ABSENT, HARMFUL, INERT, LINEAR, USEFUL, USELESS
@@ -86,3 +86,10 @@ def test_the_area_under_the_operating_curve_is_the_chance_of_the_right_order() -
     assert area([3.0, 2.0], [1.0, 0.0]) == 1.0
     assert area([1.0], [1.0]) == 0.5
     assert area([0.0, 2.0], [1.0]) == 0.5
+
+
+def test_a_point_of_the_operating_curve_culls_no_more_of_the_useful_than_it_says() -> None:
+    useful, others = [float(number) for number in range(20)], [0.5, 1.5, 2.5, 30.0]
+    assert beyond(useful, others, 0.05) == 0.75
+    assert beyond(useful, others, 0.1) == 0.5
+    assert beyond(useful, others, 0.5) == 0.25
