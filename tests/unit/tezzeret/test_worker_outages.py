@@ -1,6 +1,7 @@
 """A forge outlives every kind of outage of its store."""
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,22 @@ from esper.testing.forging import adapter, request_for
 
 
 class Away(KernelManager):
-    """A real library that is away at first, whichever way it is asked for a job, a lease or an end."""
+    """A real library that does not answer the first two times that it is asked for a job, nor when it is told of an end."""
 
     away: type[Unavailable]
-    outages = 0
+    asked: Counter[str]
 
     async def claim(self, worker: str, *, lease_s: float, finishing: bool = True) -> CompileJob | None:
-        self._out()
+        self._answering("claim")
         return await super().claim(worker, lease_s=lease_s, finishing=finishing)
 
     async def fail(self, *given: object, **named: object) -> object:  # type: ignore[override]
-        self._out()
+        self._answering("fail")
         return await super().fail(*given, **named)  # type: ignore[arg-type]
 
-    def _out(self) -> None:
-        self.outages += 1
-        if self.outages % 3:
+    def _answering(self, call: str) -> None:
+        self.asked[call] += 1
+        if self.asked[call] <= 2:
             raise self.away("the store is away")
 
 
@@ -38,7 +39,7 @@ async def test_whatever_the_outage_is_called_the_forge_goes_on_afterwards(
     tmp_path: Path, away: type[Unavailable]
 ) -> None:
     async with await Away.open(tmp_path / "library") as library:
-        library.away = away
+        library.away, library.asked = away, Counter()
         too_large = request_for(adapter(4096, 4096))
         await library.submit(too_large)
         worker = TezzeretWorker(WorkerConfig(poll_s=0.02, quiet_s=0.02), queue=library)

@@ -112,7 +112,7 @@ async def test_a_transaction_that_is_not_committed_announces_nothing(
         raise RuntimeError("the process dies here")
 
     # The row and the announcement are written; the crash comes just before the commit.
-    monkeypatch.setattr("esper.services.urza.catalogue._response", crash)
+    monkeypatch.setattr("esper.services.urza.catalogue.Catalogue._response", crash)
     with pytest.raises(RuntimeError, match="dies here"):
         await library.submit(request_for(adapter()))
     assert await waiting(library) == []

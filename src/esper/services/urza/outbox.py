@@ -52,9 +52,10 @@ class Outbox:
         once_committed(session, self.notify)
 
     async def write(self, session: AsyncSession, *announced: tuple[str, Message]) -> None:
-        """Write several in one statement, in this order."""
+        """Write several in one statement, in this order; otherwise as `add`."""
         rows = [{"stream": of, "content": packed(self._codec.seal(of, what))} for of, what in announced]
         await session.execute(insert(OutboxRow), rows)
+        once_committed(session, self.notify)
 
     def notify(self) -> None:
         """Wake a relay of this process."""

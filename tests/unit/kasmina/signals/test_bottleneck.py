@@ -130,7 +130,10 @@ def test_a_bottleneck_planted_in_a_linear_network_is_found_where_the_network_get
     torch.manual_seed(narrow)
     widths = [12] * 6
     widths[narrow] = 2
+    # Orthogonal, as the ridge leaves more of a wish where features are of very different strength.
     model = nn.Sequential(*(nn.Linear(*pair, bias=False) for pair in pairwise(widths)))
+    for weight in model.parameters():
+        nn.init.orthogonal_(weight)
     x = torch.randn(600, 12)
     wrap(model, [str(index) for index in range(5)], example=x)
     signal = ActivitySignal(model, tuple(placement_of(model).slots), bottleneck)
