@@ -2,6 +2,7 @@
 
 import math
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 
@@ -48,6 +49,8 @@ CERTAIN = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", names())
 def test_a_question_is_answered_with_figures_baselines_and_targets(name: str) -> None:
+    if name == "gromo" and find_spec("gromo") is None:
+        pytest.skip("GroMo is not here: it goes into an environment of its own")
     answer = import_module(module(name)).answer(quick=True, seed=0)
     assert isinstance(answer, Answer)
     assert answer.method
