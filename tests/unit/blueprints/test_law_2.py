@@ -153,7 +153,10 @@ def test_what_is_foreseen_to_live_does_live_and_what_is_foreseen_dead_is_dead(ir
 def test_what_is_foreseen_to_be_zero_is_zero(ir: BlueprintIR) -> None:
     kernel = KernelModule(ir, initial_state(ir, seed=0, dtype="float64"))
     x = torch.from_numpy(random_input(ir, batch=3, extent=SHORTEST_EXTENT, seed=0))
-    assert liveness(ir).is_neutral == (not kernel(x).any())
+    life = liveness(ir)
+    # A batch norm takes the mean of a constant from it, which rounds; the forge's gate holds the stored bytes to exact zeros.
+    rounding = 1e-12 if has_steady_values(ir, life) else 0.0
+    assert life.is_neutral == bool(kernel(x).abs().max() <= rounding)
 
 
 def test_the_catalogue_covers_every_layout() -> None:
