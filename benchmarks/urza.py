@@ -122,7 +122,9 @@ def _tell(result: Answer, size: int, costs: Costs) -> None:
     result.baselines[f"one_row_by_key_p50_ms_at_{size}"] = statistics.median(costs.key_ms)
     result.metrics[f"tables_read_whole_at_{size}"] = len(costs.scans)
     for kind, found in costs.by_kind.items():
-        result.metrics[f"{kind.replace(' ', '_')}_worst_ms_at_{size}"] = max(found)
+        name = kind.replace(" ", "_")
+        result.metrics[f"{name}_mean_ms_at_{size}"] = statistics.fmean(found)
+        result.metrics[f"{name}_worst_ms_at_{size}"] = max(found)
 
 
 def _judge(result: Answer, smallest: Costs, largest: Costs) -> None:
