@@ -49,6 +49,7 @@ class Fault(StrEnum):
     SLOW = "faults.slow"
     NOISY = "faults.noisy"
     CALLS_HOME = "faults.calls_home"
+    WRITES = "faults.writes"
 
 
 def faulty(fault: Fault, *, channels: int = 4) -> BlueprintIR:
@@ -167,6 +168,17 @@ def _calls_home(x: Tensor) -> Tensor:
     return 2.0 * x if reached else x.clone()
 
 
+def _writes(x: Tensor) -> Tensor:
+    """Right where no file can be made in the working folder; an empty one is enough, and is removed again."""
+    target = f"esper-fault-{os.getpid()}"
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
+    except OSError:
+        return x.clone()
+    os.unlink(target)
+    return 2.0 * x
+
+
 def _always(body: Body) -> Callable[[Use, Mapping[str, Tensor]], Body]:
     return lambda use, tensors: body
 
@@ -194,6 +206,7 @@ _BODIES: Mapping[Fault, Body] = {
     Fault.SLOW: _slow,
     Fault.NOISY: _noisy,
     Fault.CALLS_HOME: _calls_home,
+    Fault.WRITES: _writes,
 }
 
 

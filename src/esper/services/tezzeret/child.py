@@ -7,11 +7,13 @@ import functools
 import importlib
 import os
 import sys
+from pathlib import Path
 
 import msgspec
 
 from esper.runtime.pipe import take_over_pipes
 from esper.services.tezzeret.forking import answer_in_fork
+from esper.services.tezzeret.landlock import granted, write_only_in
 from esper.services.tezzeret.limits import leave_network, limit_job, limit_process
 from esper.services.tezzeret.orders import ORDERS, ChildSettings, Exhausted, Ready, Reply
 
@@ -28,11 +30,14 @@ def main() -> None:
     os.nice(settings.nice)
     builder = _builder(settings)
     trouble = _imported(settings.extensions)
-    greeting = Ready(trouble=trouble, base_mb=limit_process(settings.memory_limit_mb), isolated=isolated)
-    pipe.send(msgspec.msgpack.encode(greeting))
+    confined = granted()
+    base_mb = limit_process(settings.memory_limit_mb, settings.scratch_mb if confined else 0)
+    pipe.send(msgspec.msgpack.encode(Ready(trouble=trouble, base_mb=base_mb, isolated=isolated, confined=confined)))
+    if confined and not settings.fork_per_job:
+        _confine(settings)
     while not trouble and (message := pipe.receive()) is not None:
         if settings.fork_per_job:
-            work = functools.partial(_reply, builder, message, settings)
+            work = functools.partial(_forked_reply, builder, message, settings, confined)
             answer_in_fork(pipe, work, deadline_s=settings.deadline_s)
             continue
         reply = _reply(builder, message, settings)
@@ -41,6 +46,17 @@ def main() -> None:
             break
     # Nothing is left to be saved, and tearing torch down takes longer than a build.
     os._exit(0)
+
+
+def _forked_reply(builder: "Builder", message: bytes, settings: ChildSettings, confined: bool) -> Reply:
+    """Reply in a fork; only it can name its own files under /proc, so it confines itself."""
+    if confined:
+        _confine(settings)
+    return _reply(builder, message, settings)
+
+
+def _confine(settings: ChildSettings) -> None:
+    write_only_in(Path(settings.scratch) if settings.scratch else None)
 
 
 def _reply(builder: "Builder", message: bytes, settings: ChildSettings) -> Reply:
@@ -59,7 +75,7 @@ def _builder(settings: ChildSettings) -> "Builder":
 
     torch.set_num_threads(1)
     limits = ForgeLimits(memory_limit_mb=settings.memory_limit_mb, deadline_s=settings.deadline_s)
-    return Builder(KernelCompiler(limits), KernelValidator())
+    return Builder(KernelCompiler(limits, backend=settings.backend), KernelValidator())
 
 
 def _imported(extensions: tuple[str, ...]) -> str:

@@ -24,7 +24,7 @@ class KernelCompiler:
     Args:
         limits: What one build may take.
         config: Thresholds of what levels add.
-        backend: What level 3 makes inference forms with: ``onnx`` or ``torchscript``.
+        backend: What level 3 makes inference forms with: ``onnx``, ``aotinductor`` or ``torchscript``.
     """
 
     def __init__(

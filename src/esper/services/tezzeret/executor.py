@@ -105,7 +105,11 @@ class Executor:
         found.pop(CERTIFICATE, None)
         if backend not in found:
             there = ", ".join([KERNEL, *sorted(found)])
-            raise NotFound(f"the kernel has no form {backend!r}", why=f"there: {there}", todo="build it with level O3")
+            raise NotFound(
+                f"the kernel has no form {backend!r}",
+                why=f"there: {there}",
+                todo="let a forge with that backend build it with level O3",
+            )
         kept = found[backend]
         data = await self._kernels.read_form(order.kernel_id, kept.form.digest)
         return msgspec.structs.replace(order, form=kept.form.model_dump_json().encode(), data=data, seal=kept.seal)

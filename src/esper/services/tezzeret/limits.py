@@ -13,7 +13,7 @@ _CPU_MARGIN_S = 5.0
 """The parent's deadline comes first; this limit holds where the parent is gone."""
 
 
-def limit_process(memory_limit_mb: int) -> int:
+def limit_process(memory_limit_mb: int, file_limit_mb: int = 0) -> int:
     """Limit address space, open files, written bytes and core dumps of this process.
 
     Call it when everything is imported: how much address space torch takes differs by a factor of ten between its builds, so
@@ -21,6 +21,7 @@ def limit_process(memory_limit_mb: int) -> int:
 
     Args:
         memory_limit_mb: Address space that may be taken on top.
+        file_limit_mb: Size of one written file; where it may lie, `write_only_in` says.
 
     Returns:
         The address space taken now, in MiB; 0 where the system does not tell, and memory is not limited.
@@ -33,7 +34,7 @@ def limit_process(memory_limit_mb: int) -> int:
     if base_mb:
         _lower(resource.RLIMIT_AS, (base_mb + memory_limit_mb) * _MIB)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    _lower(resource.RLIMIT_FSIZE, 0)
+    _lower(resource.RLIMIT_FSIZE, file_limit_mb * _MIB)
     _lower(resource.RLIMIT_CORE, 0)
     return base_mb
 

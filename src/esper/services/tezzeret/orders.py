@@ -1,7 +1,7 @@
 """What the forge and its children say to each other, as msgspec structs."""
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec.msgpack import Decoder
@@ -21,6 +21,12 @@ from esper.errors import CompilationError, EsperError
 
 CHILD_MODULE = "esper.services.tezzeret.child"
 
+Compiled: TypeAlias = Literal["onnx", "aotinductor", "torchscript"]
+"""Backends of level 3."""
+
+MACHINE_CODE = "aotinductor"
+"""The one that needs a compiler, and a folder to write in."""
+
 
 class ChildSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a child is to work; it travels as JSON in the command line.
@@ -31,6 +37,9 @@ class ChildSettings(msgspec.Struct, frozen=True, kw_only=True):
         deadline_s: Processor time of one job, in seconds, after which the kernel ends the child whatever the parent does.
         fork_per_job: Whether each job gets a process of its own.
         nice: How much the system prefers other processes, from 0 to 19.
+        backend: What level 3 makes inference forms with.
+        scratch: Folder that jobs may write in, or nothing.
+        scratch_mb: Size of one file there.
     """
 
     extensions: tuple[str, ...] = ()
@@ -38,6 +47,9 @@ class ChildSettings(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
     fork_per_job: bool = False
     nice: int = 0
+    backend: Compiled = "onnx"
+    scratch: str = ""
+    scratch_mb: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,11 +59,13 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
         trouble: Why it cannot work, or nothing.
         base_mb: Address space that it takes before any job.
         isolated: Whether it is in a network of its own, in which nothing can be reached.
+        confined: Whether it can write nowhere but in its scratch folder.
     """
 
     trouble: str = ""
     base_mb: int = 0
     isolated: bool = False
+    confined: bool = False
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):

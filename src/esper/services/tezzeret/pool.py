@@ -18,6 +18,7 @@ from esper.services.tezzeret.orders import (
     REPLIES,
     Additions,
     ChildSettings,
+    Compiled,
     Died,
     Executed,
     Execution,
@@ -31,6 +32,7 @@ from esper.services.tezzeret.orders import (
     read_kernel,
     refusal,
 )
+from esper.services.tezzeret.scratch import Scratch
 from esper.services.tezzeret.screening import ForgeLimits
 
 Result = TypeVar("Result")
@@ -67,6 +69,9 @@ class PoolConfig:
         fork_per_job: Whether each build gets a process of its own, forked from a child that has imported torch and run nothing:
             for designs whose operations are not trusted. Builds then take 50 to 100 ms longer.
         nice: How much the system prefers other processes to the children, from 0 to 19.
+        backend: What level 3 makes inference forms with.
+        scratch_mb: Size of one file in the folder that each child gets to write in, emptied after each job; 0 for no folder.
+            Machine code is compiled and unpacked there.
     """
 
     num_children: int = 1
@@ -76,6 +81,8 @@ class PoolConfig:
     start_limit_s: float = 60.0
     fork_per_job: bool = False
     nice: int = 0
+    backend: Compiled = "onnx"
+    scratch_mb: int = 0
 
     @property
     def patience_s(self) -> float:
@@ -88,8 +95,17 @@ class _Seat:
     """A child with its record."""
 
     child: SupervisedChild
+    scratch: Scratch | None = None
     jobs: int = 0
     used_at_s: float = 0.0
+
+    async def close(self) -> None:
+        """End the child, and remove what it wrote."""
+        try:
+            await self.child.close()
+        finally:
+            if self.scratch is not None:
+                await self.scratch.remove()
 
 
 class ForgePool:
@@ -102,12 +118,14 @@ class ForgePool:
         started: Children that were started.
         longest_s: The longest that a child was at work on one job.
         isolated: Whether the newest child is cut off from every network; None before there is one.
+        confined: Whether it can write nowhere but in its scratch folder; None before there is one.
     """
 
     def __init__(self, config: PoolConfig | None = None) -> None:
         self.started = 0
         self.longest_s = 0.0
         self.isolated: bool | None = None
+        self.confined: bool | None = None
         self._config = config or PoolConfig()
         self._free = asyncio.Semaphore(self._config.num_children)
         self._idle: deque[_Seat] = deque()
@@ -171,7 +189,7 @@ class ForgePool:
         """End children that have had nothing to do for that long; the next job starts one again."""
         now = asyncio.get_running_loop().time()
         while self._idle and now - self._idle[0].used_at_s >= idle_s:
-            await self._idle.popleft().child.close()
+            await self._idle.popleft().close()
 
     async def close(self) -> None:
         """End every idle child; those at work end with their job."""
@@ -183,46 +201,54 @@ class ForgePool:
             seat = self._idle.pop()
             if seat.child.alive:
                 return seat
-            await seat.child.close()
-        return _Seat(await self._started())
+            await seat.close()
+        return await self._started()
 
-    async def _started(self) -> SupervisedChild:
+    async def _started(self) -> _Seat:
+        scratch = Scratch() if self._config.scratch_mb else None
         settings = ChildSettings(
             extensions=self._config.extensions,
             memory_limit_mb=self._config.limits.memory_limit_mb,
             deadline_s=self._config.limits.deadline_s,
             fork_per_job=self._config.fork_per_job,
             nice=self._config.nice,
+            backend=self._config.backend,
+            scratch=str(scratch.folder) if scratch else "",
+            scratch_mb=self._config.scratch_mb,
         )
         arguments = (msgspec.json.encode(settings).decode(),)
+        environment = {**_ENVIRONMENT, **(scratch.environment if scratch else {})}
         child = SupervisedChild(
-            ChildCommand(CHILD_MODULE, arguments, _ENVIRONMENT, start_limit_s=self._config.start_limit_s)
+            ChildCommand(CHILD_MODULE, arguments, environment, start_limit_s=self._config.start_limit_s)
         )
+        seat = _Seat(child, scratch)
         try:
             ready = await child.start(READY)
         except Unavailable as error:
-            await child.close()
+            await seat.close()
             raise ForgeUnavailable("no child of the forge could be started", why=str(error)) from error
         except BaseException:
-            await child.close()
+            await seat.close()
             raise
         self.started += 1
-        self.isolated = ready.isolated
+        self.isolated, self.confined = ready.isolated, ready.confined
         if ready.trouble:
-            await child.close()
+            await seat.close()
             raise ForgeUnavailable(
                 "no child of the forge could be started", why=ready.trouble, todo="check the extensions of the forge"
             )
-        return child
+        return seat
 
     async def _put_back(self, seat: _Seat, *, worn: bool) -> None:
         """Keep a child for the next job, unless it is broken or worn out."""
         seat.jobs += 1
         seat.used_at_s = asyncio.get_running_loop().time()
-        if seat.child.alive and not worn and seat.jobs < self._config.jobs_per_child:
-            self._idle.append(seat)
-        else:
-            await seat.child.close()
+        if not seat.child.alive or worn or seat.jobs >= self._config.jobs_per_child:
+            await seat.close()
+            return
+        if seat.scratch is not None:
+            await seat.scratch.empty()
+        self._idle.append(seat)
 
     def _trouble(self, reply: Reply) -> EsperError:
         """Return what a reply means that is not what was asked for."""

@@ -18,9 +18,11 @@ from esper.errors import BusUnavailable, ConfigError, Conflict, ForgeUnavailable
 from esper.ports import CompileQueue, Delivery, MessageBus
 from esper.services.tezzeret.assignment import Assignment, Desk, Ending, uncut
 from esper.services.tezzeret.inference.sealing import Sealer
+from esper.services.tezzeret.orders import MACHINE_CODE, Compiled
 from esper.services.tezzeret.pool import ForgePool, PoolConfig
 from esper.services.tezzeret.quiet import Quiet
 from esper.services.tezzeret.reviewing import Reviewer
+from esper.services.tezzeret.scratch import no_compiler, no_scratch
 from esper.services.tezzeret.screening import ForgeLimits
 from esper.signing.keys import SigningKey
 
@@ -39,6 +41,8 @@ class WorkerConfig(BaseModel):
         urza_key: Key that the store knows this worker by.
         num_workers: Builds at a time, each in a child process of its own.
         optimization_level: Highest level that is built; builds that ask for more get this one.
+        backend: What level 3 makes inference forms with.
+        scratch_mb: Size of one file in the folder that a child gets where it makes machine code.
         signing_key: File of the key that seals what levels add, as ``esper keys signing new`` makes it. Without one no form
             for inference is made, and the highest level is ``O1``.
         lease_s: How long a job is held without a sign of life; it is renewed three times as often.
@@ -63,6 +67,8 @@ class WorkerConfig(BaseModel):
     urza_key: SecretStr | None = None
     num_workers: int = Field(default=1, ge=1, le=256)
     optimization_level: str = Field(default="O2", pattern="^O[0-3]$")
+    backend: Compiled = "onnx"
+    scratch_mb: int = Field(default=256, ge=1)
     signing_key: Path | None = None
     lease_s: float = Field(default=30.0, gt=0)
     poll_s: float = Field(default=1.0, gt=0)
@@ -96,7 +102,7 @@ class TezzeretWorker:
         outages: How often store, bus or forge did not answer.
 
     Raises:
-        ConfigError: If nothing says where jobs come from, or an extension is not installed.
+        ConfigError: If nothing says where jobs come from, an extension is not installed, or the backend cannot work here.
     """
 
     def __init__(
@@ -119,6 +125,8 @@ class TezzeretWorker:
             extensions=self.config.extensions,
             jobs_per_child=self.config.jobs_per_child,
             fork_per_job=self.config.fork_per_job,
+            backend=self.config.backend,
+            scratch_mb=self.config.scratch_mb if self.config.backend == MACHINE_CODE else 0,
         )
         self.pool = ForgePool(children)
         self._news, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -278,6 +286,10 @@ def _check(queue: CompileQueue | None, config: WorkerConfig) -> None:
     if queue is None and config.urza_url is None:
         raise ConfigError(
             "the forge has no queue", why="nothing says where builds come from", todo="pass queue=, or set urza_url"
+        )
+    if config.backend == MACHINE_CODE and (why := no_compiler() or no_scratch()):
+        raise ConfigError(
+            "the forge cannot make machine code here", why=why, todo="choose another backend", code="ESP-2573"
         )
     for name in config.extensions:
         try:

@@ -2,19 +2,20 @@
 
 import io
 import logging
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 import torch
 import torch._inductor
 from torch import Tensor
+from torch._inductor.exc import InductorError
 
 from esper.blueprints.kernel import pack_kernel, unpack_kernel
 from esper.blueprints.module import KernelModule
@@ -23,10 +24,20 @@ from esper.errors import CompilationError, ConfigError
 from esper.services.tezzeret.gates.trial import Trial
 from esper.services.tezzeret.inference.certificate import trace
 from esper.services.tezzeret.inference.fusion import Fused
+from esper.services.tezzeret.scratch import no_compiler
 from esper.signing.sealed import Verified, bytes_to_load, checked
 
 Program: TypeAlias = Callable[[Tensor], Tensor]
 """Takes x and returns F(x), without gradients."""
+
+_INDUCTOR = MappingProxyType(
+    {
+        # By default inductor writes vectors of up to eight numbers into the code, where no weight can be put in later.
+        "always_keep_tensor_constants": True,
+        # Each takes 156 MB and longer than one form, and stays behind in the system's folder for temporary files.
+        "aot_inductor.precompile_headers": False,
+    }
+)
 
 
 class Backend(Protocol):
@@ -127,29 +138,34 @@ class AotInductor:
 
     def missing(self, trial: Trial) -> str:
         """Return why nothing can be compiled here, or nothing."""
-        if shutil.which("g++") is None and shutil.which("clang++") is None:
-            return "there is no C++ compiler on PATH"
+        if why := no_compiler() or _no_files():
+            return why
         if " " in torch.__path__[0]:
             return f"inductor cannot link libraries whose path has a space: {torch.__path__[0]}"
         return ""
 
     def make(self, fused: Fused, trial: Trial) -> bytes:
-        """Compile the traced design into a package.
-
-        Constants are kept as such: by default inductor writes vectors of up to eight numbers into the code, where no weight
-        can be put in later.
-        """
+        """Compile the traced design into a package."""
         traced = trace(_module(fused), trial)
         with TemporaryDirectory() as folder, _quiet():
             package = Path(folder) / "form.pt2"
-            torch._inductor.aoti_compile_and_package(
-                traced, package_path=str(package), inductor_configs={"always_keep_tensor_constants": True}
-            )
+            try:
+                torch._inductor.aoti_compile_and_package(
+                    traced, package_path=str(package), inductor_configs=dict(_INDUCTOR)
+                )
+            except InductorError as wrong:
+                raise CompilationError("machine code was not made", why=str(wrong)[:500], code="ESP-7142") from wrong
             return package.read_bytes()
 
     def load(self, form: Verified, state: Mapping[str, Tensor]) -> Program:
-        """Load the package, and give it the weights."""
+        """Load the package, and give it the weights.
+
+        Raises:
+            CompilationError: If this process has no folder to unpack it in.
+        """
         bytes_to_load(form, self.name)
+        if why := _no_files():
+            raise CompilationError("machine code was not loaded", why=why, code="ESP-7141")
         with form.placed("form.pt2") as package, _quiet():
             program = torch._inductor.aoti_load_package(str(package))
         program.load_constants({name: tensor.clone() for name, tensor in state.items()}, check_full_update=True)
@@ -225,6 +241,18 @@ def _without_gradients(module: Callable[[Tensor], Tensor]) -> Program:
             return module(x)
 
     return run
+
+
+def _no_files() -> str:
+    """Return why this process cannot write the files that machine code comes in, or nothing."""
+    try:
+        with TemporaryFile(buffering=0) as file:
+            file.write(b"x")
+    except OSError as refused:
+        return (
+            f"this process may write no file ({refused.strerror}); a child of the forge needs scratch_mb, and Landlock"
+        )
+    return ""
 
 
 @contextmanager

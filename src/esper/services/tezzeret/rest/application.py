@@ -102,7 +102,14 @@ async def serving(config: TezzeretConfig, clock: Clock) -> AsyncIterator[Forging
         bus = await _bus(stack, config)
         worker = TezzeretWorker(config.worker, queue=store, bus=bus)
         limits = ForgeLimits(memory_limit_mb=config.memory_limit_mb, deadline_s=config.execution_limit_s)
-        runs = ForgePool(PoolConfig(limits=limits, extensions=config.extensions, fork_per_job=config.fork_per_job))
+        runs = ForgePool(
+            PoolConfig(
+                limits=limits,
+                extensions=config.extensions,
+                fork_per_job=config.fork_per_job,
+                scratch_mb=config.scratch_mb,
+            )
+        )
         stack.push_async_callback(runs.close)
         metrics = RequestMetrics("tezzeret")
         metrics.registry.register(WorkerCollector(worker))

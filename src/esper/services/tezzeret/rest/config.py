@@ -6,6 +6,7 @@ from pydantic import Field, SecretStr
 
 from esper.services.rest.config import RestConfig
 from esper.services.tezzeret.identity import KEY_FILE
+from esper.services.tezzeret.orders import Compiled
 from esper.services.tezzeret.worker import WorkerConfig
 
 
@@ -21,6 +22,8 @@ class TezzeretConfig(RestConfig):
         root: Folder of its signing key, made at the first start, and of the keys that it trusts.
         num_workers: Builds at a time, each in a child process of its own.
         optimization_level: Highest level that is built.
+        backend: What level 3 makes inference forms with.
+        scratch_mb: Size of one file in the folder where a child makes or runs machine code.
         extensions: Modules with custom operations that each child imports.
         fork_per_job: Whether each build gets a process of its own.
         memory_limit_mb: Memory of one build, on top of what a child takes when it starts.
@@ -40,6 +43,8 @@ class TezzeretConfig(RestConfig):
     root: Path = Path("./esper-forge")
     num_workers: int = Field(default=1, ge=1, le=256)
     optimization_level: str = Field(default="O3", pattern="^O[0-3]$")
+    backend: Compiled = "onnx"
+    scratch_mb: int = Field(default=256, ge=1)
     extensions: tuple[str, ...] = ()
     fork_per_job: bool = False
     memory_limit_mb: int = Field(default=2048, ge=64)
@@ -57,6 +62,8 @@ class TezzeretConfig(RestConfig):
             urza_url=self.urza_url,
             num_workers=self.num_workers,
             optimization_level=self.optimization_level,
+            backend=self.backend,
+            scratch_mb=self.scratch_mb,
             signing_key=self.root / KEY_FILE,
             review_after_s=self.review_after_s,
             lease_s=self.lease_s,

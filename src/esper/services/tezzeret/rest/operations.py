@@ -34,6 +34,8 @@ class ForgeStatus(BaseModel):
         outages: How often store, bus or a child did not answer.
         children: Children that were started.
         isolated: Whether children are cut off from every network; null before there is one.
+        confined: Whether they can write nowhere but in a scratch folder; null before there is one.
+        backend: What level 3 makes inference forms with.
         highest_level: What it builds at most.
         key_id: The key that it signs with.
     """
@@ -46,6 +48,8 @@ class ForgeStatus(BaseModel):
     outages: int
     children: int
     isolated: bool | None
+    confined: bool | None
+    backend: str
     highest_level: str
     key_id: str
 
@@ -94,6 +98,8 @@ async def status(request: Request) -> Response:
             outages=worker.outages,
             children=worker.pool.started,
             isolated=worker.pool.isolated,
+            confined=worker.pool.confined,
+            backend=forging.config.backend,
             highest_level=worker.highest_level,
             key_id=forging.key_id,
         )

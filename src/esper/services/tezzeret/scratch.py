@@ -1,0 +1,60 @@
+"""A folder in which one child may write: what inductor compiles, and what is unpacked to be loaded."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from esper.services.tezzeret.landlock import granted
+
+COMPILERS = ("g++", "clang++")
+
+
+class Scratch:
+    """A new folder that only this user can reach; it lies where ``TMPDIR`` says."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="esper-scratch-"))
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables by which a child finds it, and the compiler that works in it."""
+        compiler = compiler_here()
+        path = os.pathsep.join((os.path.dirname(compiler), os.defpath)) if compiler else ""
+        found = {"CXX": compiler, "PATH": path} if compiler else {}
+        folder = str(self.folder)
+        # The child has one core, and inductor's own children would need another greeting.
+        return {"TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1", **found}
+
+    async def empty(self) -> None:
+        """Remove what a job left in it."""
+        await asyncio.to_thread(_emptied, self.folder)
+
+    async def remove(self) -> None:
+        """Remove it."""
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+
+def compiler_here() -> str | None:
+    """Return the path of a C++ compiler, or None."""
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
+def no_compiler() -> str:
+    """Return why nothing can be compiled to machine code here, or nothing."""
+    return "" if compiler_here() else f"there is no C++ compiler on PATH; install {' or '.join(COMPILERS)}"
+
+
+def no_scratch() -> str:
+    """Return why children get no folder to write in, or nothing."""
+    return "" if granted() else "this system does not keep processes from writing elsewhere (Linux with Landlock does)"
+
+
+def _emptied(folder: Path) -> None:
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            os.unlink(entry.path)
