@@ -21,7 +21,7 @@ from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.database import engine_at
 from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.forging import adapter, request_for
-from esper.testing.servers import free_port
+from esper.testing.server import free_port
 from tests.integration.urza.process import listens
 
 LIMIT_S = 60.0

@@ -17,7 +17,7 @@ from esper.services.tolaria.growth import Growth
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.rest.config import UrzaConfig
 from esper.testing.controllers import Silent
-from esper.testing.servers import free_port
+from esper.testing.server import free_port
 from esper.testing.store_server import served
 from tests.integration.urza.process import process
 

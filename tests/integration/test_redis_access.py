@@ -12,7 +12,8 @@ from esper.errors import BusUnavailable, ConfigError
 from esper.services.oona.redis_bus import RedisBus
 from esper.services.oona.redis_config import RedisBusConfig
 from esper.testing.bus_readers import STREAM, Reader, Reading
-from esper.testing.servers import RedisServer, free_port
+from esper.testing.server import free_port
+from esper.testing.servers import RedisServer
 
 RIGHTS = "-@all +@stream +@connection +@transaction +eval +scan +hget +hset +hdel +hincrby +time +info"
 """What docs/redis.md says that a user of the bus needs."""

@@ -17,7 +17,7 @@ import pytest
 from esper.contracts.kernel import BuildSpec, CompiledKernelContract
 from esper.services.clients import UrzaClient
 from esper.testing.forging import adapter, request_for
-from esper.testing.servers import free_port
+from esper.testing.server import free_port
 
 LIMIT_S = 90.0
 O3 = BuildSpec(level="O3")

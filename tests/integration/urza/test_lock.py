@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.testing.servers import free_port
+from esper.testing.server import free_port
 
 ROOT = Path(__file__).parents[3]
 PROBE = "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('fastapi') is not None)"

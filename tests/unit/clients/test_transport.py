@@ -25,7 +25,7 @@ from esper.services.clients.circuit_breaker import BreakerState
 from esper.services.clients.messages import Request, TransportConfig
 from esper.services.clients.transport import Transport
 from esper.telemetry.tracing import traced
-from esper.testing.servers import free_port
+from esper.testing.server import free_port
 
 QUICK = {"first_wait_s": 0.001, "longest_wait_s": 0.05, "try_s": 0.5, "deadline_s": 3.0, "stall_s": 0.3}
 TRACE = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
