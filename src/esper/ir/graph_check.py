@@ -6,7 +6,7 @@ from dataclasses import replace
 from esper.errors import InvalidBlueprint, NotFound
 from esper.ir import ops
 from esper.ir.attributes import RuleBroken
-from esper.ir.birth import Use
+from esper.ir.birth import Product, Use
 from esper.ir.caps import Caps
 from esper.ir.names import ID_RULE, RESERVED_IDS, is_node_id, shown
 from esper.ir.spec import OpSpec
@@ -134,6 +134,17 @@ def check_reach(nodes: tuple[Node, ...], output: str) -> None:
                 why="the output does not depend on it",
                 todo="Use it or remove it.",
             )
+
+
+def factors_of(nodes: tuple[Node, ...]) -> int:
+    """Return the most values of ordinary size that one value is a product of."""
+    factors = {INPUT: 1}
+    for node in nodes:
+        held = [factors[source] for source in node.inputs]
+        spec = ops.get(node.op)
+        found = sum(held) if isinstance(spec.birth, Product) else max(held, default=1)
+        factors[node.id] = 1 if spec.bounding else found
+    return max(factors.values())
 
 
 def depth_of(nodes: tuple[Node, ...]) -> int:

@@ -143,6 +143,7 @@ BATCH_NORM = OpSpec(
     layouts=_FIRST,
     tensors=_batch_norm_tensors,
     birth=Normalized(),
+    bounding=True,
 )
 GROUP_NORM = OpSpec(
     # Statistics over the channels of a group and all positions of one example, so not for tokens either.
@@ -152,18 +153,21 @@ GROUP_NORM = OpSpec(
     width=_group_norm_width,
     tensors=_norm_tensors,
     birth=Normalized(),
+    bounding=True,
 )
 LAYER_NORM = OpSpec(
     # (x - mean) / sqrt(var + eps) * weight + bias over the channels of one position.
     name="layer_norm",
     tensors=_norm_tensors,
     birth=Normalized(over_channels=True),
+    bounding=True,
 )
 RMS_NORM = OpSpec(
     # x / sqrt(mean(x^2) + eps) * weight over the channels of one position.
     name="rms_norm",
     tensors=_rms_norm_tensors,
     birth=Normalized(centres=False, over_channels=True),
+    bounding=True,
 )
 ATTENTION = OpSpec(
     # softmax(q k^T / sqrt(d)) v for each head; inputs are queries, keys and values.
@@ -185,8 +189,8 @@ BUILT_IN = (
     OpSpec("relu", birth=Elementwise(flat_at_zero=True)),
     OpSpec("gelu"),
     OpSpec("silu"),
-    OpSpec("sigmoid", birth=Elementwise(zero_to_zero=False)),
-    OpSpec("tanh"),
+    OpSpec("sigmoid", birth=Elementwise(zero_to_zero=False), bounding=True),
+    OpSpec("tanh", bounding=True),
     OpSpec("add", arity=2, birth=Sum()),
     OpSpec("mul", arity=2, birth=Product()),
     OpSpec("scale", attrs={"value": FloatAttr(1e6)}, birth=Scaled()),

@@ -11,7 +11,7 @@ from esper.ir.birth import Use
 from esper.ir.caps import CAPS, Caps
 from esper.ir.codec import Document, parsed
 from esper.ir.digest import digest_of
-from esper.ir.graph_check import check_reach, completed_node, depth_of
+from esper.ir.graph_check import check_reach, completed_node, depth_of, factors_of
 from esper.ir.names import NAME_RULE, is_blueprint_name
 from esper.ir.spec import TensorSpec
 from esper.ir.types import INPUT, Layout, Node
@@ -176,6 +176,7 @@ def check_caps(ir: BlueprintIR, caps: Caps) -> None:
     measured = {
         "nodes": (len(ir.nodes), caps.nodes, "$.nodes"),
         "operations on the longest path": (depth_of(ir.nodes), caps.depth, "$.nodes"),
+        "factors of one value": (factors_of(ir.nodes), caps.factors, "$.nodes"),
         "channels": (max(ir.channels, *(max(use.inputs) for use in ir.uses), 1), caps.channels, "$.channels"),
         "parameters": (params, caps.params, "$"),
         "FLOPs per position": (flops, caps.flops_per_position, "$"),

@@ -77,6 +77,7 @@ class OpSpec:
             FlopCounterMode.
         min_extent: Smallest size of a position axis on which it works.
         birth: How zeros and gradients pass through it.
+        bounding: Whether what it returns is of ordinary size, whatever enters.
         trusted: False for extensions.
     """
 
@@ -89,4 +90,5 @@ class OpSpec:
     flops: Callable[[Use, Extent], int] = no_flops
     min_extent: Callable[[Use], int] = any_extent
     birth: BirthRule = field(default_factory=Elementwise)
+    bounding: bool = False
     trusted: bool = True

@@ -167,6 +167,13 @@ def chain(length: int) -> Document:
     return {"layout": "features", "channels": 2, "nodes": nodes, "output": ids[-1]}
 
 
+def power(squarings: int, then: str = "relu") -> Document:
+    ids = ["input", *(f"t{index}" for index in range(squarings))]
+    nodes = [{"id": ids[n + 1], "op": "mul", "inputs": [ids[n]] * 2} for n in range(squarings)]
+    nodes += [{"id": "then", "op": then, "inputs": ids[-1:]}, {"id": "last", "op": "mul", "inputs": ["then"] * 2}]
+    return {"layout": "features", "channels": 2, "nodes": nodes, "output": "last"}
+
+
 def wide(width: int) -> Document:
     return edit("nodes", to=[
         {"id": "up", "op": "linear", "inputs": ["input"], "attrs": {"out": width, "bias": False}},
@@ -177,6 +184,7 @@ def wide(width: int) -> Document:
 LIMITS: dict[str, tuple[Caps, Document, Document, str]] = {
     "nodes": (Caps(nodes=3), chain(3), chain(4), "4 nodes; the cap is 3"),
     "depth": (Caps(depth=3), chain(3), chain(4), "4 operations on the longest path; the cap is 3"),
+    "factors": (Caps(factors=8), power(2), power(3), "16 factors of one value; the cap is 8"),
     "channels": (Caps(channels=8), wide(8), wide(9), "9 channels; the cap is 8"),
     "params": (Caps(params=64), wide(8), wide(9), "72 parameters; the cap is 64"),
     "flops": (Caps(flops_per_position=128), wide(8), wide(9), "144 FLOPs per position; the cap is 128"),
@@ -189,6 +197,11 @@ def test_a_cap_lets_through_what_reaches_it_and_refuses_what_exceeds_it(cap: str
     BlueprintIR.from_json(within, caps=caps)
     with pytest.raises(InvalidBlueprint, match=reason):
         BlueprintIR.from_json(beyond, caps=caps)
+
+
+@pytest.mark.parametrize("op", ["tanh", "sigmoid", "rms_norm", "layer_norm"])
+def test_what_keeps_values_at_an_ordinary_size_is_one_factor(op: str) -> None:
+    BlueprintIR.from_json(power(3, then=op), caps=Caps(factors=8))
 
 
 def test_a_text_beyond_its_cap_is_refused_unread() -> None:
