@@ -10,7 +10,7 @@ from esper.ir import INPUT, BlueprintIR
 
 
 class KernelModule(nn.Module):
-    """F of a graft y = x + alpha * F(x): runs the nodes of a blueprint one after the other.
+    """F of a graft y = h + alpha * F(x): runs the nodes of a blueprint one after the other.
 
     Parameters and buffers are called ``<node id>.<tensor>``, as in the state it is made of.
 
@@ -44,7 +44,7 @@ class KernelModule(nn.Module):
         self._result = places[ir.output]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return F(x), of the shape and layout of x."""
+        """Return F(x), of the layout and the positions of x."""
         values = [x] * self._width
         children = self._modules
         for function, name, sources, target in self._plan:
@@ -54,7 +54,7 @@ class KernelModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Show what it computes."""
-        return f"{self.ir.layout}, channels={self.ir.channels}, {self.ir.digest[:19]}"
+        return f"{self.ir.layout}, channels={self.ir.channels}, reads={self.ir.reads}, {self.ir.digest[:19]}"
 
 
 def _places(ir: BlueprintIR) -> dict[str, int]:

@@ -7,10 +7,10 @@ from esper.ir.cost import Cost, check_extent, cost
 from esper.ir.digest import digest_of, is_digest
 from esper.ir.lint import Finding, Severity, check_birth, lint
 from esper.ir.liveness import Liveness, liveness
-from esper.ir.registry import REGISTRY, BlueprintRegistry, Entry, Kind, blueprint, check_site
+from esper.ir.registry import REGISTRY, BlueprintRegistry, Entry, Kind, blueprint, check_site, unlike
 from esper.ir.representation import VERSION, BlueprintIR, check_caps
 from esper.ir.spec import OpSpec, TensorSpec
-from esper.ir.types import INPUT, Attr, Attrs, Layout, Node, Site
+from esper.ir.types import INPUT, Attr, Attrs, Layout, Node, Reads, Site
 
 __all__ = [
     "CAPS",
@@ -33,6 +33,7 @@ __all__ = [
     "Liveness",
     "Node",
     "OpSpec",
+    "Reads",
     "Severity",
     "Site",
     "TensorSpec",
@@ -48,4 +49,5 @@ __all__ = [
     "is_digest",
     "lint",
     "liveness",
+    "unlike",
 ]

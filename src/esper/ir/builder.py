@@ -8,7 +8,7 @@ from esper.errors import EsperError, InvalidBlueprint
 from esper.ir.caps import CAPS
 from esper.ir.graph_check import completed_node
 from esper.ir.representation import BlueprintIR
-from esper.ir.types import INPUT, Attr, Attrs, Layout, Node, Site
+from esper.ir.types import INPUT, Attr, Attrs, Layout, Node, Reads, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,12 @@ class Graph:
 
     Args:
         layout: Layout of every value.
-        channels: Width of the input, and of the output.
+        channels: Width of the input, and of an output that is added to it.
+        reads: What the input is: what leaves a slot's module, or what enters it.
     """
 
-    def __init__(self, layout: Layout, channels: int) -> None:
-        self.layout = layout
+    def __init__(self, layout: Layout, channels: int, reads: Reads = Reads.OUTPUT) -> None:
+        self.layout, self.reads = layout, reads
         self.input = Handle(self, INPUT, channels)
         self._nodes: list[Node] = []
         self._widths = {INPUT: channels}
@@ -103,7 +104,7 @@ class Graph:
                 path="$.output",
                 todo="Return what a method of g returned.",
             )
-        return BlueprintIR(name, self.layout, self.input.channels, tuple(self._nodes), output.id)
+        return BlueprintIR(name, self.layout, self.input.channels, tuple(self._nodes), output.id, reads=self.reads)
 
     def linear(
         self, x: Handle, *, out: int, bias: bool = True, init: str = "standard", id: str | None = None
@@ -195,13 +196,14 @@ Design: TypeAlias = Callable[[Graph, Site], Handle]
 """A function that draws a blueprint for a site."""
 
 
-def build(design: Design, site: Site, name: str) -> BlueprintIR:
+def build(design: Design, site: Site, name: str, reads: Reads = Reads.OUTPUT) -> BlueprintIR:
     """Draw a blueprint for a site.
 
     Args:
         design: The function that draws.
         site: The place.
         name: Label of the result.
+        reads: What it is given there.
 
     Returns:
         The blueprint.
@@ -209,7 +211,15 @@ def build(design: Design, site: Site, name: str) -> BlueprintIR:
     Raises:
         InvalidBlueprint: If the design breaks a rule.
     """
-    graph = Graph(site.layout, site.channels)
+    width = site.width_for(reads)
+    if width is None:
+        raise InvalidBlueprint(
+            f"blueprint {name!r} has nothing to read here",
+            path="$.reads",
+            why="it reads what enters the module, which is not one tensor with the positions of what leaves",
+            todo="Choose a module around it, or a blueprint that reads what leaves.",
+        )
+    graph = Graph(site.layout, width, reads)
     try:
         output = design(graph, site)
     except EsperError:

@@ -9,9 +9,10 @@ from esper.errors import InvalidBlueprint
 from esper.ir import ops
 from esper.ir.caps import Caps
 from esper.ir.names import LONGEST_SHOWN, shown
-from esper.ir.types import Attr, Attrs, Layout, Node
+from esper.ir.types import Attr, Attrs, Layout, Node, Reads
 
-_DOCUMENT = frozenset({"name", "version", "layout", "channels", "nodes", "output"})
+_DOCUMENT = frozenset({"name", "version", "layout", "channels", "reads", "nodes", "output"})
+_OPTIONAL = frozenset({"name", "version", "reads"})
 _NODE = frozenset({"id", "op", "inputs", "attrs"})
 _MAX_INPUTS = 16
 UNNAMED = "unnamed"
@@ -25,6 +26,7 @@ class Document:
     version: int
     layout: Layout
     channels: int
+    reads: Reads
     nodes: tuple[Node, ...]
     output: str
 
@@ -49,12 +51,13 @@ def parsed(source: object, caps: Caps) -> Document:
         InvalidBlueprint: If it is not JSON, too long, or has a missing, unknown, repeated or mistyped field.
     """
     value = loaded(source, caps) if isinstance(source, str | bytes) else source
-    fields = _object(value, "$", _DOCUMENT, required=_DOCUMENT - {"name", "version"})
+    fields = _object(value, "$", _DOCUMENT, required=_DOCUMENT - _OPTIONAL)
     return Document(
         name=_text(fields.get("name", UNNAMED), "$.name"),
         version=_integer(fields.get("version", 1), "$.version"),
         layout=_layout(fields["layout"]),
         channels=_integer(fields["channels"], "$.channels"),
+        reads=_reads(fields.get("reads", Reads.OUTPUT.value)),
         nodes=_nodes(fields["nodes"], caps),
         output=_text(fields["output"], "$.output"),
     )
@@ -100,9 +103,10 @@ def checked_head(value: object) -> Iterator[InvalidBlueprint]:
     """Return what is wrong with the fields of a blueprint, each for itself."""
     fields: dict[str, object] = value if isinstance(value, dict) else {}
     checks: tuple[Callable[[], object], ...] = (
-        lambda: _object(value, "$", _DOCUMENT, required=_DOCUMENT - {"name", "version"}),
+        lambda: _object(value, "$", _DOCUMENT, required=_DOCUMENT - _OPTIONAL),
         lambda: _layout(fields.get("layout", Layout.FEATURES.value)),
         lambda: _integer(fields.get("channels", 1), "$.channels"),
+        lambda: _reads(fields.get("reads", Reads.OUTPUT.value)),
         lambda: _integer(fields.get("version", 1), "$.version"),
         lambda: _text(fields.get("name", UNNAMED), "$.name"),
         lambda: _text(fields.get("output", UNNAMED), "$.output"),
@@ -164,11 +168,18 @@ def _object(
 
 
 def _layout(value: object) -> Layout:
-    text = _text(value, "$.layout")
-    known = [layout.value for layout in Layout]
+    return Layout(_word(value, "layout", [layout.value for layout in Layout]))
+
+
+def _reads(value: object) -> Reads:
+    return Reads(_word(value, "reads", [reads.value for reads in Reads]))
+
+
+def _word(value: object, field: str, known: list[str]) -> str:
+    text = _text(value, f"$.{field}")
     if text not in known:
-        raise InvalidBlueprint(f"unknown layout {text[:80]!r}", path="$.layout", todo=ops.near(text[:80], known))
-    return Layout(text)
+        raise InvalidBlueprint(f"unknown {field} {text[:80]!r}", path=f"$.{field}", todo=ops.near(text[:80], known))
+    return text
 
 
 def _text(value: object, path: str) -> str:

@@ -259,7 +259,7 @@ def _stacked_maps(ir: BlueprintIR) -> Iterator[Finding]:
     for node in ir.nodes:
         before = by_id.get(node.inputs[0])
         if node.op == "linear" and before is not None and before.op == "linear":
-            narrow = ops.get("linear").width(ir.uses[ir.nodes.index(before)]) < min(ir.channels, ir.uses[0].inputs[0])
+            narrow = ops.get("linear").width(ir.uses[ir.nodes.index(before)]) < min(ir.channels, ir.out_channels)
             if not narrow:
                 yield Finding(
                     _path(ir, node.id),

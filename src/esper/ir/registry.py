@@ -11,7 +11,7 @@ from esper.ir.cost import check_extent
 from esper.ir.lint import check_birth
 from esper.ir.names import NAME_RULE, is_blueprint_name
 from esper.ir.representation import BlueprintIR
-from esper.ir.types import Layout, Site
+from esper.ir.types import Layout, Reads, Site
 
 
 class Kind(StrEnum):
@@ -21,6 +21,8 @@ class Kind(StrEnum):
     MIXING = "mixing"
     GATED = "gated"
     GATED_MIXING = "gated_mixing"
+    WIDENING = "widening"
+    """More hidden units beside those of the module, which reads what they read."""
     BLOCK = "block"
     """A whole block of its architecture, to be appended behind the last one."""
 
@@ -44,12 +46,14 @@ class Entry:
         design: The function that draws it for a site.
         layouts: Layouts for which it is meant.
         kind: What it can do.
+        reads: What it is given at a slot.
     """
 
     name: str
     design: Design
     layouts: frozenset[Layout]
     kind: Kind
+    reads: Reads = Reads.OUTPUT
 
     @property
     def source(self) -> str:
@@ -64,7 +68,13 @@ class BlueprintRegistry:
         self._entries: dict[str, Entry] = {}
 
     def register(
-        self, name: str, design: Design, *, layouts: Iterable[Layout] | None = None, kind: Kind = Kind.PLAIN
+        self,
+        name: str,
+        design: Design,
+        *,
+        layouts: Iterable[Layout] | None = None,
+        kind: Kind = Kind.PLAIN,
+        reads: Reads | str = Reads.OUTPUT,
     ) -> Entry:
         """Add a blueprint.
 
@@ -73,6 +83,7 @@ class BlueprintRegistry:
             design: Function from a graph and a site to the value that is F(x).
             layouts: Layouts for which it is meant; None means all on which it can be built.
             kind: What it can do; controllers prefer gated and mixing designs.
+            reads: What it is given: what leaves a slot's module, or what enters it.
 
         Returns:
             The entry.
@@ -82,7 +93,7 @@ class BlueprintRegistry:
             VersionTaken: If another design has the name.
         """
         _check_design(name, design)
-        entry = Entry(name, design, frozenset(Layout if layouts is None else layouts), kind)
+        entry = Entry(name, design, frozenset(Layout if layouts is None else layouts), kind, _reads(name, reads))
         before = self._entries.get(name)
         if before is not None and before.source != entry.source:
             raise VersionTaken(
@@ -128,7 +139,7 @@ class BlueprintRegistry:
                 path="$.layout",
                 why=f"it is meant for {', '.join(sorted(entry.layouts))}",
             )
-        ir = build(entry.design, site, name)
+        ir = build(entry.design, site, name, entry.reads)
         check_birth(ir)
         check_site(ir, site)
         return ir
@@ -156,11 +167,11 @@ def check_site(ir: BlueprintIR, site: Site) -> None:
     Raises:
         InvalidBlueprint: If layout, width or extent do not fit, or if it looks ahead where the site is causal.
     """
-    if (ir.layout, ir.channels) != (site.layout, site.channels):
+    if difference := unlike(ir, site):
         raise InvalidBlueprint(
             "blueprint and site differ",
             path="$.layout" if ir.layout != site.layout else "$.channels",
-            why=f"it is drawn for {ir.channels} channels in {ir.layout}; the site has {site.channels} in {site.layout}",
+            why=difference,
         )
     if site.extent:
         check_extent(ir, site.extent)
@@ -172,6 +183,19 @@ def check_site(ir: BlueprintIR, site: Site) -> None:
                 why="the site is causal: a token must not see later ones",
                 todo="Set causal to true, or declare the site with causal=False.",
             )
+
+
+def unlike(ir: BlueprintIR, site: Site) -> str | None:
+    """Say how a blueprint's layout and widths differ from a site's, or return None where they fit."""
+    if (ir.layout, ir.channels, ir.out_channels) == (site.layout, site.width_for(ir.reads), site.channels):
+        return None
+    if ir.reads is Reads.OUTPUT:
+        return f"it is made for {ir.channels} channels in {ir.layout}; the site has {site.channels} in {site.layout}"
+    enter = "an unknown number" if site.entering is None else site.entering
+    return (
+        f"it is made to read {ir.channels} channels and to add to {ir.out_channels} in {ir.layout}; "
+        f"{enter} enter and {site.channels} leave the site in {site.layout}"
+    )
 
 
 def _check_design(name: str, design: object) -> None:
@@ -189,6 +213,13 @@ def _check_design(name: str, design: object) -> None:
         )
 
 
+def _reads(name: str, reads: Reads | str) -> Reads:
+    known = [each.value for each in Reads]
+    if reads not in known:
+        raise ConfigError(f"blueprint {name!r} reads {reads!r}", why=f"it may read {' or '.join(known)}")
+    return Reads(reads)
+
+
 def _is_torch_module(thing: object) -> bool:
     """Recognise a module, class or instance, without importing torch."""
     kind = thing if isinstance(thing, type) else type(thing)
@@ -200,7 +231,11 @@ REGISTRY = BlueprintRegistry()
 
 
 def blueprint(
-    name: str, *, layouts: Iterable[Layout] | None = None, kind: Kind = Kind.PLAIN
+    name: str,
+    *,
+    layouts: Iterable[Layout] | None = None,
+    kind: Kind = Kind.PLAIN,
+    reads: Reads | str = Reads.OUTPUT,
 ) -> Callable[[Design], Design]:
     """Register a function as a blueprint.
 
@@ -215,6 +250,7 @@ def blueprint(
         name: Its name.
         layouts: Layouts for which it is meant; None means all on which it can be built.
         kind: What it can do; controllers prefer gated and mixing designs.
+        reads: What it is given: what leaves a slot's module, or what enters it.
 
     Returns:
         A decorator that gives the function back unchanged.
@@ -229,7 +265,7 @@ def blueprint(
         raise ConfigError("blueprint has no name", todo="Write @esper.blueprint('my_block').")
 
     def registered(design: Design) -> Design:
-        REGISTRY.register(name, design, layouts=layouts, kind=kind)
+        REGISTRY.register(name, design, layouts=layouts, kind=kind, reads=reads)
         return design
 
     return registered

@@ -14,7 +14,7 @@ from esper.ir.digest import digest_of
 from esper.ir.graph_check import check_reach, completed_node, depth_of, factors_of
 from esper.ir.names import NAME_RULE, is_blueprint_name
 from esper.ir.spec import TensorSpec
-from esper.ir.types import INPUT, Layout, Node
+from esper.ir.types import INPUT, Layout, Node, Reads
 
 JsonValue: TypeAlias = Union[bool, int, float, str, list["JsonValue"], dict[str, "JsonValue"], None]  # noqa: UP007
 """What JSON can say."""
@@ -25,19 +25,23 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class BlueprintIR:
-    """A design F for a graft y = x + alpha * F(x); the addition is not part of it.
+    """A design F for a graft y = h + alpha * F(h), or y = M(x) + alpha * F(x); the addition is not part of it.
 
-    F keeps layout, channels and extent. A blueprint that exists is valid: the constructor checks all rules but law 2, for
+    F keeps layout and extent, and the channels too where it reads what it is added to.
+
+    A blueprint that exists is valid: the constructor checks all rules but law 2, for
     which there is `esper.ir.check_birth`.
 
     Attributes:
         name: A label for people. It is in neither the canonical form nor the digest, and equality ignores it: what is
             computed is what a blueprint *is*.
         layout: Where the channels of every value lie.
-        channels: Width of the input and of the output.
+        channels: Width of the input.
         nodes: Operations in order: each uses ``"input"`` and nodes before it.
         output: Id of the node that is F(x).
         version: Version of the representation.
+        reads: Whether x is what leaves the slot's module, to which F(x) is added, or what enters it.
+        out_channels: Width of F(x); derived.
         uses: Each node's operation in its place; derived.
 
     Raises:
@@ -50,6 +54,8 @@ class BlueprintIR:
     nodes: tuple[Node, ...]
     output: str
     version: int = VERSION
+    reads: Reads = Reads.OUTPUT
+    out_channels: int = field(init=False, repr=False, compare=False)
     uses: tuple[Use, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -64,6 +70,7 @@ class BlueprintIR:
         object.__setattr__(self, "nodes", tuple(nodes))
         object.__setattr__(self, "uses", tuple(uses))
         self._check_output(widths)
+        object.__setattr__(self, "out_channels", widths[self.output])
         check_caps(self, CAPS)
 
     def _check_head(self) -> None:
@@ -89,7 +96,7 @@ class BlueprintIR:
                 path="$.output",
                 todo=ops.near(str(self.output)[:80], widths),
             )
-        if widths[self.output] != self.channels:
+        if self.reads is Reads.OUTPUT and widths[self.output] != self.channels:
             raise InvalidBlueprint(
                 f"the output has {widths[self.output]} channels",
                 path="$.output",
@@ -119,6 +126,7 @@ class BlueprintIR:
             nodes=document.nodes,
             output=document.output,
             version=document.version,
+            reads=document.reads,
         )
         check_caps(ir, caps)
         return ir
@@ -132,13 +140,15 @@ class BlueprintIR:
             {"id": node.id, "op": node.op, "inputs": list(node.inputs), "attrs": dict(node.attrs)}
             for node in self.nodes
         ]
-        return {
+        content: dict[str, JsonValue] = {
             "version": self.version,
             "layout": str(self.layout),
             "channels": self.channels,
             "nodes": nodes,
             "output": self.output,
         }
+        # The default is left out: a digest is that of what is computed.
+        return content if self.reads is Reads.OUTPUT else {**content, "reads": str(self.reads)}
 
     def canonical(self) -> bytes:
         """Return the one JSON text of what is computed: keys sorted, no spaces, attributes complete, no name."""
@@ -177,7 +187,11 @@ def check_caps(ir: BlueprintIR, caps: Caps) -> None:
         "nodes": (len(ir.nodes), caps.nodes, "$.nodes"),
         "operations on the longest path": (depth_of(ir.nodes), caps.depth, "$.nodes"),
         "factors of one value": (factors_of(ir.nodes), caps.factors, "$.nodes"),
-        "channels": (max(ir.channels, *(max(use.inputs) for use in ir.uses), 1), caps.channels, "$.channels"),
+        "channels": (
+            max(ir.channels, ir.out_channels, *(max(use.inputs) for use in ir.uses), 1),
+            caps.channels,
+            "$.channels",
+        ),
         "parameters": (params, caps.params, "$"),
         "FLOPs per position": (flops, caps.flops_per_position, "$"),
     }

@@ -37,6 +37,15 @@ class Layout(StrEnum):
         return self in (Layout.CHANNELS_1D, Layout.CHANNELS_2D)
 
 
+class Reads(StrEnum):
+    """What a blueprint's F is given at a slot."""
+
+    OUTPUT = "output"
+    """What leaves the slot's module: y = h + alpha * F(h)."""
+    INPUT = "input"
+    """What enters it, beside it: y = M(x) + alpha * F(x), as if the module had more hidden units."""
+
+
 _RANKS = {Layout.FEATURES: 0, Layout.TOKENS: 1, Layout.CHANNELS_1D: 1, Layout.CHANNELS_2D: 2}
 
 
@@ -46,26 +55,36 @@ class Site:
 
     Attributes:
         layout: Where the channels lie.
-        channels: Number of channels that enter and leave.
+        channels: Number of channels that leave the module there, to which a graft adds.
         extent: Sizes of the position axes, () for features or where they are not known; used for costs only, so equal
             designs for different extents have one digest.
         causal: Whether a token may see earlier tokens only. Heeded at token sites.
+        entering: Number of channels that enter the module there; None where that is not known, or where what enters has
+            other positions than what leaves, so that nothing can be read beside it.
+        activation: Nonlinearity of the host there, as the operation of that name; None where that is not known.
     """
 
     layout: Layout
     channels: int
     extent: tuple[int, ...] = ()
     causal: bool = True
+    entering: int | None = None
+    activation: str | None = None
 
     def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise ContractError("site has no channels", why=f"channels is {self.channels}", todo="Give at least 1.")
+        if min(self.channels, self.entering or 1) < 1 or self.entering == 0:
+            why = f"{self.entering} enter and {self.channels} leave"
+            raise ContractError("site has no channels", why=why, todo="Give at least 1.")
         if self.extent and (len(self.extent) != self.layout.rank or min(self.extent) < 1):
             raise ContractError(
                 f"extent {self.extent} does not fit the layout {self.layout}",
                 why=f"it has {self.layout.rank} position axes, each of at least 1",
                 todo="Give one size for each, or () where they are not known.",
             )
+
+    def width_for(self, reads: Reads) -> int | None:
+        """Return the channels that a blueprint is given here, or None where they are not known."""
+        return self.channels if reads is Reads.OUTPUT else self.entering
 
 
 class Attrs(Mapping[str, Attr]):

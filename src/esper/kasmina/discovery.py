@@ -12,10 +12,11 @@ from torch.nn.parameter import is_lazy
 
 from esper.errors import ConfigError, EsperError
 from esper.ir import Layout
+from esper.kasmina.activations import activation_at
 from esper.kasmina.compiling import eager
 from esper.kasmina.decoding import alone, decodes_with_cache
 from esper.kasmina.grafted import obstacle
-from esper.kasmina.layouts import channels_and_extent, fits, positions
+from esper.kasmina.layouts import channels_and_extent, entering, fits, positions
 from esper.kasmina.observe import Record, Sighting, tensors_in, watched
 from esper.kasmina.placement import CHILD, Place, Slot
 from esper.kasmina.quiet import quiet_eval
@@ -25,7 +26,7 @@ Wanted: TypeAlias = str | Slot | type[nn.Module] | Sequence[str | type[nn.Module
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 LEAVES = (nn.Linear, nn.Conv1d, nn.Conv2d)
-Draft: TypeAlias = tuple[int, Slot, nn.Module, Layout, tuple[int, ...], int]
+Draft: TypeAlias = tuple[Sighting, Slot, nn.Module, Layout, int]
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,14 @@ def find_places(model: nn.Module, wanted: Wanted, record: Record) -> Findings:
             refusals[slot.name] = reason
         elif layout is not None:
             uses = seen.calls * positions(layout, seen.shape or (), batch_first=record.batch_first)
-            drafts.append((seen.order, slot, modules[slot.name], layout, seen.shape or (), uses))
-    drafts.sort(key=lambda draft: draft[0])
+            drafts.append((seen, slot, modules[slot.name], layout, uses))
+    drafts.sort(key=lambda draft: draft[0].order)
     if not drafts and wanted != "auto":
         reasons = "; ".join(f"{name}: {why}" for name, why in refusals.items())
         raise ConfigError(
             "none of the slots can grow", why=reasons, todo="see esper.plan(model, example)", code="ESP-2212"
         )
-    return Findings(_staged(drafts), refusals)
+    return Findings(_staged(model, drafts), refusals)
 
 
 def check_wanted(model: nn.Module, wanted: Wanted) -> None:
@@ -275,14 +276,17 @@ def _no_match(item: str | Slot | type[nn.Module], names: list[str]) -> ConfigErr
 # -- shapes --------------------------------------------------------------------------------------------------------------
 
 
-def _staged(drafts: list[Draft]) -> tuple[Place, ...]:
+def _staged(model: nn.Module, drafts: list[Draft]) -> tuple[Place, ...]:
     places: list[Place] = []
     stage, before = -1, None
-    for order, (_, slot, module, layout, shape, uses) in enumerate(drafts):
+    for order, (seen, slot, module, layout, uses) in enumerate(drafts):
+        shape = seen.shape or ()
         channels, extent = channels_and_extent(layout, shape)
         if before != (layout, channels, extent):
             stage, before = stage + 1, (layout, channels, extent)
-        places.append(Place(slot.name, module, layout, channels, extent, order, stage, slot.causal, uses))
+        enter, activation = entering(layout, seen.entered, shape), activation_at(module, model)
+        place = Place(slot.name, module, layout, channels, extent, order, stage, slot.causal, uses, enter, activation)
+        places.append(place)
     return tuple(places)
 
 

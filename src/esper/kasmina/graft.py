@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from esper.blueprints import KernelModule, initial_state, load_kernel
 from esper.errors import ConfigError, Conflict
-from esper.ir import BlueprintIR
+from esper.ir import BlueprintIR, unlike
 from esper.kasmina.compiling import make_room
 from esper.kasmina.grafted import Graft, Grafts, grafts_of, is_grafted, obstacle
 from esper.kasmina.incubation import fit_role, taps_inside
@@ -257,10 +257,10 @@ def _floating(module: nn.Module) -> list[Tensor]:
 
 
 def _check_fit(ir: BlueprintIR, place: Place) -> None:
-    if (ir.layout, ir.channels) != (place.layout, place.channels):
+    if difference := unlike(ir, place.site()):
         raise ConfigError(
             f"the kernel does not fit slot {place.name}",
-            why=f"it is made for {ir.channels} channels in {ir.layout}; the slot has {place.channels} in {place.layout}",
+            why=difference,
             todo="draw the blueprint for this slot's site",
             code="ESP-2220",
         )

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from esper.blueprints import KernelModule
 from esper.errors import ConfigError
+from esper.ir import Reads
 from esper.kasmina.morph import drop_role, role_of
 from esper.kasmina.placement import CHILD
 
 
 class Graft(nn.Module):
-    """One joined kernel: ``h + alpha * F(h)``.
+    """One joined kernel: ``h + alpha * F(x)``, x being what left the slot's module, h itself, or what entered it.
 
     Args:
         kernel: F.
@@ -35,12 +36,14 @@ class Graft(nn.Module):
         self.kernel_id = kernel_id
         self.blueprint = blueprint
         self.active = True
+        self._reads_input = kernel.ir.reads is Reads.INPUT
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, entered: object) -> Tensor:
         """Return the host's value with what the kernel adds."""
         if not self.active:
             return h
-        added: Tensor = self.alpha * self.kernel(h)
+        x = as_entered(entered) if self._reads_input else h
+        added: Tensor = self.alpha * self.kernel(x)
         return h + added.to(h.dtype)
 
 
@@ -53,8 +56,13 @@ class Grafts(nn.ModuleDict):
         for name in sorted(self, key=int):
             self._modules[name] = self._modules.pop(name)
 
-    def grown(self, h: Tensor) -> Tensor:
-        """Return the host's value with what every graft adds."""
+    def grown(self, h: Tensor, entered: object) -> Tensor:
+        """Return the host's value with what every graft adds.
+
+        Args:
+            h: What the module returned.
+            entered: Its first argument.
+        """
         if not isinstance(h, Tensor):
             raise ConfigError(
                 f"a module with a graft returned a {type(h).__name__}",
@@ -64,10 +72,10 @@ class Grafts(nn.ModuleDict):
             )
         if h.is_nested and h.layout is torch.strided:
             # What an nn.TransformerEncoder hands from layer to layer when it skips padding.
-            padded = self.grown(h.to_padded_tensor(0.0))
+            padded = self.grown(dense(h), dense(entered))
             return torch._nested_from_padded_and_nested_example(padded, h)
         for graft in self.values():
-            h = graft(h)
+            h = graft(h, entered)
         return h
 
     def forward(self, value: Any, *_args: Any, **_kwargs: Any) -> Any:
@@ -88,7 +96,7 @@ class GraftedModule(SlotRole):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the host's value with what the grafts add."""
         host: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]
-        return grafts_of(cast(nn.Module, self)).grown(host)
+        return grafts_of(cast(nn.Module, self)).grown(host, first_of(args))
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """Iterate over the host's own children."""
@@ -183,6 +191,33 @@ def obstacle(module: nn.Module) -> str | None:
     if role is not None and not issubclass(role, SlotRole):
         return "it is wrapped on its own; esper.unwrap it first"
     return None
+
+
+def first_of(args: tuple[Any, ...]) -> Any:
+    """Return the first of a module's positional arguments, which is what a graft may read; None where there is none."""
+    return args[0] if args else None
+
+
+def as_entered(entered: object) -> Tensor:
+    """Return what entered a module as the tensor that a graft reads.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    if isinstance(entered, Tensor):
+        return entered
+    raise ConfigError(
+        "a module with a graft was called without a tensor as its first argument",
+        why="the graft reads that, as the module was called so when its slot was found",
+        todo="call it so always, or roll the graft back",
+        code="ESP-2225",
+    )
+
+
+def dense(value: Any) -> Any:
+    """Return a nested tensor padded with zeros, and anything else as it is."""
+    nested = isinstance(value, Tensor) and value.is_nested and value.layout is torch.strided
+    return value.to_padded_tensor(0.0) if nested else value
 
 
 def _own(module: object) -> dict[str, nn.Module]:

@@ -11,12 +11,15 @@ from torch._compile import _disable_dynamo
 from torch.autograd.function import FunctionCtx
 
 from esper.errors import ConfigError, Conflict
+from esper.ir import Reads
 from esper.kasmina.compiling import compiled_regions
 from esper.kasmina.grafted import (
     GraftedMapping,
     GraftedModule,
     GraftedSequence,
     SlotRole,
+    as_entered,
+    first_of,
     role_for,
 )
 from esper.kasmina.morph import drop_role, take_role
@@ -35,6 +38,7 @@ class Incubation:
         kernel: F; no part of the model, so that neither its optimizer nor its clipping reaches it.
         kernel_id: Content address of the kernel that it was born from.
         blueprint: Name of its blueprint.
+        reads: Whether F reads what leaves the slot's module, or what enters it.
         loss_scale: Returns by how much the loss is scaled, as a tensor, or None.
         passes: Backward passes that it learned from.
         failure: Why it learns no more, or None.
@@ -44,27 +48,28 @@ class Incubation:
     kernel: nn.Module
     kernel_id: str
     blueprint: str
+    reads: Reads = Reads.OUTPUT
     loss_scale: Callable[[torch.device], Tensor] | None = None
     passes: int = 0
     failure: str | None = None
     sick: Tensor | None = None
 
-    def learn(self, h: Tensor, gradient: Tensor, precision: "Precision") -> None:
-        """Take the gradient that h + F(h) would hand to F; whatever goes wrong stays here and is noted."""
+    def learn(self, x: Tensor | None, gradient: Tensor, precision: "Precision") -> None:
+        """Take the gradient that h + F(x) would hand to F; whatever goes wrong stays here and is noted."""
         if self.failure is not None:
             return
         try:
-            with preserved_rng(), torch.enable_grad(), precision.applied(h.device):
-                self._accumulate(h, gradient)
+            with preserved_rng(), torch.enable_grad(), precision.applied(gradient.device):
+                self._accumulate(as_entered(x), gradient)
         except Exception as error:
             self.failure = f"it raised {type(error).__name__}: {error}"
         self.passes += 1
 
-    def _accumulate(self, h: Tensor, gradient: Tensor) -> None:
-        added = self.kernel(h)
-        if not isinstance(added, Tensor) or added.shape != h.shape:
+    def _accumulate(self, x: Tensor, gradient: Tensor) -> None:
+        added = self.kernel(x)
+        if not isinstance(added, Tensor) or added.shape != gradient.shape:
             other = f"shape {tuple(added.shape)}" if isinstance(added, Tensor) else f"a {type(added).__name__}"
-            self.failure = f"it returned {other}, and the slot returns shape {tuple(h.shape)}"
+            self.failure = f"it returned {other}, and the slot returns shape {tuple(gradient.shape)}"
             return
         sick = ~torch.isfinite(added.detach()).all()
         self.sick = sick if self.sick is None else self.sick | sick
@@ -72,7 +77,7 @@ class Incubation:
         found: Sequence[Tensor | None]
         found = torch.autograd.grad(added, learning, gradient.to(added.dtype), allow_unused=True)
         if self.loss_scale is not None:
-            found = _unscaled(found, self.loss_scale(h.device))
+            found = _unscaled(found, self.loss_scale(x.device))
         for parameter, own in zip(learning, found, strict=True):
             if own is not None:
                 parameter.grad = own if parameter.grad is None else parameter.grad + own
@@ -130,6 +135,11 @@ class Nursery:
             and any(seed.failure is None for seed in self.seeds.values())
         )
 
+    @property
+    def reads(self) -> frozenset[Reads]:
+        """What the seeds here read."""
+        return frozenset(seed.reads for seed in self.seeds.values())
+
     def __reduce__(self) -> tuple[type["Nursery"], tuple[()]]:
         return Nursery, ()
 
@@ -141,27 +151,39 @@ class Tap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, h: Tensor, nursery: Nursery) -> Tensor:
+    def forward(ctx: FunctionCtx, h: Tensor, nursery: Nursery, entered: object) -> Tensor:
         """Return the host's value: the same memory, and no view, so that what follows may change it in place."""
         own = cast(Any, ctx)
         own.nursery, own.precision = nursery, Precision.now(h.device)
-        own.seen = h.detach().clone(memory_format=torch.preserve_format)
+        own.seen = {reads: _copied(h if reads is Reads.OUTPUT else entered) for reads in nursery.reads}
         return h.detach()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         """Return the host's gradient itself."""
         own = cast(Any, ctx)
         if not own.nursery.paused:
             finite = torch.nan_to_num(gradient.detach(), nan=0.0, posinf=0.0, neginf=0.0)
             for seed in own.nursery.seeds.values():
-                seed.learn(own.seen, finite, own.precision)
-        return gradient, None
+                if seed.reads in own.seen:  # and was there when the host was run
+                    seed.learn(own.seen[seed.reads], finite, own.precision)
+        return gradient, None, None
 
 
-def _tapped(h: Tensor, nursery: Nursery) -> Tensor:
-    """Return a value that equals ``h`` and from whose gradient the nursery learns."""
-    found: Tensor = Tap.apply(h, nursery)  # type: ignore[no-untyped-call]
+def _copied(value: object) -> Tensor | None:
+    return value.detach().clone(memory_format=torch.preserve_format) if isinstance(value, Tensor) else None
+
+
+def _tapped(h: Tensor, nursery: Nursery, entered: Any) -> Tensor:
+    """Return a value that equals ``h`` and from whose gradient the nursery learns.
+
+    Args:
+        h: What the slot's module returned.
+        nursery: Its own.
+        entered: The module's first argument.
+    """
+    apart = entered.detach() if isinstance(entered, Tensor) else None
+    found: Tensor = Tap.apply(h, nursery, apart)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -188,7 +210,7 @@ class TappedCall:
             return h
         for seed in self._nursery.seeds.values():  # no role of the module's class sees to this
             seed.kernel.to(h.device).train(self._module.training)
-        return tapped(h, self._nursery)
+        return tapped(h, self._nursery, first_of(args))
 
 
 class IncubatingModule(SlotRole):
@@ -200,7 +222,7 @@ class IncubatingModule(SlotRole):
         nursery: Nursery | None = vars(self).get(NURSERY)
         if nursery is None or not nursery.listens(h) or "_is_replica" in vars(self):
             return h
-        return tapped(h, nursery)
+        return tapped(h, nursery, first_of(args))
 
     def train(self, mode: bool = True) -> Any:
         """Set the mode, of what learns apart too."""

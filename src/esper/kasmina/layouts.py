@@ -97,6 +97,18 @@ def channels_and_extent(layout: Layout, shape: tuple[int, ...]) -> tuple[int, tu
     return shape[-1], shape[1:-1] if layout is Layout.TOKENS else ()
 
 
+def around(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes of all axes but that of the channels."""
+    return (shape[0], *shape[2:]) if layout.is_channels_first else shape[:-1]
+
+
+def entering(layout: Layout, entered: tuple[int, ...] | None, left: tuple[int, ...]) -> int | None:
+    """Return the channels of what entered a module, or None where it has other positions than what left it."""
+    if entered is None or len(entered) != len(left) or around(layout, entered) != around(layout, left):
+        return None
+    return channels_and_extent(layout, entered)[0]
+
+
 def positions(layout: Layout, shape: tuple[int, ...], *, batch_first: bool) -> int:
     """Return how many vectors of one example stand beside each other in an output whose layout has no axis for them."""
     if layout is not Layout.FEATURES or len(shape) < 3:

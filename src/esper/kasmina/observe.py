@@ -23,6 +23,7 @@ class Sighting:
         calls: How often it ran.
         order: Position among first calls, by the time of their return.
         shape: Shape of its output, or None where that is not one tensor.
+        entered: Shape of its first argument, where that is one floating tensor in every call, which it left alone.
         dtype: Type of its output.
         tells: What the layers inside say of its layout, in forward order.
         output: Identity of the output tensor, to find the model's own.
@@ -31,6 +32,7 @@ class Sighting:
     calls: int = 0
     order: int = 0
     shape: tuple[int, ...] | None = None
+    entered: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
     tells: tuple[Tell, ...] = ()
     output: int = 0
@@ -68,11 +70,11 @@ def watched(model: nn.Module) -> Iterator[Record]:
     record = Record()
     own = set(model.modules())
     tells: list[Tell] = []
-    entries: dict[nn.Module, list[int]] = {}
+    entries: dict[nn.Module, list[tuple[int, int]]] = {}
 
-    def enter(module: nn.Module, _inputs: Any) -> None:
+    def enter(module: nn.Module, inputs: Any) -> None:
         if module in own:
-            entries.setdefault(module, []).append(len(tells))
+            entries.setdefault(module, []).append((len(tells), _version(inputs)))
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         if module not in own:
@@ -83,7 +85,9 @@ def watched(model: nn.Module) -> Iterator[Record]:
         tell = tell_of(module, output)
         if tell is not None:
             tells.append(tell)
-        _note(record, module, output, tuple(tells[entries[module].pop() :]))
+        first, version = entries[module].pop()
+        entered = _shape_of_first(inputs) if _version(inputs) == version else None
+        _note(record, module, output, entered, tuple(tells[first:]))
 
     hooks = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave))
     try:
@@ -106,9 +110,24 @@ def tensors_in(value: object) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def _note(record: Record, module: nn.Module, output: object, tells: tuple[Tell, ...]) -> None:
-    seen = record.sightings.setdefault(module, Sighting(order=len(record.sightings)))
+def _version(inputs: tuple[object, ...]) -> int:
+    """Return how often a module's first argument was changed in place, which a graft that reads it would not survive."""
+    first = inputs[0] if inputs else None
+    return first._version if isinstance(first, Tensor) and not first.is_inference() else 0
+
+
+def _shape_of_first(inputs: tuple[object, ...]) -> tuple[int, ...] | None:
+    first = inputs[0] if inputs else None
+    readable = isinstance(first, Tensor) and not first.is_nested and first.is_floating_point()
+    return tuple(first.shape) if readable and isinstance(first, Tensor) else None
+
+
+def _note(
+    record: Record, module: nn.Module, output: object, entered: tuple[int, ...] | None, tells: tuple[Tell, ...]
+) -> None:
+    seen = record.sightings.setdefault(module, Sighting(order=len(record.sightings), entered=entered))
     seen.calls += 1
+    seen.entered = entered if entered == seen.entered else None
     seen.tells += tells
     if isinstance(output, Tensor) and not output.is_nested:
         record.kept.append(output)

@@ -51,7 +51,7 @@ class Place:
 
     Attributes:
         name: Qualified name of the module.
-        module: The module; a graft computes on its output.
+        module: The module; a graft computes on its output, or beside it on its input, and adds to its output.
         layout: Where the channels lie.
         channels: How many there are.
         extent: Sizes of the position axes in the example.
@@ -60,6 +60,8 @@ class Place:
         causal: Whether tokens may look back only.
         uses: How often a graft computes on that extent in one pass of one example: in every call of the module, and for
             features at every position.
+        entering: How many channels enter the module; None where that is not one tensor with the positions of what leaves.
+        activation: The one nonlinearity in the module, or else in the model, as an operation; None where it has not one.
     """
 
     name: str
@@ -71,10 +73,12 @@ class Place:
     stage: int
     causal: bool
     uses: int = 1
+    entering: int | None = None
+    activation: str | None = None
 
     def site(self) -> Site:
         """Return what a blueprint is drawn for."""
-        return Site(self.layout, self.channels, self.extent, self.causal)
+        return Site(self.layout, self.channels, self.extent, self.causal, self.entering, self.activation)
 
     def price(self, ir: BlueprintIR) -> Cost:
         """Return what a blueprint would cost here: parameters, and forward FLOPs per example."""
@@ -86,6 +90,7 @@ class Place:
         return {
             "name": self.name, "layout": self.layout.value, "channels": self.channels, "extent": list(self.extent),
             "order": self.order, "stage": self.stage, "causal": self.causal, "uses": self.uses,
+            "entering": self.entering, "activation": self.activation,
         }  # fmt: skip
 
     @classmethod

@@ -19,7 +19,7 @@ def evaluate(ir: BlueprintIR, weights: Mapping[str, Array], x: Array, *, trainin
         training: Whether batch norm uses the statistics of the batch rather than the running ones.
 
     Returns:
-        F(x) in float64, of the shape of x.
+        F(x) in float64, of the layout and the positions of x.
 
     Raises:
         ContractError: If the input or a weight does not have the right shape.

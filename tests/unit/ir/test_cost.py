@@ -16,6 +16,8 @@ SITES = [
     Site(Layout.TOKENS, 32, (9,), causal=False),
     Site(Layout.CHANNELS_1D, 12, (15,)),
     Site(Layout.CHANNELS_2D, 16, (7, 5)),
+    Site(Layout.FEATURES, 24, entering=7),
+    Site(Layout.CHANNELS_1D, 12, (15,), entering=4),
 ]
 CASES = [(name, site) for site in SITES for name in catalog.CATALOG if REGISTRY.refusal(name, site) is None]
 BATCH = 3
@@ -26,11 +28,11 @@ def test_every_blueprint_of_the_catalogue_is_priced_somewhere() -> None:
     assert {site.layout for _, site in CASES} == set(Layout)
 
 
-@pytest.mark.parametrize(("name", "site"), CASES, ids=[f"{name}-{site.layout}" for name, site in CASES])
+@pytest.mark.parametrize(("name", "site"), CASES, ids=[f"{name}-{site.layout}-{site.entering}" for name, site in CASES])
 def test_the_price_of_a_blueprint_is_what_torch_counts(name: str, site: Site) -> None:
     ir = REGISTRY.build(name, site)
     kernel = KernelModule(ir, initial_state(ir, seed=0, dtype="float32"))
-    shape = (site.channels, *site.extent) if site.layout.is_channels_first else (*site.extent, site.channels)
+    shape = (ir.channels, *site.extent) if site.layout.is_channels_first else (*site.extent, ir.channels)
     # The math form, as the counter knows no fused attention of the CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         kernel(torch.ones(BATCH, *shape))

@@ -171,7 +171,10 @@ def test_an_unknown_name_is_answered_with_what_was_meant() -> None:
 
 def test_the_catalogue_offers_what_fits_a_site() -> None:
     assert REGISTRY.eligible(Site(Layout.FEATURES, 8)) == ["gated_mlp", "low_rank", "mlp_adapter"]
-    assert set(REGISTRY.eligible(Site(Layout.CHANNELS_2D, 8, (8, 8)))) == set(catalog.CATALOG) - {"transformer_block"}
+    maps = set(REGISTRY.eligible(Site(Layout.CHANNELS_2D, 8, (8, 8))))
+    assert maps == set(catalog.CATALOG) - {"transformer_block", "wider_conv", "wider_mlp"}
+    assert "wider_mlp" in REGISTRY.eligible(Site(Layout.FEATURES, 8, entering=5))
+    assert "wider_conv" in REGISTRY.eligible(Site(Layout.CHANNELS_2D, 8, entering=5))
     assert "transformer_block" in REGISTRY.eligible(Site(Layout.TOKENS, 8))
     refused = REGISTRY.refusal("gated_conv", Site(Layout.TOKENS, 8))
     assert refused is not None

@@ -72,7 +72,7 @@ def test_a_plan_reads_as_text() -> None:
 def test_blueprints_that_do_not_fit_are_refused_with_the_reason() -> None:
     found = plan(ZOO["mlp"].model(), ZOO["mlp"].batch().x)
     assert found.refusals["fc1/gated_conv"] == "it is meant for channels_1d, channels_2d"
-    assert {graft.blueprint for graft in found.grafts} == {"gated_mlp", "low_rank", "mlp_adapter"}
+    assert {graft.blueprint for graft in found.grafts} == {"gated_mlp", "low_rank", "mlp_adapter", "wider_mlp"}
 
 
 def test_a_dead_design_is_left_out_with_the_reason() -> None:

@@ -43,7 +43,7 @@ def test_a_sound_blueprint_passes() -> None:
 @pytest.mark.parametrize("layout", list(Layout))
 def test_the_catalogue_passes_at_the_widths_of_common_hosts(name: str, layout: Layout) -> None:
     for channels in (1, 16, 256, 768):
-        site = Site(layout, channels)
+        site = Site(layout, channels, entering=channels)
         if REGISTRY.refusal(name, site) is None:
             screen(REGISTRY.build(name, site).to_json(), ForgeLimits())
 

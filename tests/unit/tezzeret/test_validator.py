@@ -44,7 +44,7 @@ def batch_normed() -> BlueprintIR:
 @pytest.mark.parametrize("layout", list(Layout))
 @pytest.mark.parametrize("name", catalog.CATALOG)
 def test_the_catalogue_passes_in_every_layout_and_type(name: str, layout: Layout, dtype: str) -> None:
-    site = Site(layout, 12)
+    site = Site(layout, 12, entering=7)
     if REGISTRY.refusal(name, site) is None:
         report = validated(REGISTRY.build(name, site), dtype)
         assert report.passed, report.reasons

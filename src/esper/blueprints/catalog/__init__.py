@@ -8,6 +8,8 @@ from esper.blueprints.catalog.low_rank import low_rank
 from esper.blueprints.catalog.mlp_adapter import mlp_adapter
 from esper.blueprints.catalog.self_attention import self_attention
 from esper.blueprints.catalog.transformer_block import transformer_block
+from esper.blueprints.catalog.wider_conv import wider_conv
+from esper.blueprints.catalog.wider_mlp import wider_mlp
 
 __all__ = [
     "CATALOG",
@@ -19,6 +21,8 @@ __all__ = [
     "mlp_adapter",
     "self_attention",
     "transformer_block",
+    "wider_conv",
+    "wider_mlp",
 ]
 
 CATALOG = (
@@ -30,5 +34,7 @@ CATALOG = (
     "mlp_adapter",
     "conv_bottleneck",
     "low_rank",
+    "wider_mlp",
+    "wider_conv",
 )
 """Names of the shipped blueprints."""

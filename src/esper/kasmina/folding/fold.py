@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,9 @@ TOLERANCE = 1e-5
 def fold(model: nn.Module, example: object = None) -> nn.Module:
     """Return a copy of a grown model in which every module with grafts is a ``torch.fx.GraphModule``.
 
+    A ``Sequential`` of a linear layer, a nonlinearity and a linear layer in which only hidden units of that kind have grown
+    stays one, its layers wider.
+
     The copy names torch and the host's own classes only; it can be trained, saved and loaded where Esper is not installed.
     A seed that is switched off or learns apart is left out; one that is still on trial stays, with the strength that it has
     now. The host's ``layer.weight`` keeps its name where ``layer`` is a single linear or convolution; elsewhere a grafted
@@ -47,9 +51,14 @@ def fold(model: nn.Module, example: object = None) -> nn.Module:
     with preserved_rng():
         folded = _copied(model)
         calls = {} if example is None else _calls(folded, example)
+        names = Counter(id(parameter) for _, parameter in folded.named_parameters(remove_duplicate=False))
+
+        def is_own(parameter: Tensor) -> bool:
+            return names[id(parameter)] <= 1
+
         sites = [(name, module) for name, module in folded.named_modules() if is_grafted(module)]
         for name, module in sites:
-            fold_site(name, module, calls.get(module))
+            fold_site(name, module, calls.get(module), is_own)
         _leave(folded)
         for name, module in folded.named_modules():
             _mind_padding(name, module, [site for _, site in sites])

@@ -1,7 +1,7 @@
 """A module with grafts becomes a graph: what its host computes, and what the grafts add to it."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 from types import SimpleNamespace
@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from esper.errors import ConfigError
-from esper.ir import INPUT
+from esper.ir import INPUT, Reads
 from esper.kasmina.folding.bodies import Sketch, draw
 from esper.kasmina.folding.steps import steps_of
+from esper.kasmina.folding.widening import widened
 from esper.kasmina.grafted import Graft, grafts_of
 from esper.kasmina.morph import base_of
 from esper.kasmina.placement import CHILD
@@ -42,13 +43,16 @@ class Call:
     kwargs: tuple[str, ...]
 
 
-def fold_site(name: str, module: nn.Module, call: Call | None) -> None:
+def fold_site(name: str, module: nn.Module, call: Call | None, is_own: Callable[[Tensor], bool]) -> None:
     """Turn a grafted module into a ``GraphModule``, in place, so that whoever holds it holds the graph.
+
+    Where all that has grown is hidden units of its own kind, it stays the module that it is, with wider layers.
 
     Args:
         name: Its name, for messages.
         module: A grafted module of a model that nobody else uses.
         call: How it was called, if that was seen.
+        is_own: Whether nothing else uses a parameter.
 
     Raises:
         ConfigError: If it cannot be a graph.
@@ -56,10 +60,15 @@ def fold_site(name: str, module: nn.Module, call: Call | None) -> None:
     _check(name, module)
     grafts: list[tuple[str, Graft]] = [(index, graft) for index, graft in grafts_of(module).items()]  # type: ignore[misc]
     host = _host(module)
+    grafts = widened(host, grafts, is_own)
+    if not grafts:
+        del module._modules[CHILD]
+        return
     sketch = Sketch(Graph())
     value = _layer(sketch, host) if _is_plain_layer(host) else _called(sketch, name, host, call)
+    entered = next(iter(sketch.graph.find_nodes(op="placeholder")), None)
     for index, graft in grafts:
-        value = _grown(sketch, index, graft, value)
+        value = _grown(sketch, index, graft, value, entered)
     sketch.graph.output(value)
     site = GraphModule(sketch.parts, sketch.graph, class_name=type(host).__name__)
     for part in (module for target, module in sketch.parts.items() if target != HOST and isinstance(module, nn.Module)):
@@ -69,13 +78,15 @@ def fold_site(name: str, module: nn.Module, call: Call | None) -> None:
     _become(name, module, site)
 
 
-def _grown(sketch: Sketch, index: str, graft: Graft, h: Node) -> Node:
-    """Draw h + alpha * F(h)."""
+def _grown(sketch: Sketch, index: str, graft: Graft, h: Node, entered: Node | None) -> Node:
+    """Draw h + alpha * F(x)."""
     alpha = float(graft.alpha)
     if not graft.active or alpha == 0.0:
         return h
     sketch.prefix = f"{GRAFTS}.{index}."
-    values = {INPUT: h}
+    x = h if graft.kernel.ir.reads is Reads.OUTPUT else entered
+    assert x is not None, "a host whose input is read has one"
+    values = {INPUT: x}
     steps = steps_of(graft.kernel, alpha)
     for step in steps:
         values[step.name] = draw(sketch, step, tuple(values[source] for source in step.inputs))

@@ -58,7 +58,7 @@ def steps_of(kernel: KernelModule, alpha: float) -> tuple[Step, ...]:
         tensors = {spec.name: owned[f"{node.id}.{spec.name}"] for spec in ops.get(node.op).tensors(use)}
         steps.append(Step(node.id, node.id, node.op, use, node.inputs, tensors))
     if alpha != 1.0:
-        use = Use(ir.layout, (ir.channels,), Attrs({"value": alpha}))
+        use = Use(ir.layout, (ir.out_channels,), Attrs({"value": alpha}))
         steps.append(Step(_ALPHA, _ALPHA, "scale", use, (ir.output,), {}))
     return merged(tuple(steps))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.ir import Layout
+from esper.kasmina.layouts import around
 from esper.kasmina.placement import Place, placement_of
 from esper.kasmina.signals.signal import Scores
 
@@ -122,13 +123,7 @@ def _source(inputs: Any, output: Tensor, layout: Layout) -> Tensor:
     """Return the module's own input where it has the output's positions, its output otherwise."""
     first = inputs[0] if isinstance(inputs, tuple) and inputs and isinstance(inputs[0], Tensor) else output
     same = first.is_floating_point() and first.ndim == output.ndim
-    return first if same and _positions(first, layout) == _positions(output, layout) else output
-
-
-def _positions(tensor: Tensor, layout: Layout) -> tuple[int, ...]:
-    """Return the sizes of all axes but that of the channels."""
-    shape = tuple(tensor.shape)
-    return (shape[0], *shape[2:]) if layout.is_channels_first else shape[:-1]
+    return first if same and around(layout, tuple(first.shape)) == around(layout, tuple(output.shape)) else output
 
 
 def _rows(tensor: Tensor, layout: Layout) -> Tensor:

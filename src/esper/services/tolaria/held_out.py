@@ -10,6 +10,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from esper.errors import ConfigError
 from esper.kasmina.compiling import eager
 from esper.kasmina.flop_counter import FlopCounter
+from esper.kasmina.passage import Passage
 from esper.kasmina.quiet import quiet_eval
 
 Validate = Callable[[nn.Module], Tensor]
@@ -23,13 +24,13 @@ class Measurement:
     Attributes:
         losses: One per held-out example, float64 on the CPU.
         flops: Floating-point operations that measuring took.
-        seen: What the captured module returned on its first call, or None.
+        seen: The first call of the captured module, or None.
         agreed: Mean over the examples of every process, or None where this one is alone.
     """
 
     losses: Tensor
     flops: int
-    seen: Tensor | None = None
+    seen: Passage | None = None
     agreed: float | None = None
 
     @property
@@ -65,12 +66,12 @@ class HeldOut:
 
         Args:
             topology_version: FLOPs are counted once per version and reused.
-            capture: A module whose first output is wanted too.
+            capture: A module whose first call is wanted too.
 
         Raises:
             ConfigError: If ``validate`` does not return a 1-D tensor of losses.
         """
-        seen: list[Tensor] = []
+        seen: list[Passage] = []
         hidden = capture is not None or topology_version not in self._flops
         with quiet_eval(self._model), eager() if hidden else nullcontext(), _captured(capture, seen):
             losses, flops = self._counted(topology_version)
@@ -102,15 +103,14 @@ def _checked(losses: object) -> Tensor:
 
 
 @contextmanager
-def _captured(module: nn.Module | None, seen: list[Tensor]) -> Iterator[None]:
+def _captured(module: nn.Module | None, seen: list[Passage]) -> Iterator[None]:
     if module is None:
         yield
         return
 
-    def keep(called: nn.Module, _inputs: object, output: object) -> None:
+    def keep(called: nn.Module, args: tuple[object, ...], output: object) -> None:
         if called is module and not seen and isinstance(output, Tensor):
-            dense = output.to_padded_tensor(0.0) if output.is_nested else output
-            seen.append(dense.detach().clone())
+            seen.append(Passage.of(args, output))
 
     # torch's global hook: a module that has one of its own leaves its fast path, and computes other bits.
     hook = register_module_forward_hook(keep)

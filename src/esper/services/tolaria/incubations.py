@@ -1,10 +1,9 @@
 """Kernels that learn apart, from the decision to their joining or their end; the host never meets one that fails (law 3)."""
 
-from torch import Tensor
-
 from esper.contracts.adaptation import AdaptationDecision, Outcome, Verdict
 from esper.errors import EsperError
 from esper.kasmina import SeedState
+from esper.kasmina.passage import Passage
 from esper.services.tolaria.events import EventKind, GrowthEvent
 from esper.services.tolaria.incubator import Apprentice
 from esper.services.tolaria.kernels import ReadyKernel
@@ -57,7 +56,7 @@ class Incubations:
             return []
         return [self._failed(apprentice, why) for apprentice, why in self._incubator.step(look=look)]
 
-    def graduate(self, apprentice: Apprentice, *, before: float, seen: Tensor | None) -> GrowthEvent:
+    def graduate(self, apprentice: Apprentice, *, before: float, seen: Passage | None) -> GrowthEvent:
         """Let a kernel join, at a strength that rises from almost nothing; see ``Trials.join``."""
         learned = self._incubator.learned(apprentice)
         self._incubator.release(apprentice)

@@ -191,7 +191,8 @@ class Incubator:
     ) -> Apprentice:
         slot, seed_idx = str(decision.target_layer), decision.seed_idx
         blueprint = ready.blueprint or decision.blueprint or ""
-        incubation = Incubation(kernel, ready.kernel_id, blueprint, None if self.scaler is None else self._loss_scale)
+        scale = None if self.scaler is None else self._loss_scale
+        incubation = Incubation(kernel, ready.kernel_id, blueprint, kernel.ir.reads, scale)
         optimizer = _own_optimizer(self.host, like, list(kernel.parameters()))
         plant(self.model, slot, seed_idx, incubation)
         apprentice = Apprentice(decision, ready, kernel, incubation, optimizer, like, left)

@@ -4,11 +4,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
+from esper.blueprints import KernelModule
 from esper.errors import GraftFailed
 from esper.kasmina import Newborn, detach, join, placement_of, topology
 from esper.kasmina.graft import adopt
+from esper.kasmina.passage import Passage
 from esper.services.tolaria.distributed.partition import holder_of
 from esper.services.tolaria.incubator import Apprentice
 from esper.services.tolaria.newborn_rate import NewbornRate, born_at
@@ -55,7 +56,7 @@ class Surgeon:
         *,
         kernel_id: str,
         key: str,
-        seen: Tensor | None,
+        seen: Passage | None,
         blueprint: str = "",
         apprentice: Apprentice | None = None,
     ) -> Newborn:
@@ -66,7 +67,7 @@ class Surgeon:
             data: The kernel's bytes.
             kernel_id: Their digest, verified before anything is parsed.
             key: Under which the state before the join is held.
-            seen: An output of the slot's module, on which the newborn is probed; None where none was captured.
+            seen: What passed through the slot, on which the newborn is probed; None where nothing was captured.
             blueprint: Name of the design, for people.
             apprentice: The kernel after it learned apart, which joins in place of the bytes.
 
@@ -141,7 +142,7 @@ class Surgeon:
         now.pop((cut.slot, cut.seed_idx), None)
         return now == {(entry.slot, entry.seed_idx): entry.kernel_id for entry in snapshot.entries}
 
-    def _joined(self, cut: Cut, data: bytes, kernel_id: str, blueprint: str, seen: Tensor | None) -> Newborn:
+    def _joined(self, cut: Cut, data: bytes, kernel_id: str, blueprint: str, seen: Passage | None) -> Newborn:
         place = placement_of(self.subject.model).slots[cut.slot]
         like = host_group_of(self.subject.optimizer, place.module.parameters())
         newborn = join(self.subject.model, cut.slot, cut.seed_idx, data, kernel_id=kernel_id, blueprint=blueprint)
@@ -149,7 +150,7 @@ class Surgeon:
         self._enrol(newborn, like)
         return newborn
 
-    def _agreed_strength(self, kernel: nn.Module, seen: Tensor | None) -> float:
+    def _agreed_strength(self, kernel: KernelModule, seen: Passage | None) -> float:
         """Return the strength at which a kernel may join on every rank; 0 where it may not join on one of them."""
         team = self.subject.team
         team.synchronise([buffer for _, buffer in sorted(kernel.named_buffers())])
@@ -159,7 +160,7 @@ class Surgeon:
             own = 0.0
         return min(row[0] for row in team.gather([own]))
 
-    def _adopted(self, cut: Cut, apprentice: Apprentice, blueprint: str, seen: Tensor | None, alpha: float) -> Newborn:
+    def _adopted(self, cut: Cut, apprentice: Apprentice, blueprint: str, seen: Passage | None, alpha: float) -> Newborn:
         """Join what learned apart, so weakly that the slot returns what it did; its moments come with it."""
         kernel = apprentice.kernel
         first_strength(kernel, seen, self._tolerance)  # says why it may not join on this rank, where it may not
@@ -187,7 +188,7 @@ class Surgeon:
             self.held.popitem(last=False)
 
 
-def first_strength(kernel: nn.Module, seen: Tensor | None, tolerance: float) -> float:
+def first_strength(kernel: KernelModule, seen: Passage | None, tolerance: float) -> float:
     """Return the largest alpha, at most 1, with which a kernel moves a probe by no more than its share of ``tolerance``.
 
     Raises:
@@ -196,12 +197,12 @@ def first_strength(kernel: nn.Module, seen: Tensor | None, tolerance: float) -> 
     if seen is None:
         raise GraftFailed("there is no output of the slot to probe it on", todo="let validate run the whole model")
     largest = _largest(kernel, seen)
-    smallest = torch.finfo(next(kernel.parameters(), seen).dtype).tiny
+    smallest = torch.finfo(next(kernel.parameters(), seen.left).dtype).tiny
     return min(1.0, max(smallest, FIRST_SHARE * tolerance / largest)) if largest else 1.0
 
 
-def _check_birth(kernel: nn.Module, seen: Tensor | None, tolerance: float) -> None:
-    """Refuse a newborn that changes what the model computes, or whose path overflows, on an output really seen."""
+def _check_birth(kernel: KernelModule, seen: Passage | None, tolerance: float) -> None:
+    """Refuse a newborn that changes what the model computes, or whose path overflows, on values really seen."""
     if seen is None:
         return
     largest = _largest(kernel, seen)
@@ -210,11 +211,11 @@ def _check_birth(kernel: nn.Module, seen: Tensor | None, tolerance: float) -> No
 
 
 @torch.no_grad()
-def _largest(kernel: nn.Module, seen: Tensor) -> float:
-    """Return the largest value that a kernel adds on an output really seen."""
-    training = kernel.training
-    weight = next(kernel.parameters(), seen)
-    added = kernel.eval()(seen.to(weight.dtype))  # under autocast a slot returns a narrower type than its weights have
+def _largest(kernel: KernelModule, seen: Passage) -> float:
+    """Return the largest value that a kernel adds on values really seen."""
+    training, x = kernel.training, seen.given(kernel.ir.reads)
+    weight = next(kernel.parameters(), x)
+    added = kernel.eval()(x.to(weight.dtype))  # under autocast a slot returns a narrower type than its weights have
     kernel.train(training)
     if not bool(torch.isfinite(added).all()):
         raise GraftFailed("the newborn's path is not finite on the probe", todo="normalise before the slot")

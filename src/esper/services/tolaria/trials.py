@@ -4,13 +4,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from esper.contracts.adaptation import AdaptationDecision, Outcome, Verdict
 from esper.contracts.ids import new_id
 from esper.errors import GraftFailed, NotFound
 from esper.kasmina import Newborn, Placement, Seed, SeedState, placement_of, topology
 from esper.kasmina.graft import set_strength, strength
+from esper.kasmina.passage import Passage
 from esper.services.tolaria.acceptance import Judgement, judge, placebo
 from esper.services.tolaria.budget import count_params
 from esper.services.tolaria.config import GrowthConfig, OnCull
@@ -93,7 +92,7 @@ class Trials:
         ready: ReadyKernel,
         *,
         before: float,
-        seen: Tensor | None,
+        seen: Passage | None,
         apprentice: Apprentice | None = None,
     ) -> GrowthEvent:
         """Graft a kernel and open its trial.
@@ -102,7 +101,7 @@ class Trials:
             decision: Names slot, seed and blueprint; its seed is germinated, or has learned apart.
             ready: The kernel.
             before: Mean held-out loss of the averaged weights now.
-            seen: An output of the slot, for the probe.
+            seen: What passed through the slot, for the probe.
             apprentice: The same kernel after it learned apart.
 
         Returns:

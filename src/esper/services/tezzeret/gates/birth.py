@@ -52,13 +52,14 @@ def _expect_alive(trial: Trial, newborn: KernelModule, found: Findings) -> None:
 
 
 def _gradients(trial: Trial, newborn: KernelModule, step: int) -> dict[str, float]:
-    """Return the largest gradient of each parameter for y = x + F(x) against a shuffled input, shifted.
+    """Return the largest gradient of each parameter for y = h + F(x) against a shuffled h, shifted.
 
     Without the shift the errors would add up to nothing, and a last bias, whose gradient is their sum, would make no measure.
     """
     newborn.zero_grad()
     x = _varied_input(trial, step)
-    missed = (x + newborn(x) - x.roll(1, 0) + _SHIFT).float()
+    h = trial.leaving(x)
+    missed = (h + newborn(x) - h.roll(1, 0) + _SHIFT).float()
     (missed.square().sum() * 0.5).backward()
     return {
         name: 0.0 if parameter.grad is None else largest(parameter.grad)

@@ -70,8 +70,9 @@ def _climb(trial: Trial) -> tuple[_Climb, float]:
     rng = np.random.default_rng((trial.config.seed, 2))
     module = trial.grown_module(torch.float64).train()
     x = trial.input(trial.probes.odd).to(torch.float64).requires_grad_()
-    ruler = torch.from_numpy(rng.standard_normal(x.shape))
-    level = (module(x) * ruler).sum()
+    y = module(x)
+    ruler = torch.from_numpy(rng.standard_normal(y.shape))
+    level = (y * ruler).sum()
     level.backward()
     places = {"the input": x, **dict(module.named_parameters())}
     ways = {name: torch.from_numpy(rng.standard_normal(place.shape)) for name, place in places.items()}

@@ -92,7 +92,7 @@ class Draft:
 
     def finished(self) -> tuple[BlueprintIR, dict[str, Tensor]]:
         """Return the blueprint and its tensors in float64, in the blueprint's order."""
-        ir = BlueprintIR(self.ir.name, self.ir.layout, self.ir.channels, tuple(self.nodes.values()), self.output)
+        ir = replace(self.ir, nodes=tuple(self.nodes.values()), output=self.output)
         return ir, {name: self.tensors[name].contiguous() for name in ir.tensors}
 
 

@@ -1,0 +1,19 @@
+"""More hidden units."""
+
+from esper.ir import Graph, Handle, Kind, Layout, Reads, Site, blueprint
+
+
+@blueprint("wider_mlp", layouts=(Layout.FEATURES, Layout.TOKENS), kind=Kind.WIDENING, reads=Reads.INPUT)
+def wider_mlp(g: Graph, site: Site) -> Handle:
+    """Draw F(x) = W2 act(W1 x + b1) + b2 of what enters, position by position, act being the host's or else gelu.
+
+    Beside two linear layers with that nonlinearity between them it is exactly what more hidden units would be, W1 reading for
+    them and W2 writing nothing yet; beside a single layer it is a hidden layer around it. There is no norm, as those units
+    have none. It is twice as wide as what leaves, but at least 32.
+
+    References:
+        Chen, Goodfellow, Shlens 2016, "Net2Net: Accelerating Learning via Knowledge Transfer", whose wider networks compute
+        what they did too.
+    """
+    units = g.pointwise(g.input, out=max(2 * site.channels, 32))
+    return g.pointwise(g.apply(site.activation or "gelu", units), out=site.channels, init="zero")
