@@ -165,7 +165,7 @@ def test_bytes_of_another_digest_never_join() -> None:
 def test_a_kernel_for_another_site_does_not_fit() -> None:
     model = wrapped(ZOO["resnet"])
     data, kernel_id = kernel_for(model, "layer2.0", "gated_conv")
-    with pytest.raises(ConfigError, match="8 channels in channels_2d; the slot has 6"):
+    with pytest.raises(ConfigError, match="8 channels in channels_2d; the site has 6"):
         join(model, "layer1.0", 0, data, kernel_id=kernel_id)
 
 
