@@ -5,9 +5,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
+from msgspec.msgpack import Decoder
 
 from esper.contracts.kernel import CompiledKernelArtifact, ValidationResult
 from esper.errors import ChildDied, EsperError, ForgeUnavailable, Unavailable
@@ -37,6 +38,7 @@ from esper.services.tezzeret.screening import ForgeLimits
 
 Result = TypeVar("Result")
 Answer = TypeVar("Answer", Forged, Finished, Executed)
+Message = TypeVar("Message")
 
 _ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
@@ -53,6 +55,22 @@ _ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 
 _FORK_END_S = 2.0
 """A fork and its end take milliseconds; a busy machine may take a second."""
+
+
+class Child(Protocol):
+    """What a pool needs of a child; `esper.runtime.supervision.SupervisedChild` says what its methods do."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def pid(self) -> int | None: ...
+
+    async def start(self, greeting: Decoder[Message]) -> Message: ...
+
+    async def ask(self, request: object, answer: Decoder[Message], *, limit_s: float) -> Message: ...
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,7 @@ class PoolConfig:
         backend: What level 3 makes inference forms with.
         scratch_mb: Size of one file in the folder that each child gets to write in, emptied after each job; 0 for no folder.
             Machine code is compiled and unpacked there.
+        place: Makes a child of a command: on this machine, or as `esper.services.tezzeret.ray_child` does.
     """
 
     num_children: int = 1
@@ -83,6 +102,7 @@ class PoolConfig:
     nice: int = 0
     backend: Compiled = "onnx"
     scratch_mb: int = 0
+    place: Callable[[ChildCommand], Child] = SupervisedChild
 
     @property
     def patience_s(self) -> float:
@@ -94,7 +114,7 @@ class PoolConfig:
 class _Seat:
     """A child with its record."""
 
-    child: SupervisedChild
+    child: Child
     scratch: Scratch | None = None
     jobs: int = 0
     used_at_s: float = 0.0
@@ -218,7 +238,7 @@ class ForgePool:
         )
         arguments = (msgspec.json.encode(settings).decode(),)
         environment = {**_ENVIRONMENT, **(scratch.environment if scratch else {})}
-        child = SupervisedChild(
+        child = self._config.place(
             ChildCommand(CHILD_MODULE, arguments, environment, start_limit_s=self._config.start_limit_s)
         )
         seat = _Seat(child, scratch)

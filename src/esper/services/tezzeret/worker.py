@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,10 +16,11 @@ from esper.contracts.kernel import LEVELS, CompileJob
 from esper.contracts.topics import SUBMITTED
 from esper.errors import BusUnavailable, ConfigError, Conflict, ForgeUnavailable, NotFound, Unavailable
 from esper.ports import CompileQueue, Delivery, MessageBus
+from esper.runtime.supervision import ChildCommand, SupervisedChild
 from esper.services.tezzeret.assignment import Assignment, Desk, Ending, uncut
 from esper.services.tezzeret.inference.sealing import Sealer
 from esper.services.tezzeret.orders import MACHINE_CODE, Compiled
-from esper.services.tezzeret.pool import ForgePool, PoolConfig
+from esper.services.tezzeret.pool import Child, ForgePool, PoolConfig
 from esper.services.tezzeret.quiet import Quiet
 from esper.services.tezzeret.reviewing import Reviewer
 from esper.services.tezzeret.scratch import no_compiler, no_scratch
@@ -52,6 +53,8 @@ class WorkerConfig(BaseModel):
         extensions: Modules with custom operations that each child imports.
         jobs_per_child: Builds after which a child is replaced.
         fork_per_job: Whether each build gets a process of its own, for designs whose operations are not trusted.
+        executor: Where children run: ``processes`` of this machine, or ``ray``, on the machines of a cluster.
+        ray_address: The cluster, such as ``10.0.0.7:6379``; without one, a cluster of this machine alone.
         quiet_s: How long no build must have come until kernels are measured and finished; builds that come one after the other
             then do not wait for that, and what is timed has the core for itself.
         review_after_s: How long no build must have come until the most used kernels are proven again; None never does that.
@@ -77,6 +80,8 @@ class WorkerConfig(BaseModel):
     extensions: tuple[str, ...] = ()
     jobs_per_child: int = Field(default=500, ge=1)
     fork_per_job: bool = False
+    executor: str = Field(default="processes", pattern="^(processes|ray)$")
+    ray_address: str | None = None
     quiet_s: float = Field(default=0.5, ge=0)
     review_after_s: float | None = Field(default=None, ge=0)
     review_every_s: float = Field(default=600.0, gt=0)
@@ -102,7 +107,8 @@ class TezzeretWorker:
         outages: How often store, bus or forge did not answer.
 
     Raises:
-        ConfigError: If nothing says where jobs come from, an extension is not installed, or the backend cannot work here.
+        ConfigError: If nothing says where jobs come from, an extension or the executor is not installed, or the backend
+            cannot work here.
     """
 
     def __init__(
@@ -127,6 +133,7 @@ class TezzeretWorker:
             fork_per_job=self.config.fork_per_job,
             backend=self.config.backend,
             scratch_mb=self.config.scratch_mb if self.config.backend == MACHINE_CODE else 0,
+            place=_placing(self.config),
         )
         self.pool = ForgePool(children)
         self._news, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -280,6 +287,17 @@ class TezzeretWorker:
 
     async def _heard(self, _: Delivery) -> None:
         self._news.set()
+
+
+def _placing(config: WorkerConfig) -> Callable[[ChildCommand], Child]:
+    if config.executor == "processes":
+        return SupervisedChild
+    if find_spec("ray") is None:
+        why = "executor is 'ray', and ray is not installed"
+        raise ConfigError("the forge has no executor", why=why, todo="pip install 'esper-morphogenesis[ray]'")
+    from esper.services.tezzeret.ray_child import placed_in
+
+    return placed_in(config.ray_address)
 
 
 def _check(queue: CompileQueue | None, config: WorkerConfig) -> None:

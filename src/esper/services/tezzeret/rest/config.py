@@ -29,6 +29,8 @@ class TezzeretConfig(RestConfig):
         memory_limit_mb: Memory of one build, on top of what a child takes when it starts.
         deadline_s: Time of one build.
         execution_limit_s: Time of one run of a kernel.
+        executor: Where children run: ``processes`` of this machine, or ``ray``.
+        ray_address: The Ray cluster; without one, a cluster of this machine alone.
         review_after_s: How long no build must have come until the most used kernels are proven again; null never does that.
         lease_s: How long a job is held without a sign of life.
         poll_s: How long to wait for an announcement before looking for jobs anyway.
@@ -50,6 +52,8 @@ class TezzeretConfig(RestConfig):
     memory_limit_mb: int = Field(default=2048, ge=64)
     deadline_s: float = Field(default=60.0, gt=0)
     execution_limit_s: float = Field(default=20.0, gt=0)
+    executor: str = Field(default="processes", pattern="^(processes|ray)$")
+    ray_address: str | None = None
     review_after_s: float | None = Field(default=60.0, ge=0)
     lease_s: float = Field(default=30.0, gt=0, le=3600)
     poll_s: float = Field(default=1.0, gt=0)
@@ -65,6 +69,8 @@ class TezzeretConfig(RestConfig):
             backend=self.backend,
             scratch_mb=self.scratch_mb,
             signing_key=self.root / KEY_FILE,
+            executor=self.executor,
+            ray_address=self.ray_address,
             review_after_s=self.review_after_s,
             lease_s=self.lease_s,
             poll_s=self.poll_s,
