@@ -1,21 +1,33 @@
 """Pools on this machine and in a Ray cluster keep the same laws."""
 
 import asyncio
+import contextlib
+import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from secrets import token_hex
+from subprocess import PIPE, Popen
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from psutil import NoSuchProcess, Process, wait_procs
 
 from esper.contracts.ids import new_id
 from esper.contracts.kernel import BuildSpec, CompileJob
 from esper.errors import ChildDied, CompilationError, DeadlineExceeded, ForgeUnavailable
 from esper.ir import BlueprintIR, digest_of
 from esper.runtime.supervision import ChildCommand, SupervisedChild
-from esper.services.tezzeret.orders import Order, order_of
+from esper.services.tezzeret.assignment import Ending
+from esper.services.tezzeret.orders import CHILD_MODULE, Order, order_of
 from esper.services.tezzeret.pool import Child, ForgePool, PoolConfig
 from esper.services.tezzeret.screening import ForgeLimits
+from esper.services.tezzeret.worker import TezzeretWorker, WorkerConfig
+from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.faults import Fault, faulty
-from esper.testing.forging import adapter
+from esper.testing.forging import adapter, request_for
 
 Place = Callable[[ChildCommand], Child]
 Pools = Callable[..., ForgePool]
@@ -81,6 +93,7 @@ class PoolLaws:
         pool = pools(extensions=FAULTS, memory_limit_mb=256)
         with pytest.raises(ChildDied, match="256 MiB are allowed"):
             await pool.forge(order(faulty(Fault.MEMORY)))
+        assert (await pool.forge(order(adapter())))[1].passed
 
     async def test_a_build_that_is_cancelled_ends_its_child(self, pools: Pools) -> None:
         pool = pools(extensions=FAULTS)
@@ -120,16 +133,29 @@ class TestProcesses(PoolLaws):
         return SupervisedChild
 
 
+def alone(folder: str) -> dict[str, str]:
+    """Return variables with which a Ray keeps to itself: its files, its token, and not a word to its makers."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)}
+    # Its processes would be the last that a busy machine gives time to.
+    return {**token, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Place]:
-    """Start a Ray of this machine alone, without a word to its makers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray = pytest.importorskip("ray")
+    """Start a Ray of this machine alone, and see that nothing is left of it."""
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="ray-") as folder:
+        for name, value in alone(folder).items():
+            patch.setenv(name, value)
+        ray = pytest.importorskip("ray")  # it reads them at once
         from esper.services.tezzeret.ray_child import placed_in
 
-        yield placed_in(None)
+        before = Process().children(recursive=True)
+        yield placed_in(None, num_children=2)
+        started = [process for process in Process().children(recursive=True) if process not in before]
         ray.shutdown()
+        _, left = wait_procs(started, timeout=60)
+        assert started
+        assert not left
 
 
 @pytest.mark.slow
@@ -151,3 +177,62 @@ class TestRay(PoolLaws):
         with pytest.raises(ForgeUnavailable, match="its machine is"):
             await pool.forge(order(adapter()))
         assert (await pool.forge(order(adapter())))[1].passed
+
+    async def test_a_worker_builds_there(self, cluster: Place, tmp_path: Path) -> None:
+        async with await KernelManager.open(tmp_path / "library") as library:
+            worker = TezzeretWorker(WorkerConfig(executor="ray"), queue=library)
+            running = asyncio.create_task(worker.run())
+            await library.submit(request_for(adapter()))
+            async with asyncio.timeout(120):
+                while not worker.endings[Ending.COMPILED]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert worker.pool.idle_pids == [], "none of its children is a process of this one"
+            await worker.close()
+            await running
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_what_builds_ends_with_a_forge_that_is_killed_and_its_cluster_reports_to_nobody() -> None:
+    with TemporaryDirectory(prefix="ray-") as folder:
+        # What would be reported nevertheless stays on this machine.
+        environment = {**os.environ, **alone(folder), "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9"}
+        del environment["RAY_USAGE_STATS_ENABLED"]
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        with Popen([sys.executable, "-c", FORGE], env=environment, stdin=PIPE, stdout=PIPE, text=True) as forge:
+            assert forge.stdout is not None
+            assert forge.stdout.readline() == "built\n"
+            started = Process(forge.pid).children(recursive=True)
+            (raylet,) = (process for process in started if process.name() == "raylet")
+            assert raylet.environ()["RAY_USAGE_STATS_ENABLED"] == "0"
+            builders = [process for process in started if is_builder(process)]
+            assert len(builders) == 2, "an actor, and the child that it keeps"
+            forge.kill()
+        assert not wait_procs(builders, timeout=30)[1]
+        for process in started:  # agents of Ray end only when they have missed the others for a minute
+            with contextlib.suppress(NoSuchProcess):
+                process.kill()
+
+
+FORGE = """
+import asyncio
+import sys
+from esper.services.tezzeret.pool import ForgePool, PoolConfig
+from esper.services.tezzeret.ray_child import placed_in
+from tests.contract.test_forge_pools import adapter, order
+
+async def main():
+    pool = ForgePool(PoolConfig(place=placed_in(None, num_children=1)))
+    await pool.forge(order(adapter()))
+    print("built", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+
+
+def is_builder(process: Process) -> bool:
+    """Say whether a process builds, or keeps one that does."""
+    said = " ".join(process.cmdline())
+    return "_Keeper" in said or CHILD_MODULE in said

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from msgspec.structs import replace
 
 from esper.blueprints import catalog
 from esper.contracts.kernel import BuildSpec, CompileJob
-from esper.errors import ChildDied, CompilationError, DeadlineExceeded, EsperError, ForgeUnavailable
+from esper.errors import ChildDied, CompilationError
 from esper.ir import REGISTRY, BlueprintIR, Graph, Layout, OpSpec, Site, digest_of, ops
 from esper.services.tezzeret.compiler import KernelCompiler
 from esper.services.tezzeret.orders import Order, order_of
@@ -101,15 +100,6 @@ async def test_the_catalogue_passes_in_reduced_types(pools: Pools) -> None:
                     assert report.passed, report.reasons
 
 
-@pytest.mark.slow
-async def test_two_children_build_at_a_time_and_make_equal_bytes(pools: Pools) -> None:
-    pool = pools(num_children=2)
-    built = await asyncio.gather(*(pool.forge(order(adapter(), BuildSpec(weight_seed=n % 2))) for n in range(4)))
-    ids = [artifact.artifact_id for artifact, _ in built]
-    assert pool.started == 2
-    assert ids[0] == ids[2] != ids[1] == ids[3]
-
-
 async def test_what_a_child_refuses_is_told_with_its_reason_and_it_goes_on(pools: Pools) -> None:
     pool = pools(extensions=FAULTS)
     forged = order(adapter())
@@ -159,16 +149,6 @@ register_formula("users.shrink", lambda use, own, inputs, training: 0.5 * inputs
 
 
 @pytest.mark.slow
-async def test_an_extension_that_cannot_be_imported_is_named(
-    pools: Pools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "broken_ops.py").write_text("raise RuntimeError('planted')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ForgeUnavailable, match="'broken_ops' cannot be imported: RuntimeError: planted"):
-        await pools(extensions=("broken_ops",)).forge(order(adapter()))
-
-
-@pytest.mark.slow
 async def test_a_worn_child_is_replaced_and_an_idle_one_ended(pools: Pools) -> None:
     pool = pools(jobs_per_child=2)
     for n in range(2):
@@ -182,29 +162,6 @@ async def test_a_worn_child_is_replaced_and_an_idle_one_ended(pools: Pools) -> N
     await pool.retire(idle_s=0)
     assert pool.idle_pids == []
     assert is_gone(idle)
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize(
-    ("fault", "kind", "said"),
-    [
-        (Fault.HANG, DeadlineExceeded, "no answer within 1 s"),
-        (Fault.SEGFAULT, ChildDied, "signal SIGSEGV"),
-        (Fault.KILL, ChildDied, "signal SIGKILL"),
-        (Fault.MEMORY, ChildDied, "ran out of memory; 256 MiB are allowed"),
-    ],
-)
-async def test_a_deadly_blueprint_is_contained_and_the_next_job_runs(
-    pools: Pools, fault: Fault, kind: type[EsperError], said: str
-) -> None:
-    pool = pools(extensions=FAULTS, deadline_s=1.0, memory_limit_mb=256)
-    began = time.monotonic()
-    with pytest.raises(kind, match=said):
-        await pool.forge(order(faulty(fault)))
-    assert time.monotonic() - began < 30
-    _, report = await pool.forge(order(adapter()))
-    assert report.passed, report.reasons
-    assert pool.started == 2
 
 
 async def test_a_child_reaches_no_network(pools: Pools) -> None:

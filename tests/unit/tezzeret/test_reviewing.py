@@ -10,9 +10,13 @@ import esper.testing.faults  # noqa: F401  registers the operations that go wron
 from esper.contracts.adaptation import Outcome, Verdict
 from esper.contracts.kernel import BuildSpec, Measurement
 from esper.ir import BlueprintIR
+from esper.runtime.supervision import ChildCommand, SupervisedChild
 from esper.services.tezzeret.assignment import Ending
 from esper.services.tezzeret.compiler import KernelCompiler
 from esper.services.tezzeret.hardware import hardware
+from esper.services.tezzeret.pool import PoolConfig
+from esper.services.tezzeret.quiet import Quiet
+from esper.services.tezzeret.reviewing import Reviewer
 from esper.services.tezzeret.worker import TezzeretWorker, WorkerConfig
 from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.faults import Fault, faulty
@@ -64,6 +68,19 @@ async def test_a_used_kernel_is_proven_again_with_the_toolchain_of_today(library
     assert report.performance.metrics["latency_p50_ms"] < 1e6
     assert worker.endings == {}
     assert worker.pool.started == 0
+
+
+async def test_a_review_is_done_on_this_machine_wherever_builds_are(library: KernelManager) -> None:
+    def elsewhere(_: ChildCommand) -> SupervisedChild:
+        raise AssertionError("that is no hardware of this machine")
+
+    await used(library, adapter())
+    worker = TezzeretWorker(WorkerConfig(review_after_s=0.0), queue=library)
+    worker.reviewer = Reviewer(PoolConfig(place=elsewhere), Quiet(0.0), after_s=0.0, every_s=60.0)
+    running = asyncio.create_task(worker.run())
+    await until_ended(worker, Ending.FINISHED)
+    await worker.close()
+    await running
 
 
 async def test_a_kernel_that_was_let_pass_wrongly_is_withdrawn(library: KernelManager) -> None:

@@ -2,10 +2,11 @@
 
 The process that builds is the one that a forge starts on its own machine, with its limits, its scrubbed environment and its
 deadline; an actor of Ray starts it wherever a core is free, hands requests over, and kills it. What Ray itself moves between
-machines it pickles, and it asks nobody who they are: a cluster is for networks whose members trust each other.
+machines it pickles, so that whoever holds the token of a cluster runs what they like on it.
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ Answer = TypeVar("Answer")
 
 _ON_THE_WAY_S = 15.0
 """What Ray may take beside the work: it starts a process for each actor, and a busy machine takes seconds for that."""
+_REPORTS = "RAY_USAGE_STATS_ENABLED"
 _RAW = Decoder(msgspec.Raw)
 
 
@@ -114,8 +116,10 @@ class RayChild:
             async with asyncio.timeout(limit_s + _ON_THE_WAY_S):
                 outcome = decode(await under_way, type=_Outcome)
             read = answer.decode(_opened(outcome, name))
-        except TimeoutError as late:
-            raise DeadlineExceeded(f"child {name} was given up", why=f"no answer within {limit_s:g} s") from late
+        except TimeoutError as silence:  # a child that is late is killed there, and that is an answer
+            raise ForgeUnavailable(
+                f"child {name} is gone", why=f"no machine answers for it after {limit_s:g} s"
+            ) from silence
         except RayError as gone:
             raise ForgeUnavailable(f"child {name} is gone", why=f"its machine is: {str(gone)[:300]}") from gone
         except msgspec.MsgspecError as garbled:
@@ -135,28 +139,30 @@ class RayChild:
         self._actor = None
 
 
-def placed_in(address: str | None) -> Callable[[ChildCommand], RayChild]:
+def placed_in(address: str | None, *, num_children: int) -> Callable[[ChildCommand], RayChild]:
     """Join a cluster, and return what places children in it.
 
     Call it from a thread that lives as long as the forge: what Ray starts on this machine ends with that thread.
 
     Args:
-        address: The cluster; None starts one of this machine alone.
+        address: The cluster; None starts one of this machine alone, which reports nothing to the makers of Ray unless it is
+            told to.
+        num_children: How many there will be at a time, which a cluster of this machine alone makes room for.
 
     Raises:
         ForgeUnavailable: If it cannot be joined.
     """
-    _join(address)
-    return RayChild
-
-
-def _join(address: str | None) -> None:
     if ray.is_initialized():
-        return
+        return RayChild
     try:
-        ray.init(address=address or "local", log_to_driver=False, include_dashboard=None if address else False)
+        if address is None:
+            os.environ.setdefault(_REPORTS, "0")
+            ray.init("local", num_cpus=num_children, log_to_driver=False, include_dashboard=False)
+        else:
+            ray.init(address, log_to_driver=False)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ForgeUnavailable("the Ray cluster cannot be joined", why=str(error)[:300]) from error
+    return RayChild
 
 
 def _opened(outcome: _Outcome, name: str) -> bytes:

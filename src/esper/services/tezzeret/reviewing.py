@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 from esper.errors import StoreUnavailable
+from esper.runtime.supervision import SupervisedChild
 from esper.services.tezzeret.assignment import Assignment, Desk, Ending
 from esper.services.tezzeret.hardware import hardware
 from esper.services.tezzeret.pool import ForgePool, PoolConfig
@@ -19,7 +20,8 @@ _LOOKS_S = 0.05
 class Reviewer:
     """Reviews kernels while a worker has nothing to build.
 
-    It has a child of its own, so that a build never waits for a review, and ends it as soon as one comes.
+    It has a child of its own, so that a build never waits for a review, and ends it as soon as one comes. That child is on this
+    machine, wherever builds are done: it is this hardware that kernels are measured on.
 
     Args:
         pool: How the worker's children are kept.
@@ -33,7 +35,7 @@ class Reviewer:
 
     def __init__(self, pool: PoolConfig, quiet: Quiet, *, after_s: float, every_s: float) -> None:
         self.endings: Counter[Ending] = Counter()
-        self._pool = ForgePool(replace(pool, num_children=1, nice=_NICE))
+        self._pool = ForgePool(replace(pool, num_children=1, nice=_NICE, place=SupervisedChild))
         self._quiet, self._after_s, self._every_s = quiet, after_s, every_s
 
     async def run(self, desk: Desk) -> None:

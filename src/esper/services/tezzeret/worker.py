@@ -297,7 +297,7 @@ def _placing(config: WorkerConfig) -> Callable[[ChildCommand], Child]:
         raise ConfigError("the forge has no executor", why=why, todo="pip install 'esper-morphogenesis[ray]'")
     from esper.services.tezzeret.ray_child import placed_in
 
-    return placed_in(config.ray_address)
+    return placed_in(config.ray_address, num_children=config.num_workers)
 
 
 def _check(queue: CompileQueue | None, config: WorkerConfig) -> None:
