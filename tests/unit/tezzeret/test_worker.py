@@ -351,3 +351,14 @@ async def test_what_does_not_end_within_the_limit_of_draining_goes_back(stand: S
 def test_an_extension_that_is_not_installed_is_refused_by_name(stand: Stand, name: str) -> None:
     with pytest.raises(ConfigError, match=repr(name)):
         worker_of(stand, extensions=(name,))
+
+
+def test_machine_code_is_not_made_by_children_on_other_machines(stand: Stand) -> None:
+    with pytest.raises(ConfigError, match=r"ESP-2573.*on other machines"):
+        worker_of(stand, executor="ray", backend="aotinductor")
+
+
+def test_an_executor_that_is_not_installed_is_named(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esper.services.tezzeret.config.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"ray is not installed.*pip install"):
+        worker_of(stand, executor="ray")

@@ -3,28 +3,21 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from esper.contracts.ids import new_id
 from esper.contracts.kernel import LEVELS, CompileJob
 from esper.contracts.topics import SUBMITTED
 from esper.errors import BusUnavailable, ConfigError, Conflict, ForgeUnavailable, NotFound, Unavailable
 from esper.ports import CompileQueue, Delivery, MessageBus
-from esper.runtime.supervision import ChildCommand, SupervisedChild
 from esper.services.tezzeret.assignment import Assignment, Desk, Ending, uncut
+from esper.services.tezzeret.config import WorkerConfig
 from esper.services.tezzeret.inference.sealing import Sealer
-from esper.services.tezzeret.orders import MACHINE_CODE, Compiled
-from esper.services.tezzeret.pool import Child, ForgePool, PoolConfig
+from esper.services.tezzeret.pool import ForgePool
 from esper.services.tezzeret.quiet import Quiet
 from esper.services.tezzeret.reviewing import Reviewer
-from esper.services.tezzeret.scratch import no_compiler, no_scratch
-from esper.services.tezzeret.screening import ForgeLimits
 from esper.signing.keys import SigningKey
 
 GROUP = "tezzeret"
@@ -32,62 +25,6 @@ GROUP = "tezzeret"
 _STOP_LIMIT_S = 1.0
 _LANES_PER_CHILD = 2
 """Jobs that are held for each child: while one is built, another is stored and the next one claimed."""
-
-
-class WorkerConfig(BaseModel):
-    """How a worker works.
-
-    Attributes:
-        urza_url: Address of the store; a queue that is handed over is used instead.
-        urza_key: Key that the store knows this worker by.
-        num_workers: Builds at a time, each in a child process of its own.
-        optimization_level: Highest level that is built; builds that ask for more get this one.
-        backend: What level 3 makes inference forms with.
-        scratch_mb: Size of one file in the folder that a child gets where it makes machine code.
-        signing_key: File of the key that seals what levels add, as ``esper keys signing new`` makes it. Without one no form
-            for inference is made, and the highest level is ``O1``.
-        lease_s: How long a job is held without a sign of life; it is renewed three times as often.
-        poll_s: How long to wait for an announcement before looking for jobs anyway.
-        deadline_s: Time of one build.
-        memory_limit_mb: Memory of one build, on top of what a child takes when it starts.
-        extensions: Modules with custom operations that each child imports.
-        jobs_per_child: Builds after which a child is replaced.
-        fork_per_job: Whether each build gets a process of its own, for designs whose operations are not trusted.
-        executor: Where children run: ``processes`` of this machine, or ``ray``, on the machines of a cluster.
-        ray_address: The cluster, such as ``10.0.0.7:6379``; without one, a cluster of this machine alone.
-        quiet_s: How long no build must have come until kernels are measured and finished; builds that come one after the other
-            then do not wait for that, and what is timed has the core for itself.
-        review_after_s: How long no build must have come until the most used kernels are proven again; None never does that.
-        review_every_s: How long to wait where every one was looked at with this toolchain.
-        idle_s: After how long without work a child is ended, to give its 240 MB back.
-        outage_s: Pause after the store, the bus or a child was not available.
-        close_limit_s: How long closing may take.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    urza_url: str | None = None
-    urza_key: SecretStr | None = None
-    num_workers: int = Field(default=1, ge=1, le=256)
-    optimization_level: str = Field(default="O2", pattern="^O[0-3]$")
-    backend: Compiled = "onnx"
-    scratch_mb: int = Field(default=256, ge=1)
-    signing_key: Path | None = None
-    lease_s: float = Field(default=30.0, gt=0)
-    poll_s: float = Field(default=1.0, gt=0)
-    deadline_s: float = Field(default=60.0, gt=0)
-    memory_limit_mb: int = Field(default=2048, ge=64)
-    extensions: tuple[str, ...] = ()
-    jobs_per_child: int = Field(default=500, ge=1)
-    fork_per_job: bool = False
-    executor: str = Field(default="processes", pattern="^(processes|ray)$")
-    ray_address: str | None = None
-    quiet_s: float = Field(default=0.5, ge=0)
-    review_after_s: float | None = Field(default=None, ge=0)
-    review_every_s: float = Field(default=600.0, gt=0)
-    idle_s: float = Field(default=60.0, gt=0)
-    outage_s: float = Field(default=1.0, gt=0)
-    close_limit_s: float = Field(default=10.0, gt=0)
 
 
 class TezzeretWorker:
@@ -118,23 +55,17 @@ class TezzeretWorker:
         self.endings: Counter[Ending] = Counter()
         self.in_hand = 0
         self.outages = 0
-        _check(queue, self.config)
+        if queue is None and self.config.urza_url is None:
+            raise ConfigError(
+                "the forge has no queue", why="nothing says where builds come from", todo="pass queue=, or set urza_url"
+            )
+        self.config.check()
         self._queue, self._bus = queue, bus
         key = None if self.config.signing_key is None else SigningKey.read(self.config.signing_key)
         self._sealer = None if key is None else Sealer(key)
         # Forms that nobody vouches for could be loaded by nobody.
         self.highest_level = self.config.optimization_level if key else min(self.config.optimization_level, LEVELS[1])
-        self._limits = ForgeLimits(memory_limit_mb=self.config.memory_limit_mb, deadline_s=self.config.deadline_s)
-        children = PoolConfig(
-            num_children=self.config.num_workers,
-            limits=self._limits,
-            extensions=self.config.extensions,
-            jobs_per_child=self.config.jobs_per_child,
-            fork_per_job=self.config.fork_per_job,
-            backend=self.config.backend,
-            scratch_mb=self.config.scratch_mb if self.config.backend == MACHINE_CODE else 0,
-            place=_placing(self.config),
-        )
+        children = self.config.children()
         self.pool = ForgePool(children)
         self._news, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._draining, self._stopping = asyncio.Event(), asyncio.Event()
@@ -217,7 +148,7 @@ class TezzeretWorker:
             queue=queue,
             bus=self._bus,
             pool=self.pool,
-            limits=self._limits,
+            limits=self.config.limits,
             lease_s=self.config.lease_s,
             highest_level=self.highest_level,
             sealer=self._sealer,
@@ -287,37 +218,6 @@ class TezzeretWorker:
 
     async def _heard(self, _: Delivery) -> None:
         self._news.set()
-
-
-def _placing(config: WorkerConfig) -> Callable[[ChildCommand], Child]:
-    if config.executor == "processes":
-        return SupervisedChild
-    if find_spec("ray") is None:
-        why = "executor is 'ray', and ray is not installed"
-        raise ConfigError("the forge has no executor", why=why, todo="pip install 'esper-morphogenesis[ray]'")
-    from esper.services.tezzeret.ray_child import placed_in
-
-    return placed_in(config.ray_address, num_children=config.num_workers)
-
-
-def _check(queue: CompileQueue | None, config: WorkerConfig) -> None:
-    if queue is None and config.urza_url is None:
-        raise ConfigError(
-            "the forge has no queue", why="nothing says where builds come from", todo="pass queue=, or set urza_url"
-        )
-    if config.backend == MACHINE_CODE and (why := no_compiler() or no_scratch()):
-        raise ConfigError(
-            "the forge cannot make machine code here", why=why, todo="choose another backend", code="ESP-2573"
-        )
-    for name in config.extensions:
-        try:
-            found = find_spec(name)
-        except (ImportError, ValueError):
-            found = None
-        if found is None:
-            raise ConfigError(
-                f"extension {name!r} cannot be imported", why="no such module is installed", todo="check its name"
-            )
 
 
 __all__ = ["TezzeretWorker", "WorkerConfig"]
