@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from esper.services.tolaria.checkpoint import save_pretrained as save_pretrained
     from esper.services.tolaria.config import GovernorConfig as GovernorConfig
     from esper.services.tolaria.newborn_rate import NewbornRate as NewbornRate
+    from esper.services.tolaria.shrinking import Rent as Rent
     from esper.services.tolaria.trainer import TolariaTrainer as Trainer  # noqa: F401
     from esper.services.tolaria.trainer import TrainerConfig as TrainerConfig
 
@@ -39,6 +40,7 @@ _HOME = {
     "Layout": "esper.ir",
     "GovernorConfig": "esper.services.tolaria.config",
     "NewbornRate": "esper.services.tolaria.newborn_rate",
+    "Rent": "esper.services.tolaria.shrinking",
     "Slot": "esper.kasmina",
     "Trainer": "esper.services.tolaria.trainer:TolariaTrainer",
     "TrainerConfig": "esper.services.tolaria.trainer",

@@ -32,7 +32,7 @@ class Candidates:
         inherited_params: int = 0,
     ) -> None:
         self._placement, self._shelf, self.budget = placement, shelf, budget
-        self._seeds_per_slot, self._inherited_params = seeds_per_slot, inherited_params
+        self._seeds_per_slot, self.inherited_params = seeds_per_slot, inherited_params
 
     def current(self, trials: Iterable[Trial], scores: Mapping[str, float]) -> tuple[Candidate, ...]:
         """Return every offer with the reasons for which it may not be chosen now."""
@@ -95,7 +95,7 @@ class Candidates:
         """Say which limits one more graft of a price would pass."""
         trials = tuple(trials)
         sums = (
-            ("parameters", self._inherited_params + sum(t.params for t in trials) + price.params, self.budget.params),
+            ("parameters", self.inherited_params + sum(t.params for t in trials) + price.params, self.budget.params),
             ("FLOPs", sum(t.flops for t in trials) + price.flops, self.budget.flops),
             ("ms", sum(t.latency_ms for t in trials) + latency_ms, self.budget.latency),
         )

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from esper.contracts.adaptation import AdaptationDecision, Candidate
+from esper.services.tolaria.acceptance import Judgement
 from esper.services.tolaria.asking import Asking
 from esper.services.tolaria.budget import Budget
 from esper.services.tolaria.candidates import Candidates
@@ -21,6 +22,7 @@ from esper.services.tolaria.incubator import Incubator
 from esper.services.tolaria.observation import Observation, Observer, TrainingLoss
 from esper.services.tolaria.platform import Parts
 from esper.services.tolaria.reports import Reports
+from esper.services.tolaria.shrinking import Rent, Worth, worths
 from esper.services.tolaria.snapshot import Subject
 from esper.services.tolaria.trials import Trials
 
@@ -124,6 +126,22 @@ class Engine:
             self.start_anew()
             self.reports.outcomes()
         return events + undone
+
+    def shrink(self, rent: Rent) -> list[GrowthEvent]:
+        """Let every graft that was kept and does not earn its rent leave, the one that owes most first."""
+        events: list[GrowthEvent] = []
+        while owing := [worth for worth in self._worths() if worth.owes(rent) > 0]:
+            worst = max(owing, key=lambda worth: worth.owes(rent))
+            found = Judgement(worst.loss, worst.error, 0, True, f"it does not earn its rent: {worst.told(rent)}")
+            events.append(self.trials.dismiss(worst.graft, found))
+        if events:
+            self._candidates.inherited_params = self.trials.inherited_params
+            self.changed()
+            self.reports.outcomes()
+        return events
+
+    def _worths(self) -> list[Worth]:
+        return worths(self.subject.model, self.observer, self.subject.team)
 
     def start_anew(self) -> None:
         """After a rollback: nothing that was decided or measured since holds any more."""

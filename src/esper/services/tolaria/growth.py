@@ -24,6 +24,7 @@ from esper.services.tolaria.newborn_rate import NewbornRates
 from esper.services.tolaria.observation import Observer
 from esper.services.tolaria.platform import Parts
 from esper.services.tolaria.run_state import RunState
+from esper.services.tolaria.shrinking import Rent
 from esper.services.tolaria.snapshot import Subject, digest
 
 STEERED: WeakSet[Optimizer] = WeakSet()
@@ -158,6 +159,26 @@ class Growth:
         self._engine.start_anew()
         self._engine.reports.outcomes()
         return undone
+
+    def shrink(self, rent: Rent | None = None) -> list[GrowthEvent]:
+        """Let grafts leave that bring less than they cost; see `esper.Rent`. Best at the end of a training, or at a plateau.
+
+        Each graft that was kept is left out of a held-out evaluation for a moment; the one that owes most leaves, and the others
+        are looked at again, until every one that is left earns its rent. Those on trial are not touched.
+
+        Args:
+            rent: What a graft must bring for what it costs.
+
+        Returns:
+            One event for each graft that left, with what it was worth.
+
+        Raises:
+            ConfigError: If ``validate`` returns one loss only.
+        """
+        self._check_open()
+        self._rates.settle()
+        self._subject.team.agree("growth.shrink", self._engine.trials.position.step)
+        return self._engine.shrink(rent or Rent())
 
     def before_graft(self, act: Callable[[], None]) -> None:
         """Have ``act`` called right before each graft joins, when ``state_dict`` still is that of the training without it."""

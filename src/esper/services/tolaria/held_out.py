@@ -61,15 +61,15 @@ class HeldOut:
         """Take over what ``counted`` returned, so that a resumed run counts, and so runs eagerly, at the same moments."""
         self._flops = {item[0]: item[1] for item in counted}
 
-    def measure(self, *, topology_version: int, capture: nn.Module | None = None) -> Measurement:
+    def measure(self, *, topology_version: int | None, capture: nn.Module | None = None) -> Measurement:
         """Measure the losses now; eagerly where compiled code would hide what is wanted: the output or the operations.
 
-        Args:
-            topology_version: FLOPs are counted once per version and reused.
+                Args:
+                    topology_version: FLOPs are counted once per version and reused; None counts them now, and keeps nothing.
             capture: A module whose first call is wanted too.
 
-        Raises:
-            ConfigError: If ``validate`` does not return a 1-D tensor of losses.
+                Raises:
+                    ConfigError: If ``validate`` does not return a 1-D tensor of losses.
         """
         seen: list[Passage] = []
         hidden = capture is not None or topology_version not in self._flops
@@ -78,13 +78,14 @@ class HeldOut:
         self.spent_flops += flops
         return Measurement(_checked(losses).detach().double().cpu(), flops, seen[0] if seen else None)
 
-    def _counted(self, topology_version: int) -> tuple[object, int]:
-        known = self._flops.get(topology_version)
+    def _counted(self, topology_version: int | None) -> tuple[object, int]:
+        known = None if topology_version is None else self._flops.get(topology_version)
         if known is not None:
             return self._validate(self._model), known
         with FlopCounter() as counter:
             losses = self._validate(self._model)
-        self._flops[topology_version] = counter.total
+        if topology_version is not None:
+            self._flops[topology_version] = counter.total
         return losses, counter.total
 
 

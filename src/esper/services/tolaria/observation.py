@@ -132,7 +132,7 @@ class Observer:
         health = self._health.read(run_id=self._run_id, step=step, whole=whole_norms(self._team))
         return Observation(point, measured, scores, tuple(health))
 
-    def measure(self, *, topology_version: int, capture: nn.Module | None) -> Measurement:
+    def measure(self, *, topology_version: int | None, capture: nn.Module | None) -> Measurement:
         """Measure the held-out losses of the averaged weights now, the mean of every process's."""
         synchronise_buffers(self._team, self._model)
         with settled(self._team, self._model), self.average.applied():

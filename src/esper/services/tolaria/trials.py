@@ -7,7 +7,8 @@ from typing import Any
 from esper.contracts.adaptation import AdaptationDecision, Outcome, Verdict
 from esper.contracts.ids import new_id
 from esper.errors import GraftFailed, NotFound
-from esper.kasmina import Newborn, Placement, Seed, SeedState, placement_of, topology
+from esper.ir import BlueprintIR
+from esper.kasmina import GraftEntry, Newborn, Placement, Seed, SeedState, placement_of, topology
 from esper.kasmina.graft import set_strength, strength
 from esper.kasmina.passage import Passage
 from esper.services.tolaria.acceptance import Judgement, judge, placebo
@@ -158,6 +159,17 @@ class Trials:
                 events += self._advance(trial, now, last=last)
         return events
 
+    def dismiss(self, graft: GraftEntry, found: Judgement) -> GrowthEvent:
+        """Take a graft out that was kept; training goes on without it."""
+        place = (graft.slot, graft.seed_idx)
+        trial = next((trial for trial in self.position.trials.values() if trial.place == place), None)
+        if trial is None:
+            trial = self._trial_of_earlier(graft)
+            self.inherited_params -= trial.params
+        seed = self.seeds.of(*place)
+        seed.move(SeedState.EVALUATING, step=self.position.step)
+        return self._culled(trial, seed, found, put_back=False)
+
     def roll_back(self, event: GrowthEvent, *, why: str) -> GrowthEvent:
         """Put the training back to before a join, and lock its slot.
 
@@ -265,6 +277,16 @@ class Trials:
         self._topology_changed()
         return event
 
+    def _trial_of_earlier(self, graft: GraftEntry) -> Trial:
+        """Return the trial that a graft of an earlier run would have here."""
+        price = self.placement.place(graft.slot).price(BlueprintIR.from_json(graft.ir))
+        event = GrowthEvent(
+            step=0, kind=EventKind.GRAFTED, why="it was there before this run", slot=graft.slot, seed_idx=graft.seed_idx,
+            blueprint=graft.blueprint, kernel_id=graft.kernel_id, decision_id=new_id("decision"), added_params=price.params,
+            added_ratio=price.params / self.host_params,
+        )  # fmt: skip
+        return Trial(event, price.params, price.flops, 0.0, 0, 0, math.nan, judged=True)
+
     @property
     def _blend_steps(self) -> int:
         """Steps over which the strength of what learned apart rises."""
@@ -292,7 +314,9 @@ class Trials:
         if found is None:
             control = placebo(self.position.losses, self.position.changes, length=max(1, age))
             found = judge(trial.before, now, control)
-        return [self._culled(trial, seed, found) if found.harmful else self._kept(trial, seed, found)]
+        if found.harmful:
+            return [self._culled(trial, seed, found, put_back=self._config.on_cull is OnCull.RESTORE)]
+        return [self._kept(trial, seed, found)]
 
     def _kept(self, trial: Trial, seed: Seed, found: Judgement) -> GrowthEvent:
         seed.move(SeedState.FOSSILIZED, step=self.position.step)
@@ -301,13 +325,12 @@ class Trials:
         self._report(trial, Verdict.KEPT, found)
         return self._verdict(trial, EventKind.KEPT, found, found.why)
 
-    def _culled(self, trial: Trial, seed: Seed, found: Judgement) -> GrowthEvent:
-        wanted = self._config.on_cull is OnCull.RESTORE
+    def _culled(self, trial: Trial, seed: Seed, found: Judgement, *, put_back: bool) -> GrowthEvent:
         with self.incubator.kept():
-            restored = self._surgeon.cull(Cut(*trial.place), key=trial.key, put_back=wanted)
+            restored = self._surgeon.cull(Cut(*trial.place), key=trial.key, put_back=put_back)
         seed.move(SeedState.CULLED, step=self.position.step)
         self._books.pop(trial.key, None)
-        del self.position.trials[trial.key]
+        self.position.trials.pop(trial.key, None)
         self.seeds.rest(seed, self.position)
         self._topology_changed()
         self._report(trial, Verdict.CULLED, found)
