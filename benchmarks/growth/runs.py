@@ -34,6 +34,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         rank: Of the uniform LoRA whose number of parameters is the budget of all adapters.
         grafts: How many of the task's own design the controller may place, or 0 where it may choose design and number.
         plant: What a hand grafts after a quarter of the run to be judged (`plants`), or "" where ``planted`` joins at the start.
+        shrink: Whether grafts that do not earn their rent leave after the last step.
         read_test: Whether the test part is read at the end; tuning never does.
     """
 
@@ -57,6 +58,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rank: int = 0
     grafts: int = 0
     plant: str = ""
+    shrink: bool = False
     read_test: bool = True
 
     @property

@@ -1,10 +1,14 @@
 """Use 1, the size is not known: one growing run beside a sweep of static sizes, each tuned, each for as many FLOPs.
 
-Arms: esper's default controller from the small host; static hosts of five widths; what esper ended with, from the start; random
-growth. Every arm but esper spends what esper spent on the same seed, its evaluations and statistics included.
+Arms: esper's default controller from the small host; the same, shrunk after its last step; static hosts of five widths; what
+esper ended with, from the start; random growth. Every arm but esper spends what esper spent on the same seed, its evaluations
+and statistics included.
 """
 
 from collections.abc import Callable
+from math import inf
+
+from msgspec import structs
 
 from benchmarks.growth.bench import Bench
 from benchmarks.growth.runs import Outcome, Run
@@ -13,7 +17,7 @@ from benchmarks.growth.tasks import Task, task_named
 from benchmarks.growth.tuning import Make
 from benchmarks.support.report import Target
 
-ESPER, FINAL, RANDOM = "esper", "static final", "random growth"
+ESPER, SHRUNK, FINAL, RANDOM = "esper", "esper, shrunk", "static final", "random growth"
 MARGIN_POINTS = 0.5
 SWEEP_SHARE = 0.4
 
@@ -34,9 +38,10 @@ def study(bench: Bench, plan: Plan, name: str) -> Study:
 
     outcomes = bench.outcomes([esper(tuning[ESPER].rate, seed) for seed in plan.seeds])
     grown |= {outcome.run.seed: outcome for outcome in outcomes}
+    shrunk = bench.outcomes([structs.replace(outcome.run, arm=SHRUNK, shrink=True) for outcome in outcomes])
     runs = [make(tuning[arm].rate, seed) for arm, make in controls.items() for seed in plan.seeds]
     found = bench.outcomes(runs)
-    arms = {ESPER: outcomes} | {
+    arms = {ESPER: outcomes, SHRUNK: shrunk} | {
         arm: found[index * len(plan.seeds) : (index + 1) * len(plan.seeds)] for index, arm in enumerate(controls)
     }
     result = Study("size unknown", name, arms, tuning, ESPER)
@@ -85,12 +90,19 @@ def _judge(result: Study, statics: list[str]) -> None:
     regret = result.less(best, ESPER)
     spent = mean(outcome.flops for outcome in result.arms[ESPER])
     sweep = sum(mean(outcome.flops for outcome in result.arms[arm]) for arm in statics)
+    shrunk = result.less(SHRUNK, ESPER)
+    params = {arm: mean(outcome.params for outcome in outcomes) for arm, outcomes in result.arms.items()}
+    no_larger = [mean(tests(result.arms[arm])) for arm in statics if params[arm] <= params[SHRUNK]]
     width = result.less(max(statics, key=lambda arm: int(arm.split()[1])), statics[0])
     result.facts = {
         "best_static_width": float(best.split()[1]),
         "regret_points": regret.mean,
         "regret_error": regret.error,
         "flops_over_sweep": spent / sweep,
+        "shrunk_less_esper_points": shrunk.mean,
+        "shrunk_less_esper_error": shrunk.error,
+        "params_left_share": params[SHRUNK] / params[ESPER],
+        "shrunk_on_front": float(mean(tests(result.arms[SHRUNK])) > max(no_larger, default=-inf)),
         "widest_less_small_points": width.mean,
         "widest_less_small_error": width.error,
         "counts": float(width.at_least(0.0)),

@@ -100,6 +100,8 @@ class Course:
                     self._graft(growth)
                 if step % self.every == 0:
                     self._note(score(self.model, self.judged, self.task).loss)
+            if self.run.shrink:
+                self._tell(growth.shrink())
             self.overhead = sum(growth.flops.values())
 
     def _graft(self, growth: Growth) -> None:

@@ -64,12 +64,12 @@ class HeldOut:
     def measure(self, *, topology_version: int | None, capture: nn.Module | None = None) -> Measurement:
         """Measure the losses now; eagerly where compiled code would hide what is wanted: the output or the operations.
 
-                Args:
-                    topology_version: FLOPs are counted once per version and reused; None counts them now, and keeps nothing.
+        Args:
+            topology_version: FLOPs are counted once per version and reused; None counts them now, and keeps nothing.
             capture: A module whose first call is wanted too.
 
-                Raises:
-                    ConfigError: If ``validate`` does not return a 1-D tensor of losses.
+        Raises:
+            ConfigError: If ``validate`` does not return a 1-D tensor of losses.
         """
         seen: list[Passage] = []
         hidden = capture is not None or topology_version not in self._flops
