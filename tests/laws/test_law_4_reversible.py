@@ -10,6 +10,7 @@ from esper.blueprints import initial_state, pack_kernel
 from esper.errors import GraftFailed, NotFound
 from esper.ir import REGISTRY, digest_of
 from esper.kasmina import SeedState, placement_of
+from esper.kasmina.passage import Passage
 from esper.services.tolaria.events import EventKind
 from esper.services.tolaria.snapshot import digest
 from esper.services.tolaria.surgery import Cut, Surgeon
@@ -189,8 +190,8 @@ def test_a_graft_that_fails_leaves_the_training_as_it_was(host: ZooHost) -> None
     ir = REGISTRY.build("mlp_adapter", place.site())
     loud = {name: value + 0.5 for name, value in initial_state(ir, seed=1, dtype="float32").items()}
     huge = {name: value * 1e30 for name, value in loud.items()}
-    seen: list[torch.Tensor] = []
-    hook = place.module.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
+    seen: list[Passage] = []
+    hook = place.module.register_forward_hook(lambda _m, args, out: seen.append(Passage.of(args, out)))
     with torch.no_grad():
         training.model.eval()(host.batch().x)
     training.model.train()
