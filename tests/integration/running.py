@@ -21,11 +21,14 @@ LIMIT_S = 90.0
 
 
 @contextmanager
-def process(*arguments: str, folder: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command of Esper until the block ends."""
+def process(
+    *arguments: str, folder: Path, extension: str = "esper", **settings: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command of Esper until the block ends, in a process where a module with operations of one's own is imported."""
+    program = f"import runpy, {extension}; runpy.run_module('esper.cli', run_name='__main__')"
     with (folder / f"{arguments[1]}-{len(list(folder.iterdir()))}.log").open("wb") as log:
         running = subprocess.Popen(
-            [sys.executable, "-m", "esper.cli", *arguments],
+            [sys.executable, "-c", program, *arguments],
             cwd=folder, env={**os.environ, **settings}, stdout=log, stderr=log,
         )  # fmt: skip
         try:
@@ -46,10 +49,13 @@ class Store:
 
 
 @asynccontextmanager
-async def running_store(folder: Path, *, key: str | None = None, **settings: str) -> AsyncIterator[Store]:
+async def running_store(
+    folder: Path, *, key: str | None = None, extension: str = "esper", **settings: str
+) -> AsyncIterator[Store]:
     """Run a store on the library in a folder, and have a client of it."""
     port = free_port()
-    with process("serve", "urza", "--port", str(port), "--root", "library", folder=folder, **settings) as running:
+    command = ("serve", "urza", "--port", str(port), "--root", "library")
+    with process(*command, folder=folder, extension=extension, **settings) as running:
         address = f"http://127.0.0.1:{port}"
         await answering(f"{address}/health")
         async with UrzaClient(address, key=None if key is None else SecretStr(key)) as client:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esper.contracts.kernel import CERTIFICATE, KernelExecutionRequest, KernelExecutionResult, KernelForm
 from esper.errors import ContractError, NotFound
-from esper.ir import BlueprintIR, cost
+from esper.ir import BlueprintIR, cost, is_digest
 from esper.ir.types import Layout
 from esper.services.tezzeret.orders import Execution
 from esper.services.tezzeret.pool import ForgePool
@@ -71,13 +71,19 @@ class Executor:
         """Run a kernel once and time it.
 
         Raises:
-            ContractError: If the shape does not fit the kernel, or the run would be too large.
+            ContractError: If the id is none, the shape does not fit the kernel, or the run would be too large.
             NotFound: If there is no such kernel, or it has no such form.
             KernelRejected: If the kernel is not validated.
             CompilationError: If kernel or form were refused, such as for a seal that does not hold.
             ChildDied: If the run killed its process.
             DeadlineExceeded: If it took too long.
         """
+        if not is_digest(request.kernel_id):
+            raise ContractError(
+                "there can be no such kernel",
+                why=f"{request.kernel_id[:80]!r} is no content address",
+                todo="send sha256: and 64 hex digits",
+            )
         context = _context(request)
         shape = tuple(request.input_tensor_shape)
         check_run(await self._kernels.architecture_of(request.kernel_id), shape)
