@@ -59,9 +59,10 @@ compatibility: env ## run what shows which feature works in which setup, and wri
 bench: env ## run one benchmark: make bench NAME=dormant
 	$(BIN)/python -m benchmarks $(NAME)
 
-contracts: env ## write docs/topics.md, contracts/schemas and contracts/openapi from the code
+contracts: env ## write docs/topics.md, docs/benchmarks.md, contracts/schemas and contracts/openapi from code and results
 	$(BIN)/python -m tools.contracts
 	$(BIN)/python -m tools.openapi
+	$(BIN)/python -m tools.benchmarks
 
 lock: env ## pin every dependency again
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --allow-unsafe --no-annotate --output-file requirements.lock pyproject.toml
