@@ -43,6 +43,7 @@ _FACTORIES: dict[str, BodyFactory] = {
     "tanh": _always(operations.tanh),
     "add": _always(operations.add),
     "mul": _always(operations.mul),
+    "position_mean": _always(operations.position_mean),
     "scale": _scale,
     "attention": _attention,
 }

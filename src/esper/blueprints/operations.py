@@ -173,6 +173,11 @@ class Attention:
         return part.reshape(*part.shape[:2], self.heads, -1).transpose(1, 2)
 
 
+def position_mean(x: Tensor) -> Tensor:
+    """Return the mean over all positions of a channels-first map, as one position for all."""
+    return x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
+
+
 def relu(x: Tensor) -> Tensor:
     """Return max(x, 0)."""
     return F.relu(x)

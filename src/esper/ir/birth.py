@@ -37,11 +37,17 @@ class Use:
         layout: Layout of every value of the blueprint.
         inputs: Channels of each input.
         attrs: Its attributes, complete.
+        pooled: Whether each input has one position for all; none has where it is empty.
     """
 
     layout: Layout
     inputs: tuple[int, ...]
     attrs: Attrs
+    pooled: tuple[bool, ...] = ()
+
+    def positions(self, extent: tuple[int, ...]) -> tuple[int, ...]:
+        """Return at how many positions the operation works, on a map of an extent."""
+        return (1,) * len(extent) if self.pooled and all(self.pooled) else extent
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,18 @@ class Product:
         """Multiply the gradient of each factor with the other factor."""
         left, right = inputs
         return Flow((_through(grad, right), _through(grad, left)), {})
+
+
+class Averaged:
+    """The mean over all positions."""
+
+    def value(self, use: Use, inputs: tuple[Value, ...], nonzero: Nonzero) -> Value:
+        """Keep the kind of value."""
+        return inputs[0]
+
+    def flow(self, use: Use, inputs: tuple[Value, ...], nonzero: Nonzero, grad: Grad) -> Flow:
+        """Share the gradient out evenly; its sum stays."""
+        return Flow((grad,), {})
 
 
 class Scaled:

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from esper.errors import EsperError, InvalidBlueprint
 from esper.ir.caps import CAPS
-from esper.ir.graph_check import completed_node
+from esper.ir.graph_check import Form, completed_node
 from esper.ir.representation import BlueprintIR
 from esper.ir.types import INPUT, Attr, Attrs, Layout, Node, Reads, Site
 
@@ -19,11 +19,13 @@ class Handle:
         graph: The graph it belongs to.
         id: Id of the node that makes it.
         channels: Its width.
+        pooled: Whether it has one position for all.
     """
 
     graph: "Graph"
     id: str
     channels: int
+    pooled: bool = False
 
     def __add__(self, other: "Handle") -> "Handle":
         return self.graph.add(self, other)
@@ -48,7 +50,7 @@ class Graph:
         self.layout, self.reads = layout, reads
         self.input = Handle(self, INPUT, channels)
         self._nodes: list[Node] = []
-        self._widths = {INPUT: channels}
+        self._forms = {INPUT: Form(channels)}
         self._counts: dict[str, int] = {}
 
     def apply(self, op: str, *inputs: Handle, attrs: Mapping[str, Attr] | None = None, id: str | None = None) -> Handle:
@@ -75,10 +77,9 @@ class Graph:
                     todo="Start from g.input and use what the methods of g return.",
                 )
         node = Node(id or self._fresh_id(op), op, tuple(handle.id for handle in inputs), Attrs(attrs))
-        node, _, width = completed_node(node, index, self._widths, self.layout, CAPS)
+        node, _, self._forms[node.id] = completed_node(node, index, self._forms, self.layout, CAPS)
         self._nodes.append(node)
-        self._widths[node.id] = width
-        return Handle(self, node.id, width)
+        return Handle(self, node.id, *self._forms[node.id])
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -89,7 +90,7 @@ class Graph:
         stem = str(op).rpartition(".")[2]
         while True:
             self._counts[stem] = self._counts.get(stem, 0) + 1
-            if (name := f"{stem}{self._counts[stem]}") not in self._widths:
+            if (name := f"{stem}{self._counts[stem]}") not in self._forms:
                 return name
 
     def finish(self, output: Handle, name: str) -> BlueprintIR:
@@ -180,6 +181,10 @@ class Graph:
     def mul(self, x: Handle, y: Handle) -> Handle:
         """Return x * y, element by element."""
         return self.apply("mul", x, y)
+
+    def position_mean(self, x: Handle) -> Handle:
+        """Return the mean over all positions: one position for all, which ``mul`` takes beside a map."""
+        return self.apply("position_mean", x)
 
     def scale(self, x: Handle, *, value: float) -> Handle:
         """Return a constant times x."""

@@ -40,7 +40,7 @@ def cost(ir: BlueprintIR, extent: tuple[int, ...]) -> Cost:
             why=f"it has {ir.layout.rank} position axes, each of at least 1",
         )
     check_extent(ir, extent)
-    flops = sum(ops.get(node.op).flops(use, extent) for node, use in zip(ir.nodes, ir.uses, strict=True))
+    flops = sum(ops.get(node.op).flops(use, use.positions(extent)) for node, use in zip(ir.nodes, ir.uses, strict=True))
     return Cost(sum(tensor.numel for tensor in ir.tensors.values() if tensor.trainable), flops)
 
 

@@ -9,7 +9,7 @@ from esper.errors import InvalidBlueprint
 from esper.ir import ops
 from esper.ir.caps import CAPS
 from esper.ir.codec import checked_head, checked_node, loaded
-from esper.ir.graph_check import completed_node, spec_of
+from esper.ir.graph_check import Form, completed_node, spec_of
 from esper.ir.lint import Finding, Severity, lint
 from esper.ir.places import Span, places_of
 from esper.ir.representation import BlueprintIR
@@ -82,38 +82,33 @@ def _broken(value: object) -> Iterator[InvalidBlueprint]:
     yield from checked_head(value)
     fields = value if isinstance(value, dict) else {}
     entries, channels, layout = fields.get("nodes"), fields.get("channels"), fields.get("layout")
-    widths: dict[str, int] | None = None
+    forms: dict[str, Form] | None = None
     if isinstance(channels, int) and channels > 0 and layout in list(Layout):
-        widths = {INPUT: channels}
+        forms = {INPUT: Form(channels)}
     unknown: set[str] = set()
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
         node, error = _tried(lambda: checked_node(entry, f"$.nodes[{index}]"))  # noqa: B023
         if node is None:
             unknown |= {entry["id"]} if isinstance(entry, dict) and isinstance(entry.get("id"), str) else set()
-        elif widths is None or unknown.intersection(node.inputs):
+        elif forms is None or unknown.intersection(node.inputs):
             unknown.add(node.id)
             error = _tried(lambda: spec_of(node, f"$.nodes[{index}]"))[1]  # noqa: B023
         else:
-            error = _grown(node, index, widths, Layout(str(layout)))
+            error = _grown(node, index, forms, Layout(str(layout)))
             if error is not None:
                 unknown.add(node.id)
         if error is not None:
             yield error
     output = fields.get("output")
-    if (
-        isinstance(output, str)
-        and isinstance(entries, list)
-        and widths is not None
-        and output not in {*widths, *unknown}
-    ):
-        near = ops.near(output[:80], {*widths, *unknown})
+    if isinstance(output, str) and isinstance(entries, list) and forms is not None and output not in {*forms, *unknown}:
+        near = ops.near(output[:80], {*forms, *unknown})
         yield InvalidBlueprint(f"there is no node {output[:80]!r}", path="$.output", todo=near)
 
 
-def _grown(node: Node, index: int, widths: dict[str, int], layout: Layout) -> InvalidBlueprint | None:
-    done, error = _tried(lambda: completed_node(node, index, widths, layout, CAPS))
+def _grown(node: Node, index: int, forms: dict[str, Form], layout: Layout) -> InvalidBlueprint | None:
+    done, error = _tried(lambda: completed_node(node, index, forms, layout, CAPS))
     if done is not None:
-        widths[node.id] = done[2]
+        forms[node.id] = done[2]
     return error
 
 

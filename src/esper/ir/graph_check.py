@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from esper.errors import InvalidBlueprint, NotFound
 from esper.ir import ops
@@ -13,45 +14,57 @@ from esper.ir.spec import OpSpec
 from esper.ir.types import INPUT, Attr, Attrs, Layout, Node
 
 
+class Form(NamedTuple):
+    """What is known of a value before anything is computed.
+
+    Attributes:
+        channels: Its width.
+        pooled: Whether it has one position for all, as a mean over them has.
+    """
+
+    channels: int
+    pooled: bool = False
+
+
 def completed_node(
-    node: Node, index: int, widths: Mapping[str, int], layout: Layout, caps: Caps
-) -> tuple[Node, Use, int]:
+    node: Node, index: int, known: Mapping[str, Form], layout: Layout, caps: Caps
+) -> tuple[Node, Use, Form]:
     """Check one node against the nodes before it.
 
     Args:
         node: The node; attributes may be left out where they have defaults.
         index: Its position, for the JSON path.
-        widths: Channels of every value before it, by id.
+        known: Every value before it, by id.
         layout: Layout of the blueprint.
         caps: Limits.
 
     Returns:
-        The node with all its attributes, its place, and the channels of its output.
+        The node with all its attributes, its place, and the form of its output.
 
     Raises:
         InvalidBlueprint: If it breaks a rule; the error has the JSON path.
     """
     path = f"$.nodes[{index}]"
-    _check_id(node, path, widths)
+    _check_id(node, path, known)
     spec = spec_of(node, path)
     attrs = _attrs(node, spec, path)
-    inputs = _input_widths(node, spec, path, widths)
+    inputs = _inputs(node, spec, path, known)
     if layout not in spec.layouts:
         raise InvalidBlueprint(
             f"operation {spec.name!r} does not work on {layout}",
             path=f"{path}.op",
             why=f"it works on {', '.join(sorted(spec.layouts))}",
         )
-    use = Use(layout, inputs, attrs)
-    return replace(node, attrs=attrs), use, _output_width(use, spec, path, caps)
+    use = Use(layout, tuple(form.channels for form in inputs), attrs, tuple(form.pooled for form in inputs))
+    return replace(node, attrs=attrs), use, _output(use, spec, path, caps)
 
 
-def _check_id(node: Node, path: str, widths: Mapping[str, int]) -> None:
+def _check_id(node: Node, path: str, known: Mapping[str, Form]) -> None:
     if not isinstance(node.id, str) or not is_node_id(node.id):
         reserved = isinstance(node.id, str) and node.id in RESERVED_IDS
         why = "the name is taken by the module that holds the nodes" if reserved else f"an id is {ID_RULE}"
         raise InvalidBlueprint(f"bad node id {str(node.id)[:80]!r}", path=f"{path}.id", why=why)
-    if node.id in widths:
+    if node.id in known:
         raise InvalidBlueprint(f"node id {node.id!r} appears twice", path=f"{path}.id", todo="Give each node its own.")
 
 
@@ -89,31 +102,31 @@ def _attrs(node: Node, spec: OpSpec, path: str) -> Attrs:
     return Attrs(complete)
 
 
-def _input_widths(node: Node, spec: OpSpec, path: str, widths: Mapping[str, int]) -> tuple[int, ...]:
+def _inputs(node: Node, spec: OpSpec, path: str, known: Mapping[str, Form]) -> tuple[Form, ...]:
     if len(node.inputs) != spec.arity:
         raise InvalidBlueprint(
             f"operation {spec.name!r} takes {spec.arity} inputs, not {len(node.inputs)}", path=f"{path}.inputs"
         )
     for position, source in enumerate(node.inputs):
-        if source not in widths:
+        if source not in known:
             raise InvalidBlueprint(
                 f"input {str(source)[:80]!r} is not known here",
                 path=f"{path}.inputs[{position}]",
                 why="a node may use 'input' and the nodes before it, so that there is no cycle",
-                todo=ops.near(str(source)[:80], widths),
+                todo=ops.near(str(source)[:80], known),
             )
-    return tuple(widths[source] for source in node.inputs)
+    return tuple(known[source] for source in node.inputs)
 
 
-def _output_width(use: Use, spec: OpSpec, path: str, caps: Caps) -> int:
+def _output(use: Use, spec: OpSpec, path: str, caps: Caps) -> Form:
     try:
-        width = spec.width(use)
+        form = Form(spec.width(use), spec.pooled(use))
     except RuleBroken as broken:
         where = f"{path}.attrs.{broken.attr}" if broken.attr else f"{path}.inputs"
         raise InvalidBlueprint(f"operation {spec.name!r} does not fit", path=where, why=broken.why) from broken
-    if width > caps.channels:
-        raise InvalidBlueprint("too wide", path=path, why=f"{width} channels; the cap is {caps.channels}")
-    return width
+    if form.channels > caps.channels:
+        raise InvalidBlueprint("too wide", path=path, why=f"{form.channels} channels; the cap is {caps.channels}")
+    return form
 
 
 def check_reach(nodes: tuple[Node, ...], output: str) -> None:

@@ -3,9 +3,9 @@
 from math import prod
 
 from esper.ir.attributes import BoolAttr, ChoiceAttr, FloatAttr, IntAttr, RuleBroken
-from esper.ir.birth import Affine, Attended, Elementwise, Normalized, Product, Scaled, Sum, Use
+from esper.ir.birth import Affine, Attended, Averaged, Elementwise, Normalized, Product, Scaled, Sum, Use
 from esper.ir.caps import CAPS
-from esper.ir.spec import Extent, OpSpec, TensorSpec
+from esper.ir.spec import Extent, OpSpec, TensorSpec, needs_positions
 from esper.ir.types import Layout
 
 NORM_EPS = 1e-5
@@ -44,6 +44,20 @@ def _linear_tensors(use: Use) -> tuple[TensorSpec, ...]:
 
 def _linear_flops(use: Use, extent: Extent) -> int:
     return 2 * prod(extent) * use.inputs[0] * _out(use)
+
+
+def _mul_pooled(use: Use) -> bool:
+    return bool(use.pooled) and all(use.pooled)
+
+
+def _mean_pooled(use: Use) -> bool:
+    return True
+
+
+def _conv_pooled(use: Use) -> bool:
+    if any(use.pooled) and use.attrs.integer("kernel") != 1:
+        raise RuleBroken("one position for all has no neighbours", attr="kernel")
+    return any(use.pooled)
 
 
 def _conv_width(use: Use) -> int:
@@ -132,6 +146,7 @@ CONV = OpSpec(
         "init": _INIT,
     },
     width=_conv_width,
+    pooled=_conv_pooled,
     tensors=_conv_tensors,
     flops=_conv_flops,
     min_extent=_conv_min_extent,
@@ -141,6 +156,7 @@ BATCH_NORM = OpSpec(
     # Statistics over examples and positions. Not for features and tokens: there they would mix in future positions.
     name="batch_norm",
     layouts=_FIRST,
+    pooled=needs_positions,
     tensors=_batch_norm_tensors,
     birth=Normalized(),
     bounding=True,
@@ -151,6 +167,7 @@ GROUP_NORM = OpSpec(
     layouts=_FIRST,
     attrs={"groups": IntAttr(1, CAPS.channels)},
     width=_group_norm_width,
+    pooled=needs_positions,
     tensors=_norm_tensors,
     birth=Normalized(),
     bounding=True,
@@ -176,6 +193,7 @@ ATTENTION = OpSpec(
     layouts=frozenset({Layout.TOKENS, *_FIRST}),
     attrs={"heads": IntAttr(1, 1024), "causal": BoolAttr()},
     width=_attention_width,
+    pooled=needs_positions,
     flops=_attention_flops,
     birth=Attended(),
 )
@@ -192,7 +210,9 @@ BUILT_IN = (
     OpSpec("sigmoid", birth=Elementwise(zero_to_zero=False), bounding=True),
     OpSpec("tanh", bounding=True),
     OpSpec("add", arity=2, birth=Sum()),
-    OpSpec("mul", arity=2, birth=Product()),
+    OpSpec("mul", arity=2, pooled=_mul_pooled, birth=Product()),
+    # Not for features, which have no positions, nor for tokens: there it would mix in future ones.
+    OpSpec("position_mean", layouts=_FIRST, pooled=_mean_pooled, birth=Averaged()),
     OpSpec("scale", attrs={"value": FloatAttr(1e6)}, birth=Scaled()),
     ATTENTION,
 )

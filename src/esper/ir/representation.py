@@ -11,7 +11,7 @@ from esper.ir.birth import Use
 from esper.ir.caps import CAPS, Caps
 from esper.ir.codec import Document, parsed
 from esper.ir.digest import digest_of
-from esper.ir.graph_check import check_reach, completed_node, depth_of, factors_of
+from esper.ir.graph_check import Form, check_reach, completed_node, depth_of, factors_of
 from esper.ir.names import NAME_RULE, is_blueprint_name
 from esper.ir.spec import TensorSpec
 from esper.ir.types import INPUT, Layout, Node, Reads
@@ -60,17 +60,17 @@ class BlueprintIR:
 
     def __post_init__(self) -> None:
         self._check_head()
-        widths = {INPUT: self.channels}
+        forms = {INPUT: Form(self.channels)}
         nodes: list[Node] = []
         uses: list[Use] = []
         for index, node in enumerate(self.nodes):
-            node, use, widths[node.id] = completed_node(node, index, widths, self.layout, CAPS)
+            node, use, forms[node.id] = completed_node(node, index, forms, self.layout, CAPS)
             nodes.append(node)
             uses.append(use)
         object.__setattr__(self, "nodes", tuple(nodes))
         object.__setattr__(self, "uses", tuple(uses))
-        self._check_output(widths)
-        object.__setattr__(self, "out_channels", widths[self.output])
+        self._check_output(forms)
+        object.__setattr__(self, "out_channels", forms[self.output].channels)
         check_caps(self, CAPS)
 
     def _check_head(self) -> None:
@@ -89,18 +89,26 @@ class BlueprintIR:
                 "too many nodes", path="$.nodes", why=f"{len(self.nodes)} nodes; the cap is {CAPS.nodes}"
             )
 
-    def _check_output(self, widths: dict[str, int]) -> None:
-        if self.output not in widths:
+    def _check_output(self, forms: dict[str, Form]) -> None:
+        if self.output not in forms:
             raise InvalidBlueprint(
                 f"there is no node {str(self.output)[:80]!r}",
                 path="$.output",
-                todo=ops.near(str(self.output)[:80], widths),
+                todo=ops.near(str(self.output)[:80], forms),
             )
-        if self.reads is Reads.OUTPUT and widths[self.output] != self.channels:
+        out = forms[self.output]
+        if self.reads is Reads.OUTPUT and out.channels != self.channels:
             raise InvalidBlueprint(
-                f"the output has {widths[self.output]} channels",
+                f"the output has {out.channels} channels",
                 path="$.output",
                 why=f"it is added to an input of {self.channels}",
+            )
+        if out.pooled:
+            raise InvalidBlueprint(
+                "the output has one position for all",
+                path="$.output",
+                why="it is added to a map that has its own at each",
+                todo="Multiply it with such a map.",
             )
         check_reach(self.nodes, self.output)
 

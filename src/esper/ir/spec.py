@@ -47,6 +47,20 @@ def same_width(use: Use) -> int:
     return use.inputs[0]
 
 
+def like_inputs(use: Use) -> bool:
+    """Return whether all inputs have one position for all; where only some have, they do not fit."""
+    if len(set(use.pooled)) > 1:
+        raise RuleBroken("one input has one position for all, another each its own; only mul takes both")
+    return any(use.pooled)
+
+
+def needs_positions(use: Use) -> bool:
+    """Work on maps that have their positions, and keep them."""
+    if any(use.pooled):
+        raise RuleBroken("it works on positions, of which a mean over them has left one")
+    return False
+
+
 def no_tensors(use: Use) -> tuple[TensorSpec, ...]:
     """Own nothing."""
     return ()
@@ -72,6 +86,7 @@ class OpSpec:
         layouts: Layouts on which it works.
         attrs: Its attributes.
         width: Channels of its output; raises RuleBroken where the inputs or attributes do not fit.
+        pooled: Whether its output has one position for all; raises RuleBroken where the inputs do not fit.
         tensors: Parameters and buffers it owns, in the order of ``state_dict``.
         flops: Forward FLOPs per example; a multiply-add counts 2, element-wise work nothing, as in torch's
             FlopCounterMode.
@@ -86,6 +101,7 @@ class OpSpec:
     layouts: frozenset[Layout] = frozenset(Layout)
     attrs: Mapping[str, AttrSpec] = field(default_factory=dict)
     width: Callable[[Use], int] = same_width
+    pooled: Callable[[Use], bool] = like_inputs
     tensors: Callable[[Use], tuple[TensorSpec, ...]] = no_tensors
     flops: Callable[[Use, Extent], int] = no_flops
     min_extent: Callable[[Use], int] = any_extent

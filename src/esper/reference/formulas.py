@@ -138,6 +138,11 @@ def _mul(use: Use, own: Weights, inputs: Sequence[Array], training: bool) -> Arr
     return inputs[0] * inputs[1]
 
 
+def _position_mean(use: Use, own: Weights, inputs: Sequence[Array], training: bool) -> Array:
+    x = inputs[0]
+    return x.mean(axis=tuple(range(2, x.ndim)), keepdims=True)
+
+
 def _scale(use: Use, own: Weights, inputs: Sequence[Array], training: bool) -> Array:
     return inputs[0] * use.attrs.number("value")
 
@@ -184,6 +189,7 @@ _FORMULAS: dict[str, Formula] = {
     "tanh": _tanh,
     "add": _add,
     "mul": _mul,
+    "position_mean": _position_mean,
     "scale": _scale,
     "attention": _attention,
 }

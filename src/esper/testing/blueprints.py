@@ -42,7 +42,7 @@ def blueprints(
     output = values[-1]
     if output.channels != graph.input.channels:
         output = graph.pointwise(output, out=graph.input.channels, init=_init(draw, zeros))
-    return needed_only(graph, output)
+    return needed_only(graph, _at_each_position(graph, output))
 
 
 @st.composite
@@ -52,7 +52,12 @@ def newborns(draw: st.DrawFn, layouts: Sequence[Layout] = tuple(Layout)) -> Blue
     values = [graph.input]
     for _ in range(draw(st.integers(1, 7))):
         values.append(_grown(draw, graph, values, zeros=False))
-    return needed_only(graph, graph.pointwise(values[-1], out=graph.input.channels, init="zero"))
+    last = graph.pointwise(values[-1], out=graph.input.channels, init="zero")
+    return needed_only(graph, _at_each_position(graph, last))
+
+
+def _at_each_position(graph: Graph, output: Handle) -> Handle:
+    return graph.mul(graph.input, output) if output.pooled else output
 
 
 def needed_only(graph: Graph, output: Handle) -> BlueprintIR:

@@ -111,7 +111,7 @@ def test_every_blueprint_learns(name: str, site: Site) -> None:
     kernel = born(name, site, torch.float32)
     x = given(name, site, torch.float32)
     h = leaving(x, site)
-    target = _of_rank_one(h, site) if name == "low_rank" else torch.tanh(3.0 * h) - h
+    target = RECALIBRATED[name](h, site) if name in RECALIBRATED else torch.tanh(3.0 * h) - h
     optimizer = torch.optim.Adam(kernel.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):
@@ -130,6 +130,20 @@ def _of_rank_one(x: torch.Tensor, site: Site) -> torch.Tensor:
     along = [1] * x.ndim
     along[axis] = site.channels
     return 4.0 * x.mean(dim=axis, keepdim=True) * signs.reshape(along)
+
+
+def _of_unit_size(x: torch.Tensor, site: Site) -> torch.Tensor:
+    """Return half of each position, divided by the root mean square of its channels."""
+    return 0.5 * x / x.square().mean(dim=1, keepdim=True).sqrt()
+
+
+def _gated_by_mean(x: torch.Tensor, site: Site) -> torch.Tensor:
+    """Return the input times what depends on the means of its channels over the positions."""
+    return x * torch.tanh(3.0 * x.mean(dim=tuple(range(2, x.ndim)), keepdim=True))
+
+
+RECALIBRATED = {"low_rank": _of_rank_one, "norm": _of_unit_size, "squeeze_excite": _gated_by_mean}
+"""What a blueprint can make that has no capacity for more."""
 
 
 def static_and_measured(ir: BlueprintIR, seed: int) -> list[tuple[frozenset[str], frozenset[str]]]:

@@ -6,7 +6,9 @@ from esper.blueprints.catalog.gated_conv import gated_conv
 from esper.blueprints.catalog.gated_mlp import gated_mlp
 from esper.blueprints.catalog.low_rank import low_rank
 from esper.blueprints.catalog.mlp_adapter import mlp_adapter
+from esper.blueprints.catalog.norm import norm
 from esper.blueprints.catalog.self_attention import self_attention
+from esper.blueprints.catalog.squeeze_excite import squeeze_excite
 from esper.blueprints.catalog.transformer_block import transformer_block
 from esper.blueprints.catalog.wider_conv import wider_conv
 from esper.blueprints.catalog.wider_mlp import wider_mlp
@@ -19,7 +21,9 @@ __all__ = [
     "gated_mlp",
     "low_rank",
     "mlp_adapter",
+    "norm",
     "self_attention",
+    "squeeze_excite",
     "transformer_block",
     "wider_conv",
     "wider_mlp",
@@ -34,6 +38,8 @@ CATALOG = (
     "mlp_adapter",
     "conv_bottleneck",
     "low_rank",
+    "squeeze_excite",
+    "norm",
     "wider_mlp",
     "wider_conv",
 )

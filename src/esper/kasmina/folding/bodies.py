@@ -147,6 +147,10 @@ def _scale(sketch: Sketch, step: Step, values: tuple[Node, ...]) -> Node:
     return sketch.call(torch.mul, values[0], step.use.attrs.number("value"))
 
 
+def _position_mean(sketch: Sketch, step: Step, values: tuple[Node, ...]) -> Node:
+    return sketch.call(torch.mean, values[0], dim=tuple(range(2, 2 + step.use.layout.rank)), keepdim=True)
+
+
 def _function(function: Callable[..., Tensor]) -> Rule:
     return lambda sketch, step, values: sketch.call(function, *values)
 
@@ -165,6 +169,7 @@ RULES: dict[str, Rule] = {
     "tanh": _function(torch.tanh),
     "add": _function(torch.add),
     "mul": _function(torch.mul),
+    "position_mean": _position_mean,
     "scale": _scale,
     "attention": _attention,
 }
