@@ -20,6 +20,7 @@ from esper.blueprints import catalog as catalog
 from esper.blueprints import initial_state, load_kernel, pack_kernel
 from esper.ir import REGISTRY, digest_of, liveness
 from esper.kasmina import Newborn, placement_of, wrap
+from esper.kasmina.passage import Passage
 from esper.services.tolaria.snapshot import Subject, digest
 from esper.services.tolaria.surgery import Cut, Surgeon
 
@@ -82,12 +83,12 @@ class Training:
         with torch.no_grad():
             return twin.eval()(self.inputs), twin.train()(self.inputs)
 
-    def _seen(self) -> Tensor:
-        outputs: list[Tensor] = []
+    def _seen(self) -> Passage:
+        passages: list[Passage] = []
         module = placement_of(self.model).slots[self.slot].module
-        with module.register_forward_hook(lambda _, args, output: outputs.append(output.detach())), torch.no_grad():
+        with module.register_forward_hook(lambda _, args, out: passages.append(Passage.of(args, out))), torch.no_grad():
             self.model(self.inputs)
-        return outputs[0]
+        return passages[0]
 
 
 class ByHand:

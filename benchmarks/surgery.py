@@ -24,6 +24,7 @@ from esper.blueprints import catalog as catalog
 from esper.blueprints import initial_state, load_kernel, pack_kernel
 from esper.ir import REGISTRY, digest_of
 from esper.kasmina import placement_of, wrap
+from esper.kasmina.passage import Passage
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.snapshot import Subject, digest
 from esper.services.tolaria.surgery import Cut, Surgeon
@@ -83,7 +84,7 @@ class Operation:
         self.data = pack_kernel(ir, initial_state(ir, seed=self.seed, dtype="float32"), seed=self.seed)
         self.kernel_id = digest_of(self.data)
         self._prototype = load_kernel(self.data, digest=self.kernel_id)
-        self.seen = torch.randn(BATCH, LENGTH, WIDTH)
+        self.seen = Passage(torch.randn(BATCH, LENGTH, WIDTH))
         self.step()
 
     def step(self) -> None:

@@ -23,6 +23,8 @@ class Kind(StrEnum):
     GATED_MIXING = "gated_mixing"
     WIDENING = "widening"
     """More hidden units beside those of the module, which reads what they read."""
+    RECALIBRATING = "recalibrating"
+    """Rescales what is there, and has no capacity for more."""
     BLOCK = "block"
     """A whole block of its architecture, to be appended behind the last one."""
 

@@ -1,9 +1,9 @@
 """A norm where the host has none."""
 
-from esper.ir import Graph, Handle, Layout, Site, blueprint
+from esper.ir import Graph, Handle, Kind, Layout, Site, blueprint
 
 
-@blueprint("norm", layouts=(Layout.CHANNELS_1D, Layout.CHANNELS_2D))
+@blueprint("norm", layouts=(Layout.CHANNELS_1D, Layout.CHANNELS_2D), kind=Kind.RECALIBRATING)
 def norm(g: Graph, site: Site) -> Handle:
     """Draw x + gain * x / rms(x) at a host, the root mean square over the channels of a position, the gains zero at birth.
 

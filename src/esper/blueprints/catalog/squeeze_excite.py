@@ -1,11 +1,11 @@
 """Squeeze and excitation."""
 
-from esper.ir import Graph, Handle, Layout, Site, blueprint
+from esper.ir import Graph, Handle, Kind, Layout, Site, blueprint
 
 _REDUCTION = 4
 
 
-@blueprint("squeeze_excite", layouts=(Layout.CHANNELS_1D, Layout.CHANNELS_2D))
+@blueprint("squeeze_excite", layouts=(Layout.CHANNELS_1D, Layout.CHANNELS_2D), kind=Kind.RECALIBRATING)
 def squeeze_excite(g: Graph, site: Site) -> Handle:
     """Draw F(x) = x . tanh(W2 relu(W1 mean(x))), the mean over all positions, W1 to a quarter of the channels but at least 8.
 

@@ -40,14 +40,18 @@ class Choice:
 def pool(packet: SystemStatePacket, undone: frozenset[Pair]) -> tuple[Candidate, ...]:
     """Return the candidates that may be chosen, those whose kernel is still being compiled included.
 
+    What only rescales what is there is left to hands: it has no capacity, and would be the cheapest.
+
     Args:
         packet: The state of the run.
         undone: Slots and blueprints whose graft did not stay; they come back only when nothing else is left.
     """
     last = max((c.order for c in packet.candidates if c.kind == Kind.BLOCK), default=0)
     offered = (
-        c for c in packet.candidates if c.kind != Kind.BLOCK or c.order == last
-    )  # never in front of a trained one
+        c
+        for c in packet.candidates
+        if c.kind != Kind.RECALIBRATING and (c.kind != Kind.BLOCK or c.order == last)  # never in front of a trained one
+    )
     possible = tuple(c for c in offered if (is_ready(c) or is_pending(c)) and fits(c, packet))
     fresh = tuple(c for c in possible if (c.slot, c.blueprint) not in undone)
     return fresh or possible
