@@ -140,7 +140,8 @@ def _mul(use: Use, own: Weights, inputs: Sequence[Array], training: bool) -> Arr
 
 def _position_mean(use: Use, own: Weights, inputs: Sequence[Array], training: bool) -> Array:
     x = inputs[0]
-    return x.mean(axis=tuple(range(2, x.ndim)), keepdims=True)
+    mean: Array = x.mean(axis=tuple(range(2, x.ndim)), keepdims=True)
+    return mean
 
 
 def _scale(use: Use, own: Weights, inputs: Sequence[Array], training: bool) -> Array:
