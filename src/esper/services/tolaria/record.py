@@ -1,10 +1,14 @@
 """The book of a growing run: where it stands, which grafts are on trial, what was learned."""
 
+import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from esper.contracts.adaptation import LossPoint
-from esper.services.tolaria.events import GrowthEvent
+from esper.contracts.ids import new_id
+from esper.ir import Cost
+from esper.kasmina import GraftEntry
+from esper.services.tolaria.events import EventKind, GrowthEvent
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,16 @@ class Trial:
     judged: bool = False
     first_alpha: float = 1.0
     blend_steps: int = 0
+
+    @classmethod
+    def of_earlier(cls, graft: GraftEntry, price: Cost, *, host_params: int) -> Self:
+        """Return the trial of a graft that was there before the run, as if it had been kept at its beginning."""
+        event = GrowthEvent(
+            step=0, kind=EventKind.GRAFTED, why="it was there before this run", slot=graft.slot, seed_idx=graft.seed_idx,
+            blueprint=graft.blueprint, kernel_id=graft.kernel_id, decision_id=new_id("decision"), added_params=price.params,
+            added_ratio=price.params / host_params,
+        )  # fmt: skip
+        return cls(event, price.params, price.flops, 0.0, 0, 0, math.nan, judged=True)
 
     @property
     def rise(self) -> Rise:

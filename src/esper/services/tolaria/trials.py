@@ -164,7 +164,8 @@ class Trials:
         place = (graft.slot, graft.seed_idx)
         trial = next((trial for trial in self.position.trials.values() if trial.place == place), None)
         if trial is None:
-            trial = self._trial_of_earlier(graft)
+            price = self.placement.place(graft.slot).price(BlueprintIR.from_json(graft.ir))
+            trial = Trial.of_earlier(graft, price, host_params=self.host_params)
             self.inherited_params -= trial.params
         seed = self.seeds.of(*place)
         seed.move(SeedState.EVALUATING, step=self.position.step)
@@ -276,16 +277,6 @@ class Trials:
         self.position.grafts.append(self.position.step)
         self._topology_changed()
         return event
-
-    def _trial_of_earlier(self, graft: GraftEntry) -> Trial:
-        """Return the trial that a graft of an earlier run would have here."""
-        price = self.placement.place(graft.slot).price(BlueprintIR.from_json(graft.ir))
-        event = GrowthEvent(
-            step=0, kind=EventKind.GRAFTED, why="it was there before this run", slot=graft.slot, seed_idx=graft.seed_idx,
-            blueprint=graft.blueprint, kernel_id=graft.kernel_id, decision_id=new_id("decision"), added_params=price.params,
-            added_ratio=price.params / self.host_params,
-        )  # fmt: skip
-        return Trial(event, price.params, price.flops, 0.0, 0, 0, math.nan, judged=True)
 
     @property
     def _blend_steps(self) -> int:
