@@ -12,8 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from esper.kasmina import placement_of, topology
+from esper.kasmina.grafted import grafts_of
 from esper.services.tolaria.checkpoint import CheckpointManager
 from esper.services.tolaria.distributed.reducer import reducer_of
+from esper.services.tolaria.shrinking import Rent
 from tests.distributed.training import Rank, Scripted, digest_of_parameters, gloo_threads, shortened
 
 
@@ -60,6 +63,27 @@ def trained(task: SimpleNamespace) -> Any:
             "losses": losses, "digest": growth.digest(),
             "validation": [p.validation for p in growth._engine.trials.position.history],
             "parameters": {name: p.detach().flatten().tolist() for name, p in rank.model.named_parameters()},
+        }  # fmt: skip
+
+
+def shrunk(task: SimpleNamespace) -> Any:
+    """Two grafts that are kept, one of which then adds nothing; what leaves is decided on the examples of every rank."""
+    rank = Rank(task)
+    growth = rank.attach(controller=Scripted({}), steps=200)
+    with growth:
+        for step in range(1, 121):
+            if step in (11, 21):
+                growth.graft(rank.slots[step // 20], task.blueprint)
+            rank.step(step, growth)
+        with torch.no_grad():
+            for parameter in grafts_of(placement_of(rank.model).slots[rank.slots[0]].module).parameters():
+                parameter.zero_()
+        left = growth.shrink(Rent(params=1e-6, flops=0.0, errors=0.0))
+        for step in range(121, 131):
+            rank.step(step, growth)
+        return {
+            "left": [(event.slot, event.gain, event.gain_error, event.why) for event in left],
+            "idle": rank.slots[0], "grown": [entry.slot for entry in topology(rank.model)], "digest": growth.digest(),
         }  # fmt: skip
 
 

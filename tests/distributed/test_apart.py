@@ -25,6 +25,13 @@ def test_what_learns_apart_is_the_same_on_every_rank_and_goes_on_to_the_bit(tmp_
         assert rank["again"] == rank["told"][45:60]
 
 
+def test_what_does_not_earn_its_rent_leaves_on_every_rank(tmp_path: Path) -> None:
+    first, second = results("runs.shrunk", tmp_path, **HOW)
+    assert first == second
+    assert [first["idle"], 0.0] in [list(left[:2]) for left in first["left"]]
+    assert first["idle"] not in first["grown"]
+
+
 def test_a_kernel_that_is_late_slips_on_every_rank(tmp_path: Path) -> None:
     first, second = results("runs.late", tmp_path, **HOW)
     assert first == second
