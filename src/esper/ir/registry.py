@@ -57,6 +57,15 @@ class Entry:
     kind: Kind
     reads: Reads = Reads.OUTPUT
 
+    def kind_at(self, site: Site) -> Kind:
+        """Return what it can do at a site.
+
+        A widening design is one where it reads what a layer loses: positions are independent, and more channels enter the module
+        than leave it, so that no residual stream runs past it either. Elsewhere it is a plain one.
+        """
+        widens = site.layout is Layout.FEATURES and (site.entering or 0) > site.channels
+        return Kind.PLAIN if self.kind is Kind.WIDENING and not widens else self.kind
+
     @property
     def source(self) -> str:
         """Where the design was written, so that running a notebook cell again replaces it."""

@@ -12,6 +12,7 @@ from benchmarks import gromo
 from benchmarks.support.mnist1d_mlp import NARROW, WIDE, Job, lines_of, mlp, num_params
 from benchmarks.support.with_esper import train_alone, train_with_esper
 from esper.errors import ConfigError
+from esper.kasmina import topology
 
 
 def counted(first: int) -> int:
@@ -52,6 +53,7 @@ def test_esper_grows_within_what_the_wide_network_has_more(tmp_path: Path) -> No
     job = Job.drawn(seed=0, steps=40, rate=0.01)
     grown, narrow = train_with_esper(job, tmp_path), train_alone(job, NARROW)
     assert num_params(narrow) < num_params(grown) <= num_params(mlp(WIDE, 0))
+    assert [graft.blueprint for graft in topology(grown)][:1] == ["wider_mlp"]
 
 
 def test_the_rate_that_learns_is_chosen_and_edges_are_passed() -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from esper.errors import ConfigError, InvalidBlueprint
-from esper.ir import REGISTRY, BlueprintIR, BlueprintRegistry, Graph, Layout, Reads, Site, check_site
+from esper.ir import REGISTRY, BlueprintIR, BlueprintRegistry, Graph, Kind, Layout, Reads, Site, check_site
 from esper.ir.diagnosis import diagnose
 
 
@@ -49,6 +49,20 @@ def test_a_word_that_is_neither_is_refused_with_its_place() -> None:
 def test_a_site_of_other_widths_is_refused(site: Site) -> None:
     with pytest.raises(InvalidBlueprint, match=r"read 5 channels and to add to 3 .* enter and . leave"):
         check_site(wider(), site)
+
+
+@pytest.mark.parametrize(
+    ("site", "kind"),
+    [
+        (Site(Layout.FEATURES, 3, entering=5), Kind.WIDENING),
+        (Site(Layout.FEATURES, 5, entering=5), Kind.PLAIN),
+        (Site(Layout.FEATURES, 8, entering=5), Kind.PLAIN),
+        (Site(Layout.TOKENS, 3, entering=5), Kind.PLAIN),
+    ],
+)
+def test_controllers_are_told_to_widen_where_a_perceptron_narrows(site: Site, kind: Kind) -> None:
+    assert REGISTRY.get("wider_mlp").kind_at(site) is kind
+    assert REGISTRY.get("gated_mlp").kind_at(site) is Kind.GATED
 
 
 def test_a_site_of_which_the_input_is_not_known_offers_nothing_to_read() -> None:

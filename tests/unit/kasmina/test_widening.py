@@ -165,7 +165,7 @@ def test_beside_two_layers_it_becomes_hidden_units_of_theirs(
         widened(model, seed_idx=seed_idx, alpha=alpha)
     alone = fold(model, x)
     assert type(alone[0]) is nn.Sequential  # type: ignore[index]
-    units = hidden + 32 * len(alphas)
+    units = hidden + 64 * len(alphas)
     assert {name: tuple(t.shape) for name, t in alone.state_dict().items() if name.endswith("weight")} == {
         "0.0.weight": (units, entering),
         "0.2.weight": (leaving, units),
@@ -205,7 +205,7 @@ def test_behind_a_graft_that_reads_what_leaves_it_stays_a_branch_which_that_does
     assert difference(model(x), alone(x)) <= 1e-6
     names = {name.split(".")[2] for name, _ in alone.named_parameters() if ".grafts." in name}
     assert names == {"1", "2"}
-    assert alone.get_submodule("0.host.0").weight.shape == (38, 5)  # type: ignore[union-attr]
+    assert alone.get_submodule("0.host.0").weight.shape == (70, 5)  # type: ignore[union-attr]
 
 
 def test_what_is_drawn_for_the_input_says_so_and_what_is_not_keeps_its_name() -> None:

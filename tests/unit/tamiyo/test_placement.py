@@ -24,13 +24,13 @@ def _slots(*states: tuple[int, tuple[str, ...]]) -> list[SlotState]:
 
 
 def test_the_best_kind_comes_first_and_among_equals_the_cheapest(make_candidate: MakeCandidate) -> None:
-    kinds = ["plain", "unheard_of", "gated", "mixing", "gated_mixing"]
+    kinds = ["plain", "unheard_of", "gated", "mixing", "gated_mixing", "widening"]
     ranked = []
     left = [make_candidate(kind=kind) for kind in kinds]
     while left:
         ranked.append(best_design(left).kind)
         left = [c for c in left if c.kind != ranked[-1]]
-    assert ranked == ["gated_mixing", "gated", "mixing", "plain", "unheard_of"]
+    assert ranked == ["widening", "gated_mixing", "gated", "mixing", "plain", "unheard_of"]
     cheap, dear = make_candidate(params=10, blueprint="z"), make_candidate(params=20, blueprint="a")
     assert best_design([dear, cheap]) is cheap
 

@@ -12,9 +12,9 @@ from esper.services.tamiyo.config import Where
 
 LIVE = frozenset({"blending", "holding", "evaluating", "fossilized"})
 """Lifecycle states in which a seed is part of the model."""
-KINDS = (Kind.BLOCK, Kind.GATED_MIXING, Kind.GATED, Kind.MIXING, Kind.PLAIN)
-"""Best first (decision 0007): a whole block on transformers; a gated conv beats a conv bottleneck by 3.2 ± 0.6 points, and a
-plain 1×1 loses 0.9."""
+KINDS = (Kind.BLOCK, Kind.WIDENING, Kind.GATED_MIXING, Kind.GATED, Kind.MIXING, Kind.PLAIN)
+"""Best first: a whole block on transformers; width where a perceptron is narrow (decision 0027); a gated conv beats a conv
+bottleneck by 3.2 ± 0.6 points, and a plain 1×1 loses 0.9 (decision 0007)."""
 
 Pair = tuple[str, str]
 """A slot and a blueprint."""

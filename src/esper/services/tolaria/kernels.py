@@ -26,7 +26,7 @@ class Offer:
     Attributes:
         place: Where.
         ir: The design at that place.
-        kind: What the design does.
+        kind: What the design does there.
         params: Parameters that it adds.
         flops: Forward FLOPs that it adds per example.
     """
@@ -100,7 +100,8 @@ class KernelShelf:
         """Offer one blueprint at one place, and ask the forge for it where nobody did."""
         ir = self._registry.build(name, place.site())
         price = place.price(ir)
-        offer = Offer(place, ir, self._registry.get(name).kind.value, price.params, price.flops)
+        kind = self._registry.get(name).kind_at(place.site())
+        offer = Offer(place, ir, kind.value, price.params, price.flops)
         self.offers.append(offer)
         if ir.digest not in self._pending:
             self._pending[ir.digest] = self._bridge.submit(self._obtain(ir))
