@@ -32,13 +32,13 @@ USES: dict[str, Callable[[Bench, Plan, str], Study]] = {
 }
 """The uses by name."""
 TASKS_OF = {
-    "size-unknown": (ALL := ("friedman", "mnist1d", "digits", "characters")),
-    "plateau": ALL,
+    "size-unknown": (*(ALL := ("friedman", "mnist1d", "digits", "characters")), "narrow"),
+    "plateau": (*ALL, "narrow"),
     "more-data": ALL,
     "new-classes": ("mnist1d", "digits"),
     "shift": ("friedman", "mnist1d", "digits"),
     "frozen-host": (frozen_host.NEAR, frozen_host.FAR),
-    "scratch": ALL,
+    "scratch": (*ALL, "narrow"),
     "location": ("uneven",),
     "acceptance": ("mnist1d", "digits"),
 }

@@ -139,6 +139,17 @@ def perceptron(width: int, *, inputs: int, trunk: int) -> nn.Module:
     )
 
 
+def plain_perceptron(width: int, *, inputs: int, classes: int) -> nn.Module:
+    """Return a perceptron of two hidden layers, without a residual stream: only a graft that reads what enters widens it."""
+    return nn.Sequential(
+        OrderedDict(
+            hidden1=nn.Sequential(nn.Linear(inputs, width), nn.GELU()),
+            hidden2=nn.Sequential(nn.Linear(width, width), nn.GELU()),
+            head=nn.Linear(width, classes),
+        )
+    )
+
+
 def transformer(width: int, *, symbols: int, length: int, appended: int) -> nn.Module:
     """Return a causal transformer of two blocks; behind them lie places where whole blocks can be appended."""
     tail = OrderedDict((f"place{index}", nn.Identity()) for index in range(1, appended + 1))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.growth.hosts import perceptron, residual_cnn, transformer, uneven_cnn
+from benchmarks.growth.hosts import perceptron, plain_perceptron, residual_cnn, transformer, uneven_cnn
 from benchmarks.growth.texts import SYMBOLS, TEXTS, parted
 from esper.datasets import characters, digits, friedman, mnist1d, windows
 from esper.datasets.characters import Tokens
@@ -144,6 +144,11 @@ def _mnist1d(seed: int, _: Path | None) -> Data:
     return Data(*(_part(p.inputs[:, None], p.labels) for p in (splits.train, splits.validation, splits.test)))
 
 
+def _flat_mnist1d(seed: int, folder: Path | None) -> Data:
+    data = _mnist1d(seed, folder)
+    return Data(*(Part(part.inputs.flatten(1), part.labels) for part in (data.train, data.validation, data.test)))
+
+
 def _digits(seed: int, _: Path | None) -> Data:
     splits = digits(seed=seed, num_train=1000, num_validation=297)
     return Data(*(_part(p.inputs, p.labels) for p in (splits.train, splits.validation, splits.test)))
@@ -237,6 +242,21 @@ TASKS = {
             judged_on=1000,
             losses=squared_errors,
             points=percent_explained,
+        ),
+        Task(
+            name="narrow",
+            load=_flat_mnist1d,
+            host=partial(plain_perceptron, inputs=40, classes=10),
+            widths=(10, 20, 30, 40, 50),
+            slots=("hidden1", "hidden2"),
+            layout=None,
+            blueprint="wider_mlp",
+            budget="x8",
+            batch_size=100,
+            steps=2400,
+            judged_on=1000,
+            losses=class_losses,
+            points=percent_right,
         ),
     )
 }

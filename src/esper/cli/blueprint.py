@@ -116,7 +116,7 @@ def show(
 ) -> None:
     """Show a blueprint of the store: where it comes from, and its operations."""
     from esper.cli.asked import at_store
-    from esper.ir import BlueprintIR
+    from esper.ir import BlueprintIR, Reads
 
     found = at_store(lambda store: store.get_blueprint(blueprint_id), "blueprint show", urza, key_file, root)
     if as_json:
@@ -124,9 +124,8 @@ def show(
         return
     ir = BlueprintIR.from_json(found.architecture_ir)
     params = sum(tensor.numel for tensor in ir.tensors.values() if tensor.trainable)
-    typer.echo(
-        f"{found.name} {found.version}  {found.status}  {ir.layout}, {ir.channels} channels, {params:,} parameters"
-    )
+    widths = f"{ir.channels}" if ir.reads is Reads.OUTPUT else f"{ir.channels} to {ir.out_channels}"
+    typer.echo(f"{found.name} {found.version}  {found.status}  {ir.layout}, {widths} channels, {params:,} parameters")
     typer.echo(f"{found.blueprint_id}  tags: {', '.join(found.tags) or NOTHING}")
     rows = [("NODE", "OPERATION", "INPUTS", "ATTRIBUTES")]
     for node in ir.nodes:

@@ -77,8 +77,8 @@ def run_example(model: nn.Module, example: object) -> Record:
 
 
 def note_final(record: Record, output: object) -> None:
-    """Write down which tensors a model returned."""
-    record.final = {id(tensor) for tensor in tensors_in(output)}
+    """Write down which tensors a model returned; its pass is over."""
+    record.end({id(tensor) for tensor in tensors_in(output)})
 
 
 def find_places(model: nn.Module, wanted: Wanted, record: Record) -> Findings:

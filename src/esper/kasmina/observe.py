@@ -23,7 +23,7 @@ class Sighting:
         calls: How often it ran.
         order: Position among first calls, by the time of their return.
         shape: Shape of its output, or None where that is not one tensor.
-        entered: Shape of its first argument, where that is one floating tensor in every call, which it left alone.
+        entered: Shape of its first argument, where that is one floating tensor in every call, which nobody changed afterwards.
         dtype: Type of its output.
         tells: What the layers inside say of its layout, in forward order.
         output: Identity of the output tensor, to find the model's own.
@@ -48,6 +48,7 @@ class Record:
         kept: Outputs, held so that identities stay unique while the record lives.
         batch_first: Whether no layer said that its first axis is the sequence.
         centred: Norms that take the mean of every channel away, by the identity of what enters them.
+        entries: First arguments, with how often each had been changed in place when it entered.
     """
 
     sightings: dict[nn.Module, Sighting] = field(default_factory=dict)
@@ -55,6 +56,15 @@ class Record:
     kept: list[Tensor] = field(default_factory=list)
     batch_first: bool = True
     centred: dict[int, nn.Module] = field(default_factory=dict)
+    entries: list[tuple[Sighting, Tensor, int]] = field(default_factory=list)
+
+    def end(self, final: set[int]) -> None:
+        """Take note of what the model returned, and of what was changed in place on the way."""
+        self.final = final
+        for seen, tensor, version in self.entries:
+            if _version(tensor) != version:
+                seen.entered = None
+        self.entries.clear()
 
     def layout(self, seen: Sighting) -> Layout | None:
         """Return the layout of a module's output, or None where the layers inside do not settle it."""
@@ -74,7 +84,7 @@ def watched(model: nn.Module) -> Iterator[Record]:
 
     def enter(module: nn.Module, inputs: Any) -> None:
         if module in own:
-            entries.setdefault(module, []).append((len(tells), _version(inputs)))
+            entries.setdefault(module, []).append((len(tells), _version(inputs[0]) if inputs else 0))
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         if module not in own:
@@ -86,8 +96,8 @@ def watched(model: nn.Module) -> Iterator[Record]:
         if tell is not None:
             tells.append(tell)
         first, version = entries[module].pop()
-        entered = _shape_of_first(inputs) if _version(inputs) == version else None
-        _note(record, module, output, entered, tuple(tells[first:]))
+        seen = _note(record, module, output, tuple(tells[first:]))
+        _note_entry(record, seen, inputs[0] if inputs else None, version)
 
     hooks = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave))
     try:
@@ -96,6 +106,7 @@ def watched(model: nn.Module) -> Iterator[Record]:
         for hook in hooks:
             hook.remove()
         record.kept.clear()
+        record.entries.clear()
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
@@ -110,25 +121,24 @@ def tensors_in(value: object) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def _version(inputs: tuple[object, ...]) -> int:
-    """Return how often a module's first argument was changed in place, which a graft that reads it would not survive."""
-    first = inputs[0] if inputs else None
-    return first._version if isinstance(first, Tensor) and not first.is_inference() else 0
+def _version(tensor: object) -> int:
+    """Return how often a tensor was changed in place, which a graft that reads it would not survive."""
+    return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else 0
 
 
-def _shape_of_first(inputs: tuple[object, ...]) -> tuple[int, ...] | None:
-    first = inputs[0] if inputs else None
+def _note_entry(record: Record, seen: Sighting, first: object, version: int) -> None:
     readable = isinstance(first, Tensor) and not first.is_nested and first.is_floating_point()
-    return tuple(first.shape) if readable and isinstance(first, Tensor) else None
+    entered = tuple(first.shape) if readable and isinstance(first, Tensor) else None
+    seen.entered = entered if seen.calls == 1 or entered == seen.entered else None
+    if isinstance(first, Tensor):
+        record.entries.append((seen, first, version))
 
 
-def _note(
-    record: Record, module: nn.Module, output: object, entered: tuple[int, ...] | None, tells: tuple[Tell, ...]
-) -> None:
-    seen = record.sightings.setdefault(module, Sighting(order=len(record.sightings), entered=entered))
+def _note(record: Record, module: nn.Module, output: object, tells: tuple[Tell, ...]) -> Sighting:
+    seen = record.sightings.setdefault(module, Sighting(order=len(record.sightings)))
     seen.calls += 1
-    seen.entered = entered if entered == seen.entered else None
     seen.tells += tells
     if isinstance(output, Tensor) and not output.is_nested:
         record.kept.append(output)
         seen.shape, seen.dtype, seen.output = tuple(output.shape), output.dtype, id(output)
+    return seen

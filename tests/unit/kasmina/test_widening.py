@@ -105,6 +105,21 @@ class Keyword(nn.Module):
         return out
 
 
+class AddsInPlace(nn.Module):
+    """Adds to what entered its inner module, in place: that module itself keeps nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Linear(5, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.stem(x)
+        x += self.inner(x)
+        out: Tensor = self.head(x)
+        return out
+
+
 @pytest.mark.parametrize(
     ("model", "x", "slot", "blueprint"),
     [
@@ -113,8 +128,16 @@ class Keyword(nn.Module):
         (host_of(nn.Sequential(nn.Embedding(9, 4)), 4), torch.zeros(2, 5, dtype=torch.long), "0", "wider_mlp"),
         (host_of(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 4)), 4), torch.randn(2, 5), "0", "wider_mlp"),
         (Keyword(), torch.randn(2, 5), "inner", "wider_mlp"),
+        (AddsInPlace(), torch.randn(2, 5), "inner", "wider_mlp"),
     ],
-    ids=["flattens", "strides", "embeds", "changes its input in place", "is called by keyword"],
+    ids=[
+        "flattens",
+        "strides",
+        "embeds",
+        "changes its input in place",
+        "is called by keyword",
+        "has its input changed in place",
+    ],
 )
 def test_it_is_refused_where_nothing_can_be_read_beside_the_module(
     model: nn.Module, x: Tensor, slot: str, blueprint: str
