@@ -67,6 +67,16 @@ def test_what_works_for_one_size_only_gets_none(monkeypatch: pytest.MonkeyPatch)
         certify(trial_of(adapter()))
 
 
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_trace_leaves_torchs_settings_as_they_were(monkeypatch: pytest.MonkeyPatch, remembers: bool) -> None:
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=remembers):
+        certify(trial_of(adapter()))
+        monkeypatch.setitem(sys.modules["esper.blueprints.bodies"]._FACTORIES, "gelu", lambda use, tensors: Bound())
+        with pytest.raises(CompilationError):
+            certify(trial_of(adapter()))
+        assert torch._dynamo.config.fake_tensor_cache_enabled is remembers
+
+
 class Forgetful(torch.nn.Module):
     """A body that decides while it is traced."""
 

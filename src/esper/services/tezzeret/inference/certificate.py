@@ -3,6 +3,7 @@
 import time
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 
 from esper.blueprints.module import KernelModule
@@ -58,7 +59,9 @@ def trace(module: nn.Module, trial: Trial) -> torch.export.ExportedProgram:
     x = trial.input(trial.probes.odd)
     axes = dict.fromkeys(dynamic_axes(trial.ir), torch.export.Dim.DYNAMIC)
     try:
-        return torch.export.export(module, (x,), dynamic_shapes=(axes,), strict=False)
+        # Sizes are new symbols each time: to remember what operations give takes a third of the time, and is seldom asked for.
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            return torch.export.export(module, (x,), dynamic_shapes=(axes,), strict=False)
     except Exception as wrong:
         raise _failed(trial.ir, f"{type(wrong).__name__}: {str(wrong)[:300]}") from wrong
 
