@@ -4,17 +4,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import OneCycleLR
 
 import esper
 from esper.datasets import mnist1d
+from esper.services.tolaria.growth import Growth
 
 DATA = mnist1d(seed=0)
 X, Y, HELD_X, HELD_Y = (torch.from_numpy(a) for p in (DATA.train, DATA.validation) for a in (p.inputs, p.labels))
 
 
-def perceptron() -> nn.Module:
+def network() -> nn.Module:
     """Return the network that has become too small."""
-    return nn.Sequential(nn.Linear(40, 24), nn.GELU(), nn.Linear(24, 24), nn.GELU(), nn.Linear(24, 10))
+    narrow = (nn.Conv1d(1, 8, 5, padding=2), nn.GELU(), nn.Conv1d(8, 8, 3, stride=2, padding=1), nn.GELU())
+    head = (nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(32, 10))
+    return nn.Sequential(nn.Unflatten(1, (1, -1)), *narrow, *head)
 
 
 def validate(model: nn.Module) -> Tensor:
@@ -22,33 +26,35 @@ def validate(model: nn.Module) -> Tensor:
     return cross_entropy(model(HELD_X), HELD_Y, reduction="none")
 
 
-def train(model: nn.Module, steps: int, root: str, grafts: tuple[str, ...] = ()) -> None:
-    """Graft, then train from warm-up to the end of a schedule; ``x1`` lets no controller add to what a hand grafts."""
-    optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
-    run = {"every": steps // 20, "steps": steps, "scheduler": schedule, "root": root}
-    with esper.attach(model, optimizer, validate=validate, budget="x1", **run) as growth:
-        for slot in grafts:
-            print(growth.graft(slot, "gated_mlp"))
-        for _ in range(steps):
-            rows = torch.randint(len(X), (100,))
-            loss = cross_entropy(model(X[rows]), Y[rows])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            for event in growth.step(loss):
-                print(event)
+def train(model: nn.Module, schedule: OneCycleLR, growth: Growth | None = None) -> None:
+    """Train from warm-up to the end of a schedule."""
+    for _ in range(schedule.total_steps):
+        rows = torch.randint(len(X), (100,))
+        loss = cross_entropy(model(X[rows]), Y[rows])
+        loss.backward()
+        schedule.optimizer.step()
+        schedule.step()
+        schedule.optimizer.zero_grad()
+        for event in growth.step(loss) if growth else ():
+            print(event)
     print(f"held-out loss {validate(model).mean().item():.3f}")
 
 
 def main(steps: int = 1500, root: str = "./esper-runs", checkpoint: str = "./small.safetensors") -> nn.Module:
     """Train a small network and keep it; load it, and go on grown."""
-    small, model = perceptron(), perceptron()
-    train(esper.wrap(small, example=X[:2]), steps, root)
-    save_file(small.state_dict(), checkpoint)  # what is wrapped keeps its own keys
+    small, model = network(), network()
+    train(small, OneCycleLR(torch.optim.AdamW(small.parameters()), max_lr=0.02, total_steps=steps))
+    save_file(small.state_dict(), checkpoint)
+
     model.load_state_dict(load_file(checkpoint))
-    train(esper.wrap(model, example=X[:2]), steps, root, grafts=("0", "2"))
+    esper.wrap(model, example=X[:2])
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)  # to the full peak again
+    run = {"every": steps // 20, "steps": steps, "scheduler": schedule, "budget": "x8", "root": root}
+    with esper.attach(model, optimizer, validate=validate, **run) as growth:
+        for place in model.esper.graph():
+            print(growth.graft(place["slot"], "gated_conv"))
+        train(model, schedule, growth)
     return model
 
 

@@ -62,7 +62,7 @@ def test_one_run_grows_in_place_of_a_sweep(tmp_path: Path, capsys: pytest.Captur
 def test_a_trained_network_is_loaded_and_grows_at_every_slot(tmp_path: Path) -> None:
     kept = tmp_path / "small.safetensors"
     model = example("plateaued_network").main(steps=40, root=str(tmp_path / "runs"), checkpoint=str(kept))
-    assert grafts(model) == {"0": "gated_mlp", "2": "gated_mlp"}
+    assert grafts(model) == {"1": "gated_conv", "3": "gated_conv"}
     trained = load_file(kept)
     assert trained.keys() == host(model).keys()
     assert not any(torch.equal(trained[name], value) for name, value in host(model).items() if "weight" in name)
@@ -83,7 +83,7 @@ def test_after_a_change_the_host_learns_on_unless_it_is_frozen(
 
     monkeypatch.setattr(module, "train", noted)
     model = module.main(steps=40, root=str(tmp_path), replay=not frozen, frozen=frozen)
-    assert grafts(model) == {"0": "gated_mlp", "2": "gated_mlp"}
+    assert grafts(model) == {"1": "gated_conv", "3": "gated_conv"}
     same = {torch.equal(begun[1][name], value) for name, value in host(model).items()}
     assert same == {frozen}
 
