@@ -1,6 +1,7 @@
 """The demo as a user runs it: real training, real grafts, one JSON object, nothing left behind."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from esper.datasets import characters
 
 ARMS = [
     "static_small",
@@ -43,6 +46,7 @@ def check_object(found: dict[str, Any], task: str, seeds: list[int]) -> dict[str
     assert {event["seed"] for event in found["events"] if event["action"] == "grafted"} == set(seeds)
     assert isinstance(found["training_thread_waits"], int)
     assert found["late_waits"] > 0
+    assert found["metric"] == "accuracy"
     return {arm["name"]: arm for arm in found["arms"]}
 
 
@@ -79,6 +83,19 @@ def test_digits_grow_and_the_log_tells_it_as_it_happens(tmp_path: Path) -> None:
     assert sum(line.startswith("esper beside ") for line in lines) == 6
     assert any(line.startswith("quick: ") for line in lines)
     assert lines[-1].startswith("next: esper demo spirals")
+
+
+@pytest.mark.slow
+def test_help_pages_grow_and_are_told_in_bits_beside_the_characters_that_were_right(tmp_path: Path) -> None:
+    done = demo("pydoc", "--quick", "--seeds", "1", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["task"], found["metric"]) == ("pydoc", "bits_per_character")
+    for arm in found["arms"]:
+        assert 1 < arm["test_metric_mean"] < math.log2(len(characters().alphabet))  # what one who knows nothing needs
+        assert 0 < arm["test_accuracy_mean"] < 1
+    grafts = [event for event in found["events"] if event["action"] == "grafted"]
+    assert {event["slot"] for event in grafts} == {"block1", "block2"}
 
 
 def test_a_folder_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path) -> None:

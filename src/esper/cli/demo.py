@@ -7,7 +7,7 @@ import typer
 
 
 def demo(
-    task: Annotated[str, typer.Argument(help="digits or spirals.", metavar="TASK")],
+    task: Annotated[str, typer.Argument(help="digits, spirals or pydoc.", metavar="TASK")],
     seeds: Annotated[int | None, typer.Option("--seeds", help="How many seeds to report, counted from 0.")] = None,
     root: Annotated[str, typer.Option("--root", help="Folder for what growing runs write.")] = "./esper-runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,

@@ -55,7 +55,7 @@ class Stage:
             self._planned[message.arm, message.seed] = message.steps
             self._introduce(message)
         elif isinstance(message, Grown) and message.arm is Arm.ESPER:
-            self._print(event_line(message))
+            self._print(event_line(message, self._demo.task.measure))
         elif isinstance(message, Reached):
             self._advance(message.arm, message.seed, message.step / self._planned[message.arm, message.seed])
         elif isinstance(message, Trained):

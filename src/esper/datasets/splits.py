@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from esper.errors import ConfigError
 
-Inputs: TypeAlias = NDArray[np.float32]
+Inputs: TypeAlias = NDArray[np.float32] | NDArray[np.int64]
+"""Features, or tokens."""
 Labels: TypeAlias = NDArray[np.int64]
 
 
@@ -18,7 +19,7 @@ class Examples:
 
     Attributes:
         inputs: One row per example.
-        labels: Class of each example, from 0.
+        labels: Class of each example, from 0; of a text, of each position.
     """
 
     inputs: Inputs

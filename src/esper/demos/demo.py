@@ -8,6 +8,7 @@ import msgspec
 from esper.demos.arms import Arm
 from esper.demos.comparison import Comparison, Row
 from esper.demos.lanes import Lanes
+from esper.demos.measures import Measure
 from esper.demos.messages import Failed, Grown, Job, Message, Trained
 from esper.demos.rates import Tuning, tuning_of
 from esper.demos.tasks import Task, task_named
@@ -72,7 +73,7 @@ class Demo:
 
     def comparison(self) -> Comparison:
         """Compare the arms; only after ``run``."""
-        return Comparison.of(self.results)
+        return Comparison.of(self.results, self.task.measures)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as one JSON object; only after ``run``."""
@@ -80,7 +81,8 @@ class Demo:
         return {
             "task": self.task.name,
             "seeds": list(self.seeds),
-            "arms": [_arm_json(row) for row in self.comparison().rows],
+            "metric": _key(self.task.measure),
+            "arms": [_arm_json(row, self.task.measures) for row in self.comparison().rows],
             "events": [_event_json(event) for event in events],
             "training_thread_waits": sum(trained.waits for trained in self.results),
             "late_waits": sum(trained.late_waits for trained in self.results),
@@ -107,14 +109,18 @@ class Demo:
         ]
 
 
-def _arm_json(row: Row) -> dict[str, Any]:
-    return {
-        "name": row.arm.value,
-        "params": row.params,
-        "test_metric_mean": row.test_mean,
-        "test_metric_sd": row.test_sd,
-        "train_flops": row.train_flops,
+def _arm_json(row: Row, measures: tuple[Measure, ...]) -> dict[str, Any]:
+    names = ["metric", *(_key(measure) for measure in measures[1:])]
+    tests = {
+        f"test_{name}_{part}": value
+        for name, test in zip(names, row.tests, strict=True)
+        for part, value in (("mean", test.mean), ("sd", test.sd))
     }
+    return {"name": row.arm.value, "params": row.params, **tests, "train_flops": row.train_flops}
+
+
+def _key(measure: Measure) -> str:
+    return measure.name.replace(" ", "_")
 
 
 def _event_json(event: Grown) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from esper.demos.scoring import losses
 from esper.kasmina import MorphableModel, topology
 from esper.kasmina.flop_counter import FlopCounter
 from esper.kasmina.quiet import quiet, quiet_eval
@@ -16,7 +16,7 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From outputs and labels to losses, which are averaged."""
 
 
-def step_flops(model: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss = F.cross_entropy) -> int:
+def step_flops(model: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss = losses) -> int:
     """Return the floating-point operations of one training step, forward and backward.
 
     Matrix products and convolutions count, a multiply-add as 2; element-wise work, the optimizer's too, counts nothing, in
@@ -68,9 +68,7 @@ class FlopMeter:
         spent: Floating-point operations so far, those of undone grafts included.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: Tensor, labels: Tensor, held_out: Tensor, loss: Loss = F.cross_entropy
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, held_out: Tensor, loss: Loss = losses) -> None:
         self.spent = 0
         self._loss = loss
         self._model, self._inputs, self._labels, self._held_out = model, inputs, labels, held_out

@@ -9,6 +9,18 @@ from esper.demos.arms import Arm
 from esper.errors import EsperError, InvalidBlueprint
 
 
+class Score(msgspec.Struct, frozen=True):
+    """How a model does on a part of the data.
+
+    Attributes:
+        accuracy: Share of right answers, from 0 to 1.
+        loss: Mean loss, in nats.
+    """
+
+    accuracy: float
+    loss: float
+
+
 class Place(msgspec.Struct, frozen=True):
     """One graft of a final network: which blueprint at which slot."""
 
@@ -74,7 +86,7 @@ class Grown(msgspec.Struct, frozen=True, tag="grown"):
         gain: Fall of the held-out loss over the evaluation, or None.
         kept: Whether the graft stayed, or None while that is open.
         added_params: Parameters of the graft.
-        validation: Share of validation examples that were right.
+        validation: How the model does on the validation part.
     """
 
     arm: Arm
@@ -87,7 +99,7 @@ class Grown(msgspec.Struct, frozen=True, tag="grown"):
     gain: float | None
     kept: bool | None
     added_params: int
-    validation: float
+    validation: Score
 
 
 class Trained(msgspec.Struct, frozen=True, tag="trained"):
@@ -99,9 +111,8 @@ class Trained(msgspec.Struct, frozen=True, tag="trained"):
         steps: Optimizer steps taken, those of undone grafts included.
         params: Parameters at the end.
         train_flops: All that was spent: training steps, evaluations, statistics and probes.
-        validation: Share of validation examples that were right at the end.
-        validation_loss: Mean loss over them.
-        test: The same share of test examples, or None where they were not read.
+        validation: How the model does on the validation part at the end.
+        test: How on the test part, or None where that was not read.
         places: Grafts at the end.
         waits: Calls that blocked training unasked.
         late_waits: Waits for the forge and the controller that ``late="wait"`` asked for.
@@ -112,9 +123,8 @@ class Trained(msgspec.Struct, frozen=True, tag="trained"):
     steps: int
     params: int
     train_flops: int
-    validation: float
-    validation_loss: float
-    test: float | None
+    validation: Score
+    test: Score | None
     places: tuple[Place, ...] = ()
     waits: int = 0
     late_waits: int = 0

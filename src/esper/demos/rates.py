@@ -6,6 +6,7 @@ from importlib import resources
 import msgspec
 
 from esper.demos.arms import Arm
+from esper.demos.measures import Measure
 from esper.errors import NotFound
 
 
@@ -35,10 +36,10 @@ class Choice(msgspec.Struct, frozen=True):
     grid: tuple[Point, ...]
 
     @classmethod
-    def among(cls, points: Iterable[Point]) -> "Choice":
-        """Choose the rate with the best validation accuracy, the lower loss among equals."""
+    def among(cls, points: Iterable[Point], by: Measure) -> "Choice":
+        """Choose the rate that is best by a measure of the validation part, the lower loss among equals."""
         grid = tuple(sorted(points, key=lambda point: point.rate))
-        return cls(min(grid, key=lambda point: (-point.accuracy, point.loss)).rate, grid)
+        return cls(min(grid, key=lambda point: (by.cost(point), point.loss)).rate, grid)
 
     @property
     def edge(self) -> int:

@@ -4,11 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from esper.datasets import Splits, digits, spirals
+from esper.datasets import Examples, Splits, characters, digits, spirals, windows
+from esper.demos.measures import ACCURACY, BITS, Measure
 from esper.errors import NotFound
+from esper.ir import Layout
 
 QUICK_SHARE = 5
 """A quick demo trains for a fifth of the steps."""
+RATES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+"""Wide, because accuracy need not have one peak only: the small perceptron has two."""
+CONTEXT = 64
+"""Characters that the transformer sees."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,9 @@ class Task:
         steps: Optimizer steps of the arms that train for equal steps.
         every: Optimizer steps from one boundary to the next.
         num_seeds: Seeds that are reported unless a user asks for others.
+        measures: What is told of every arm; by the first they are compared, and rates are chosen.
+        layout: Of what flows at the slots, where their layers do not tell.
+        rates: Peak learning rates that every arm is first tried at.
     """
 
     name: str
@@ -36,6 +45,14 @@ class Task:
     steps: int
     every: int
     num_seeds: int = 4
+    measures: tuple[Measure, ...] = (ACCURACY,)
+    layout: Layout | None = None
+    rates: tuple[float, ...] = RATES
+
+    @property
+    def measure(self) -> Measure:
+        """What arms are compared by."""
+        return self.measures[0]
 
     def quick(self) -> "Task":
         """Return the same task with fewer steps: it shows how things work, and proves nothing."""
@@ -48,6 +65,17 @@ def _spirals(seed: int) -> Splits:
 
 def _digits(seed: int) -> Splits:
     return digits(seed=seed, num_train=1000, num_validation=297)
+
+
+def _help_pages(_: int) -> Splits:
+    """The text is the same for every seed; held-out passages do not overlap, and validation reads each sixth one."""
+    text = characters()
+    return Splits(
+        Examples(*windows(text.train, length=CONTEXT, stride=CONTEXT // 4)),
+        Examples(*windows(text.validation, length=CONTEXT, stride=6 * CONTEXT)),
+        Examples(*windows(text.test, length=CONTEXT, stride=CONTEXT)),
+        num_classes=len(text.alphabet),
+    )
 
 
 TASKS = {
@@ -72,6 +100,19 @@ TASKS = {
             batch_size=128,
             steps=1200,
             every=30,
+        ),
+        Task(
+            name="pydoc",
+            about="Python's own help pages, character by character, a transformer of two blocks",
+            load=_help_pages,
+            slots=("block1", "block2"),
+            budget="x2",
+            batch_size=16,
+            steps=600,
+            every=30,
+            measures=(BITS, ACCURACY),
+            layout=Layout.TOKENS,
+            rates=(0.002, 0.004, 0.008, 0.016, 0.032, 0.064),
         ),
     )
 }

@@ -2,27 +2,24 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from esper import assembly
-from esper.datasets import Examples
 from esper.demos.arms import Arm
 from esper.demos.controllers import controller_of
 from esper.demos.flops import FlopMeter
 from esper.demos.hosts import make_host
-from esper.demos.messages import Grown, Job, Message, Place, Progress, Started, Trained
+from esper.demos.messages import Grown, Job, Message, Place, Progress, Score, Started, Trained
+from esper.demos.scoring import Part, Validation, mean_loss, score
 from esper.demos.tasks import Task, task_named
 from esper.ir import REGISTRY
-from esper.kasmina import join, placement_of, topology, wrap
-from esper.kasmina.quiet import quiet_eval
+from esper.kasmina import Slot, join, placement_of, topology, wrap
 from esper.services.tezzeret.compiler import KernelCompiler
 from esper.services.tolaria.events import GrowthEvent
 from esper.services.tolaria.growth import Growth
@@ -36,32 +33,6 @@ REPORTS = 50
 """Progress reports in one training."""
 
 Tell: TypeAlias = Callable[[Message], None]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the data as tensors."""
-
-    inputs: Tensor
-    labels: Tensor
-
-    @classmethod
-    def of(cls, examples: Examples) -> "Part":
-        """Take numpy's arrays over."""
-        return cls(torch.from_numpy(examples.inputs), torch.from_numpy(examples.labels))
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a model does on one part.
-
-    Attributes:
-        losses: One per example.
-        accuracy: Share of right answers.
-    """
-
-    losses: Tensor
-    accuracy: float
 
 
 class Course:
@@ -85,7 +56,8 @@ class Course:
         )
         self.model = make_host(task.name, seed=job.seed)
         if job.arm.grows or job.places:
-            wrap(self.model, slots=list(task.slots), example=self.train.inputs[:2])
+            slots = [Slot(name, layout=task.layout) for name in task.slots]
+            wrap(self.model, slots=slots, example=self.train.inputs[:2])
         graft_from_the_start(self.model, job.places)
         self.model.train()
         first = slice(0, task.batch_size)
@@ -105,17 +77,15 @@ class Course:
 
     def finish(self, *, extra_flops: int = 0, waits: int = 0, late_waits: int = 0) -> Trained:
         """Score the trained model; the test part is read here, once, and nowhere else."""
-        held_out = score(self.model, self.validation)
-        test = score(self.model, self.test).accuracy if self.job.read_test else None
+        test = score(self.model, self.test) if self.job.read_test else None
         return Trained(
             arm=self.job.arm, seed=self.job.seed, steps=self.steps, params=num_params(self.model),
-            train_flops=self.meter.spent + extra_flops, validation=held_out.accuracy,
-            validation_loss=float(held_out.losses.mean()), test=test, places=places_of(self.model),
-            waits=waits, late_waits=late_waits,
+            train_flops=self.meter.spent + extra_flops, validation=score(self.model, self.validation), test=test,
+            places=places_of(self.model), waits=waits, late_waits=late_waits,
         )  # fmt: skip
 
     def _step(self, rows: Tensor) -> Tensor:
-        loss = F.cross_entropy(self.model(self.train.inputs[rows]), self.train.labels[rows])
+        loss = mean_loss(self.model(self.train.inputs[rows]), self.train.labels[rows])
         loss.backward()  # type: ignore[no-untyped-call]
         clip(self.optimizer, CLIP_NORM)
         self.optimizer.step()
@@ -165,7 +135,7 @@ def _grow(course: Course) -> Trained:
         for _, loss in course.take_steps():
             events = growth.step(loss)
             for event in events:
-                course.tell(_grown(course.job, event, validate.accuracy))
+                course.tell(_grown(course.job, event, validate.score))
             if events:
                 course.meter.changed()
         return _finished(course, growth)
@@ -175,42 +145,12 @@ def _finished(course: Course, growth: Growth) -> Trained:
     return course.finish(extra_flops=sum(growth.flops.values()), waits=growth.waits, late_waits=growth.late_waits)
 
 
-def _grown(job: Job, event: GrowthEvent, accuracy: float) -> Grown:
+def _grown(job: Job, event: GrowthEvent, validation: Score) -> Grown:
     return Grown(
         arm=job.arm, seed=job.seed, step=event.step, action=event.kind.value, slot=event.slot,
         blueprint=event.blueprint, why=event.why, gain=event.gain, kept=event.kept,
-        added_params=event.added_params, validation=accuracy,
+        added_params=event.added_params, validation=validation,
     )  # fmt: skip
-
-
-class Validation:
-    """Held-out losses for ``esper.attach``; the accuracy of the same pass is kept for people.
-
-    Attributes:
-        accuracy: Of the last pass.
-    """
-
-    def __init__(self, part: Part) -> None:
-        self.accuracy = math.nan
-        self._part = part
-
-    def __call__(self, model: nn.Module) -> Tensor:
-        """Return one loss per held-out example."""
-        scored = _scored(model, self._part)
-        self.accuracy = scored.accuracy
-        return scored.losses
-
-
-def score(model: nn.Module, part: Part) -> Score:
-    """Return how a model does on a part; it is left as it was."""
-    with quiet_eval(model):
-        return _scored(model, part)
-
-
-def _scored(model: nn.Module, part: Part) -> Score:
-    outputs = model(part.inputs)
-    losses = F.cross_entropy(outputs, part.labels, reduction="none")
-    return Score(losses, float((outputs.argmax(dim=1) == part.labels).double().mean()))
 
 
 def peak_share(step: int, steps: int) -> float:

@@ -1,7 +1,8 @@
 """Chooses the learning rate of every arm with equal effort: ``python -m esper.demos.tune TASK``.
 
 Every arm is tried on the same grid and the same seeds, none of which is ever reported; where the best rate lies at an edge
-of the grid, the grid grows until it does not. The choice is by validation accuracy; the test part is never read.
+of the grid, the grid grows until it does not. The choice is by what the task's arms are compared by, on the validation part;
+the test part is never read.
 """
 
 import argparse
@@ -17,13 +18,11 @@ from esper.demos.arms import LONGEST_FIRST, Arm
 from esper.demos.lanes import NUM_LANES, Lanes
 from esper.demos.messages import Failed, Job, Trained
 from esper.demos.rates import Choice, Point, Tuning
-from esper.demos.tasks import TASKS
+from esper.demos.tasks import TASKS, task_named
 
 FIRST_TUNING_SEED = 1000
 """Reported seeds count from 0."""
 NUM_TUNING_SEEDS = 4
-START = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
-"""Wide, because accuracy need not have one peak only: the small perceptron has two."""
 STEP = 2.0
 MOST_EXTENSIONS = 4
 
@@ -39,23 +38,23 @@ class Tuner:
     """
 
     def __init__(self, task: str, seeds: Sequence[int], lanes: Lanes, root: str) -> None:
-        self._task, self._seeds, self._lanes, self._root = task, tuple(seeds), lanes, root
+        self._task, self._seeds, self._lanes, self._root = task_named(task), tuple(seeds), lanes, root
         self._esper: dict[int, Trained] = {}
 
     def tune(self) -> Tuning:
         """Choose a rate for every arm, esper's first, because others spend what it spent."""
         arms = {arm: self._choose(arm) for arm in LONGEST_FIRST}
-        return Tuning(self._task, self._seeds, {arm: arms[arm] for arm in Arm})
+        return Tuning(self._task.name, self._seeds, {arm: arms[arm] for arm in Arm})
 
     def _choose(self, arm: Arm) -> Choice:
-        points = self._points(arm, START)
-        choice = Choice.among(points)
+        points = self._points(arm, self._task.rates)
+        choice = Choice.among(points, self._task.measure)
         for _ in range(MOST_EXTENSIONS):
             if not choice.edge:
                 break
             further = choice.grid[0].rate / STEP if choice.edge < 0 else choice.grid[-1].rate * STEP
             points += self._points(arm, (further,))
-            choice = Choice.among(points)
+            choice = Choice.among(points, self._task.measure)
         if arm is Arm.ESPER:
             self._esper = {trained.seed: trained for trained in self._tried(arm, (choice.rate,))}
         _say(f"{arm.value}: {choice.rate:g}{' AT AN EDGE' if choice.edge else ''}")
@@ -66,8 +65,8 @@ class Tuner:
         points = [
             Point(
                 rate,
-                round(statistics.fmean(trained.validation for trained in results), 5),
-                round(statistics.fmean(trained.validation_loss for trained in results), 5),
+                round(statistics.fmean(trained.validation.accuracy for trained in results), 5),
+                round(statistics.fmean(trained.validation.loss for trained in results), 5),
             )
             for rate, results in tried.items()
         ]
@@ -88,7 +87,7 @@ class Tuner:
     def _job(self, arm: Arm, rate: float, seed: int) -> Job:
         esper = self._esper.get(seed)
         return Job(
-            task=self._task, arm=arm, seed=seed, rate=rate, root=self._root,
+            task=self._task.name, arm=arm, seed=seed, rate=rate, root=self._root,
             flops=esper.train_flops if esper and arm.spends_as_esper else None,
             places=esper.places if esper and arm.is_final else (), read_test=False,
         )  # fmt: skip

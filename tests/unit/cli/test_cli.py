@@ -61,7 +61,7 @@ def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
 def test_a_mistyped_task_is_answered_with_the_near_one_and_without_a_trace(tmp_path: Path) -> None:
     done = esper("demo", "spiral", folder=tmp_path)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == "ESP-5101: no demo 'spiral': demos are digits, spirals. Did you mean spirals?\n"
+    assert done.stderr == "ESP-5101: no demo 'spiral': demos are digits, spirals, pydoc. Did you mean spirals?\n"
     assert list(tmp_path.iterdir()) == []
 
 

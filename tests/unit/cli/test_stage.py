@@ -9,7 +9,7 @@ import pytest
 from esper.cli.stage import Stage
 from esper.demos.arms import Arm
 from esper.demos.demo import Demo
-from esper.demos.messages import Grown, Message, Progress, Started, Trained
+from esper.demos.messages import Grown, Message, Progress, Score, Started, Trained
 
 
 class Terminal(io.StringIO):
@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 def grown(arm: Arm = Arm.ESPER) -> Grown:
     return Grown(
         arm=arm, seed=0, step=100, action="grafted", slot="block1", blueprint="gated_mlp", why="early, at 10% [of] it",
-        gain=None, kept=None, added_params=1272, validation=0.61,
+        gain=None, kept=None, added_params=1272, validation=Score(0.61, loss=0.6),
     )  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def story(demo: Demo) -> list[Message]:
             messages.append(
                 Trained(
                     arm=arm, seed=seed, steps=10, params=114 if arm is Arm.STATIC_SMALL else 2658,
-                    train_flops=100 if arm is Arm.STATIC_SMALL else 2000, validation=0.9, validation_loss=0.1, test=test,
+                    train_flops=100 if arm is Arm.STATIC_SMALL else 2000, validation=Score(0.9, loss=0.1),
+                    test=Score(test, loss=1 - test),
                     waits=1 if arm is Arm.ESPER else 0, late_waits=2 if arm.grows else 0,
                 )
             )  # fmt: skip

@@ -50,7 +50,7 @@ def test_an_error_comes_back_as_the_same_error(lanes: Lanes) -> None:
     (failed,) = [message for message in lanes.messages() if isinstance(message, Failed)]
     error = failed.error()
     assert isinstance(error, NotFound)
-    assert str(error) == "ESP-5101: no demo 'digit': demos are digits, spirals. Did you mean digits?"
+    assert str(error) == "ESP-5101: no demo 'digit': demos are digits, spirals, pydoc. Did you mean digits?"
 
 
 def test_a_process_that_dies_is_reported_and_another_one_takes_the_next_job() -> None:

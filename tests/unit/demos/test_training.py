@@ -5,15 +5,20 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from esper.datasets import characters
 from esper.demos import training
 from esper.demos.arms import Arm
 from esper.demos.hosts import make_host
-from esper.demos.messages import Job, Message, Place, Progress, Started
+from esper.demos.messages import Job, Message, Place, Progress, Score, Started
+from esper.demos.scoring import Part, score
 from esper.demos.training import batches, clip, graft_from_the_start, num_params, peak_share, train
 from esper.errors import NotFound
 from esper.kasmina import topology, unwrap, wrap
 
+PYDOC = len(characters().alphabet) * 33 + 64 * 16 + 2 * (12 * 16**2 + 10 * 16) + 32
+"""Two embeddings and a head, two blocks, a norm; the alphabet is that of this Python's help pages."""
 BOTH = (Place("block1", 0, "gated_mlp"), Place("block2", 0, "gated_mlp"))
 
 
@@ -30,7 +35,7 @@ def test_equal_seeds_give_equal_hosts_and_the_global_generator_is_left_alone() -
     assert not torch.equal(first["stem.0.weight"], other["stem.0.weight"])
 
 
-@pytest.mark.parametrize(("task", "params"), [("spirals", 114), ("digits", 656)])
+@pytest.mark.parametrize(("task", "params"), [("spirals", 114), ("digits", 656), ("pydoc", PYDOC)])
 def test_hosts_are_as_small_as_the_documentation_says(task: str, params: int) -> None:
     assert num_params(make_host(task, seed=0)) == params
 
@@ -100,8 +105,12 @@ def test_equal_jobs_end_equal_and_the_test_part_is_read_when_it_is_asked_for() -
 
 def test_tuning_never_reads_the_test_part(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    really = training.score
-    monkeypatch.setattr(training, "score", lambda model, part: (seen.append(len(part.labels)), really(model, part))[1])
+
+    def noted(model: nn.Module, part: Part) -> Score:
+        seen.append(len(part.labels))
+        return score(model, part)
+
+    monkeypatch.setattr(training, "score", noted)
     done = train(job(Arm.STATIC_SMALL, read_test=False), lambda message: None)
     assert done.test is None
     assert seen == [300]

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from esper.demos.arms import Arm
-from esper.demos.messages import Job, Message, Place, Trained
-from esper.demos.tune import START, Tuner
+from esper.demos.messages import Job, Message, Place, Score, Trained
+from esper.demos.tasks import TASKS
+from esper.demos.tune import Tuner
 
 PLACES = (Place("block1", 0, "gated_mlp"),)
 
@@ -26,7 +27,7 @@ class Bench:
             self.jobs.append(job)
             yield Trained(
                 arm=job.arm, seed=job.seed, steps=1, params=1, train_flops=1000 + job.seed, places=PLACES,
-                validation=self._accuracy(job.rate), validation_loss=0.0, test=None,
+                validation=Score(self._accuracy(job.rate), loss=0.0), test=None,
             )  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def test_a_peak_beyond_the_grid_is_found_by_extending_it() -> None:
 def test_a_peak_within_the_grid_needs_no_extension() -> None:
     bench, rates = tuned(lambda rate: -abs(rate - 0.02))
     assert set(rates.values()) == {0.02}
-    assert {job.rate for job in bench.jobs} == set(START)
+    assert {job.rate for job in bench.jobs} == set(TASKS["spirals"].rates)
 
 
 def test_every_arm_is_tried_on_the_same_rates_and_seeds_and_never_on_the_test_part() -> None:
