@@ -29,7 +29,7 @@ LIMIT_S = 60.0
 CHILD = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from esper.contracts.events import BlueprintSubmitted
 from esper.contracts.topics import SUBMITTED
 from esper.services.oona.redis_bus import RedisBus
@@ -83,7 +83,7 @@ Outbox.sent = sent
 async def main():
     bus = RedisBus(RedisBusConfig(url=redis))
     async with await KernelManager.at(url, LocalBlobs(Path(folder))) as manager, bus:
-        event.listen(manager._engine.sync_engine, "commit",
+        event.listen(Engine, "commit",
                      lambda _: here("while forgetting" if forgetting else "while committing"))
         if step == "event without row":
             async def told(self, request):
@@ -91,7 +91,7 @@ async def main():
                 os.kill(os.getpid(), signal.SIGKILL)
             KernelManager.submit = told
         if step == "row without event":
-            async def nothing(*_): ...
+            def nothing(*_): ...
             Outbox.write = nothing
         async with OutboxRelay(manager.outbox, bus, OutboxRelayConfig(poll_s=0.05)):
             for width in range(1, 6):

@@ -1,11 +1,13 @@
 """Whoever is cancelled while they write leaves no lock behind."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from esper.services.urza.database import Database, prepare, sqlite_engine
 from esper.services.urza.kernel_manager import KernelManager
@@ -34,6 +36,33 @@ async def test_a_transaction_that_has_begun_ends_whole_though_its_caller_is_canc
         await caller
     async with asyncio.timeout(2), database.writing() as session:
         assert (await session.execute(text("SELECT note FROM notes"))).scalars().all() == ["kept"]
+    await engine.dispose()
+
+
+async def test_a_transaction_in_a_thread_ends_whole_though_its_caller_is_cancelled(tmp_path: Path) -> None:
+    engine = sqlite_engine(tmp_path / "library.db")
+    await prepare(engine)
+    database = Database(engine)
+    begun, gate = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def work(session: Session) -> None:
+        session.execute(text("CREATE TABLE notes (note TEXT)"))
+        loop.call_soon_threadsafe(begun.set)
+        assert gate.wait(30)
+        session.execute(text("INSERT INTO notes VALUES ('kept')"))
+
+    caller = asyncio.create_task(database.apply(work))
+    await begun.wait()
+    caller.cancel()
+    await asyncio.sleep(0.01)
+    assert not caller.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    async with asyncio.timeout(2), database.writing() as session:
+        assert (await session.execute(text("SELECT note FROM notes"))).scalars().all() == ["kept"]
+    await database.close()
     await engine.dispose()
 
 

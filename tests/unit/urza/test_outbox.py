@@ -108,7 +108,7 @@ async def test_a_refused_submission_announces_nothing(library: KernelManager) ->
 async def test_a_transaction_that_is_not_committed_announces_nothing(
     library: KernelManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def crash(*_: object) -> None:
+    def crash(*_: object) -> None:
         raise RuntimeError("the process dies here")
 
     # The row and the announcement are written; the crash comes just before the commit.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from esper.contracts.kernel import JsonObject
 from esper.services.urza.access import AuditRow
@@ -84,11 +84,11 @@ async def audit_log(database: "Database", *, subject: str | None, before: int | 
         return [AuditRecord.model_validate(row) for row in await session.scalars(query)]
 
 
-async def note(session: AsyncSession) -> None:
+def note(session: Session) -> None:
     """Write who does what, where somebody is known to: the row is committed with the write, or not at all."""
     deed = _deed.get()
     if deed is None:
         return
     details: JsonObject = {"request_id": deed.request_id} if deed.request_id else {}
     session.add(AuditRow(actor=deed.actor[:128], action=deed.action[:64], subject=deed.subject[:128], details=details))
-    await session.flush()
+    session.flush()

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import Session
 
 from esper.contracts.adaptation import Outcome
 from esper.contracts.events import BlueprintSubmitted, CompilationEvent
@@ -45,6 +45,9 @@ from esper.services.urza.records import build_key
 from esper.services.urza.search import kernel_record
 from esper.services.urza.terms import tag_term, words_of
 
+_JOB = select(CompileJobRow).where(CompileJobRow.build_key == bindparam("key")).with_for_update()
+_NEWEST = select(func.max(Blueprint.version)).where(Blueprint.name == bindparam("name"))
+
 
 class Catalogue(Reads):
     """Implements `esper.ports.Library`: what may be read, and here what may be written.
@@ -67,7 +70,7 @@ class Catalogue(Reads):
             InvalidBlueprint: If it breaks a rule of the representation, or is no graft that is neutral and alive.
         """
         ir = _arrived(request.architecture_ir)
-        return await self._database.transact(lambda session: self._submitted(session, ir, request))
+        return await self._database.apply(lambda session: self._submitted(session, ir, request))
 
     async def store_blueprint(self, blueprint: BlueprintContract, parent_id: str | None = None) -> str:
         """Check and store a blueprint without queueing a build.
@@ -86,7 +89,7 @@ class Catalogue(Reads):
         ir = _arrived(blueprint.architecture_ir)
 
         async def stored(session: AsyncSession) -> str:
-            row = await self._ensured(session, ir, name=blueprint.name, tags=blueprint.tags)
+            row = await session.run_sync(self._ensured, ir, name=blueprint.name, tags=blueprint.tags)
             row.details = {**row.details, **blueprint.metadata}
             await _adopt(session, row, parent_id or blueprint.parent_id)
             return row.id
@@ -95,11 +98,7 @@ class Catalogue(Reads):
 
     async def report(self, outcome: Outcome) -> None:
         """Record what a graft brought; a decision has one row, with what was reported last."""
-
-        async def recorded(session: AsyncSession) -> None:
-            await session.merge(_outcome_row(outcome))
-
-        await self._database.transact(recorded)
+        await self._database.apply(lambda session: session.merge(_outcome_row(outcome)))
 
     async def set_kernel_status(self, kernel_id: str, status: KernelStatus) -> KernelRecord:
         """Give a kernel another status; what is not VALIDATED is handed out no more.
@@ -141,31 +140,29 @@ class Catalogue(Reads):
 
         return await self._database.transact(changed)
 
-    async def _submitted(
-        self, session: AsyncSession, ir: BlueprintIR, request: BlueprintSubmissionRequest
+    def _submitted(
+        self, session: Session, ir: BlueprintIR, request: BlueprintSubmissionRequest
     ) -> BlueprintSubmissionResponse:
-        blueprint = await self._ensured(
-            session, ir, name=request.name, tags=request.tags, submitted_by=request.submitted_by
-        )
         key = build_key(ir.digest, request.build)
-        job = await session.scalar(select(CompileJobRow).where(CompileJobRow.build_key == key).with_for_update())
+        job = session.scalar(_JOB, {"key": key})
+        blueprint = self._ensured(session, ir, name=request.name, tags=request.tags, submitted_by=request.submitted_by)
         if job is None:
             job = self._queued(session, blueprint, key, request)
         elif job.status is JobStatus.FAILED:
             job.status, job.attempts, job.queued_at, job.ended_at = JobStatus.QUEUED, 0, self._clock.now_s(), None
         if job.status is JobStatus.QUEUED:
             job.priority = max(job.priority, request.priority)
-        await session.flush()
-        response = await self._response(session, job)
+        session.flush()
+        response = self._response(session, job)
         if job.status is JobStatus.QUEUED:
-            await self._announce(session, job.priority, response)
+            self._announce(session, job.priority, response)
         return response
 
-    async def _response(self, session: AsyncSession, job: CompileJobRow) -> BlueprintSubmissionResponse:
+    def _response(self, session: Session, job: CompileJobRow) -> BlueprintSubmissionResponse:
         if job.status is not JobStatus.QUEUED:
             message = f"the build is {job.status}" + (f": {job.reason}" if job.reason else "")
             return BlueprintSubmissionResponse(blueprint_id=job.blueprint_id, status=job.status, message=message)
-        turn = await self._pace.turn_of(session, job)
+        turn = self._pace.turn_of(session, job)
         return BlueprintSubmissionResponse(
             blueprint_id=job.blueprint_id,
             status=job.status,
@@ -174,7 +171,7 @@ class Catalogue(Reads):
             estimated_compilation_time_s=turn.wait_s,
         )
 
-    async def _announce(self, session: AsyncSession, priority: int, response: BlueprintSubmissionResponse) -> None:
+    def _announce(self, session: Session, priority: int, response: BlueprintSubmissionResponse) -> None:
         """Tell who waits how long it will take, and wake the forge."""
         waits = CompilationEvent(
             blueprint_id=response.blueprint_id,
@@ -183,10 +180,10 @@ class Catalogue(Reads):
             eta_s=response.estimated_compilation_time_s,
         )
         submitted = BlueprintSubmitted(blueprint_id=response.blueprint_id, priority=priority)
-        await self._outbox.write(session, (COMPILATIONS.stream, waits), (SUBMITTED.stream, submitted))
+        self._outbox.write(session, (COMPILATIONS.stream, waits), (SUBMITTED.stream, submitted))
 
     def _queued(
-        self, session: AsyncSession, blueprint: Blueprint, key: str, request: BlueprintSubmissionRequest
+        self, session: Session, blueprint: Blueprint, key: str, request: BlueprintSubmissionRequest
     ) -> CompileJobRow:
         job = CompileJobRow(
             id=new_id("job"),
@@ -205,14 +202,14 @@ class Catalogue(Reads):
         session.add(job)
         return job
 
-    async def _ensured(
-        self, session: AsyncSession, ir: BlueprintIR, *, name: str, tags: Iterable[str], submitted_by: str = "system"
+    def _ensured(
+        self, session: Session, ir: BlueprintIR, *, name: str, tags: Iterable[str], submitted_by: str = "system"
     ) -> Blueprint:
         """Return the row of a design, made with the next version of its name where it is new; tags are added."""
-        row = await session.get(Blueprint, ir.digest, options=[selectinload(Blueprint.term_rows)])
+        row = session.get(Blueprint, ir.digest)
         if row is None:
-            await lock(session, f"name {name}")
-            newest = await session.scalar(select(func.max(Blueprint.version)).where(Blueprint.name == name))
+            lock(session, f"name {name}")
+            newest = session.scalar(_NEWEST, {"name": name})
             row = Blueprint(
                 id=ir.digest,
                 name=name,
@@ -227,7 +224,6 @@ class Catalogue(Reads):
         if added:
             row.term_rows.extend(BlueprintTerm.of(tag_term(tag)) for tag in added)
             row.updated_at = now()
-        await session.flush()
         return row
 
 
@@ -243,7 +239,7 @@ async def _adopt(session: AsyncSession, row: Blueprint, parent_id: str | None) -
         return
     if row.parent_id == parent_id:
         return
-    await lock(session, "lineage")
+    await session.run_sync(lock, "lineage")
     line = {entry.blueprint_id for entry in await ancestors(session, parent_id)}
     if not line:
         raise NotFound(f"there is no blueprint {parent_id[:80]}", todo="store the parent first")

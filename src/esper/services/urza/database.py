@@ -3,19 +3,18 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import aiosqlite
 from sqlalchemy import Column, Connection, MetaData, String, Table, event, func, inspect, make_url, select, text
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.orm import Session
 
 from esper.errors import ConfigError, Conflict, IllegalTransition, StoreUnavailable
 from esper.services.urza import access, models, transitions
@@ -23,16 +22,14 @@ from esper.services.urza.audit import note
 from esper.services.urza.base import Base
 from esper.services.urza.faults import unanswered, unstorable
 from esper.services.urza.reader import PostgresReader, Question, Reader, Rows, SessionReader, Values
-from esper.services.urza.sqlite_driver import connected
+from esper.services.urza.sqlite_driver import WRITING, begin, configure, connected
+from esper.services.urza.sqlite_writer import SqliteWriter
 from esper.services.urza.transitions import REFUSAL, UNPROVEN
 
 Result = TypeVar("Result")
 
 REVISION = "0005"
 """Newest migration in ``migrations/versions``; a test holds the two together."""
-
-BUSY_TIMEOUT_MS = 10_000
-"""How long a writer waits for another process; a transaction here takes milliseconds."""
 
 TURN_TIMEOUT_S = 60.0
 """How long a writer waits for those of its own process that came before it: some hundred transactions."""
@@ -43,7 +40,7 @@ CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S = 5.0, 10.0, 30.0
 READERS = 4
 """Connections for what is asked again and again, beside those of the engine."""
 
-_WRITING, _COMMITTED = "esper_writing", "esper_committed"
+_COMMITTED = "esper_committed"
 _joined: ContextVar[AsyncSession | None] = ContextVar("esper_joined", default=None)
 _PREPARING = 0x45535045
 """Number of the lock under which tables are made: two processes may start at once."""
@@ -78,7 +75,9 @@ class Database:
         self._sessions = source
         # SQLite gives its one write lock to whoever happens to ask next; among many, one may never be that.
         bind = source.kw.get("bind")
-        self._turn = asyncio.Lock() if bind is not None and bind.dialect.name == "sqlite" else None
+        is_sqlite = bind is not None and bind.dialect.name == "sqlite"
+        self._turn = asyncio.Lock() if is_sqlite else None
+        self._writer = SqliteWriter(bind.url) if is_sqlite and isinstance(bind, AsyncEngine) else None
         self.reader: Reader = SessionReader(self._sessions)
         if engine is not None and engine.dialect.name == "postgresql":
             timeouts = CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S
@@ -98,8 +97,10 @@ class Database:
             return await (self.reader if session is None else SessionReader(session)).rows(question, values)
 
     async def close(self) -> None:
-        """Close the connections that `rows` made."""
+        """Close the connections that `rows` and `apply` made."""
         await self.reader.close()
+        if self._writer is not None:
+            await self._writer.close()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -121,23 +122,30 @@ class Database:
             Conflict: If somebody else is always first.
             StoreUnavailable: If the database does not answer.
         """
-        whole = asyncio.ensure_future(self._transacted(work))
-        try:
-            return await asyncio.shield(whole)
-        except asyncio.CancelledError:
-            await asyncio.wait({whole})
-            if not whole.cancelled():
-                whole.exception()  # nobody is left to hear of it
-            raise
 
-    async def _transacted(self, work: Callable[[AsyncSession], Awaitable[Result]]) -> Result:
-        for _ in range(_TRANSACTION_TRIES):
-            try:
+        async def once() -> Result:
+            async with self.writing() as session:
+                return await work(session)
+
+        return await _to_its_end(_tried(once))
+
+    async def apply(self, work: Callable[[Session], Result]) -> Result:
+        """Do the same with work that waits for nothing but its statements.
+
+        On SQLite it runs in a thread, without a way to the event loop and back for each statement.
+        """
+
+        async def once() -> Result:
+            if self._writer is None or _joined.get() is not None:
                 async with self.writing() as session:
-                    return await work(session)
-            except DBAPIError as error:  # what is no outage: somebody inserted the same, or a race was lost
-                cause = error
-        raise Conflict("the library's row was taken by others again and again", why=str(cause.orig)) from cause
+                    return await session.run_sync(work)
+            async with _translated(), self._in_turn():
+                result, calls = await self._writer.run(lambda session: _noted(session, work))
+            for call in calls:
+                call()
+            return result
+
+        return await _to_its_end(_tried(once))
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
@@ -153,13 +161,13 @@ class Database:
         if outer is not None:
             async with _translated(), outer.begin_nested():
                 yield outer
-                await note(outer)
+                await outer.run_sync(note)
             return
         async with _translated(), self._in_turn(), self._sessions() as session:
             async with session.begin():
-                await session.connection(execution_options={_WRITING: True})
+                await session.connection(execution_options={WRITING: True})
                 yield session
-                await note(session)
+                await session.run_sync(note)
             for call in session.info.pop(_COMMITTED, ()):
                 call()
 
@@ -212,15 +220,45 @@ async def _translated() -> AsyncIterator[None]:
         raise unanswered(error) from error
 
 
-def once_committed(session: AsyncSession, call: Callable[[], None]) -> None:
+async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a transaction whole, even where the caller is cancelled."""
+    whole = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(whole)
+    except asyncio.CancelledError:
+        await asyncio.wait({whole})
+        if not whole.cancelled():
+            whole.exception()  # nobody is left to hear of it
+        raise
+
+
+async def _tried(once: Callable[[], Awaitable[Result]]) -> Result:
+    """Run a transaction, again where somebody else was first."""
+    for _ in range(_TRANSACTION_TRIES):
+        try:
+            return await once()
+        except DBAPIError as error:  # what is no outage: somebody inserted the same, or a race was lost
+            cause = error
+    raise Conflict("the library's row was taken by others again and again", why=str(cause.orig)) from cause
+
+
+def _noted(session: Session, work: Callable[[Session], Result]) -> tuple[Result, Iterable[Callable[[], None]]]:
+    """Do work and note who does it; return its result, and what to call once it is committed."""
+    result = work(session)
+    session.flush()
+    note(session)
+    return result, session.info.pop(_COMMITTED, ())
+
+
+def once_committed(session: Session, call: Callable[[], None]) -> None:
     """Call something, once, after the transaction of a session is committed."""
     session.info.setdefault(_COMMITTED, {})[call] = None
 
 
-async def lock(session: AsyncSession, name: str) -> None:
+def lock(session: Session, name: str) -> None:
     """Let one transaction at a time go on from here under a name; on SQLite one at a time writes anyway."""
     if session.get_bind().dialect.name == "postgresql":
-        await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
 
 def _is_lost_race(error: BaseException) -> bool:
@@ -243,8 +281,8 @@ def sqlite_engine(path: Path) -> AsyncEngine:
         path: The file; it is made by `prepare`.
     """
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}", async_creator=lambda: connected(path))
-    event.listen(engine.sync_engine, "connect", _configure)
-    event.listen(engine.sync_engine, "begin", _begin)
+    event.listen(engine.sync_engine, "connect", configure)
+    event.listen(engine.sync_engine, "begin", begin)
     return engine
 
 
@@ -294,25 +332,9 @@ async def prepare(engine: AsyncEngine) -> None:
     """
     async with _translated():
         await _switch_to_wal(engine)
-        writing = engine.execution_options(**{_WRITING: True})
+        writing = engine.execution_options(**{WRITING: True})
         async with writing.begin() as connection:
             await connection.run_sync(_create_or_check)
-
-
-def _configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    # The driver would begin transactions on its own, and always without the write lock.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    # In WAL mode NORMAL can lose the newest transactions in a power cut, but never corrupts; FULL keeps them too.
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.close()
-
-
-def _begin(connection: Connection) -> None:
-    immediate = connection.get_execution_options().get(_WRITING, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
 async def _switch_to_wal(engine: AsyncEngine) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from esper.contracts.ids import new_id
 from esper.contracts.kernel import (
@@ -142,21 +142,21 @@ class Forms:
         shortfall: str,
         report: ValidationResult | None,
     ) -> None:
-        async def finished(session: AsyncSession) -> None:
-            row = await held(session, job_id, worker)
-            kernel = await session.get(Kernel, row.kernel_id) if row.kernel_id is not None else None
+        def finished(session: Session) -> None:
+            row = held(session, job_id, worker)
+            kernel = session.get(Kernel, row.kernel_id) if row.kernel_id is not None else None
             if row.phase is JobPhase.BUILD or kernel is None:
                 raise Conflict(f"job {job_id} finishes no kernel", why=f"it is to {row.phase}", todo="complete it")
-            await record_forms(session, kernel.id, forms)
+            record_forms(session, kernel.id, forms)
             if report is not None:
-                await reviewed(session, kernel, report)
+                reviewed(session, kernel, report)
             elif performance is not None:
-                await measured(session, kernel, performance)
+                measured(session, kernel, performance)
             kernel.optimization_level = max(kernel.optimization_level, *(made.form.level for made in forms), "")
             row.reason = shortfall
             end(row, JobStatus.DONE, self._clock)
 
-        await self._database.transact(finished)
+        await self._database.apply(finished)
 
 
 def finishing_job(built: CompileJobRow, kernel_id: str, clock: Clock) -> CompileJobRow:
@@ -213,11 +213,11 @@ async def touch_forms(keeper: BlobKeeper, forms: Sequence[InferenceArtifact]) ->
             raise _wrong(made, f"{size} bytes were uploaded, not {made.form.size_bytes}")
 
 
-async def record_forms(session: AsyncSession, kernel_id: str, forms: Sequence[InferenceArtifact]) -> None:
+def record_forms(session: Session, kernel_id: str, forms: Sequence[InferenceArtifact]) -> None:
     """Write the rows of forms whose bytes are there."""
     for made in forms:
         form = made.form
-        await session.merge(
+        session.merge(
             InferenceFormRow(
                 kernel_id=kernel_id, backend=form.backend, device=form.device, torch=form.torch, level=form.level,
                 digest=form.digest, size_bytes=form.size_bytes, latency_ms=form.latency_p50_ms, seal=made.seal,

@@ -1,8 +1,7 @@
 """Builds that wait for the forge, handed out under leases."""
 
 from sqlalchemy import ColumnElement, Select, or_, select
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload
+from sqlalchemy.orm import Session, joinedload
 
 from esper.contracts.kernel import (
     PUBLISHED_LEVEL,
@@ -20,7 +19,7 @@ from esper.ir import digest_of
 from esper.ports import Clock
 from esper.services.urza.database import Database
 from esper.services.urza.forms import check_forms, finishing_job, record_forms, touch_forms
-from esper.services.urza.holding import deaths, demote, end, held
+from esper.services.urza.holding import blueprint_held, deaths, demote, end, held
 from esper.services.urza.judging import judge
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.models import CompileJobRow, JobStatus, Kernel
@@ -66,10 +65,10 @@ class JobQueue:
         looks = not self._found or now - self._looked_at >= _LAPSED_EVERY_S
         self._looked_at = now if looks else self._looked_at
 
-        async def claimed(session: AsyncSession) -> CompileJob | None:
+        def claimed(session: Session) -> CompileJob | None:
             if looks:
-                await self._take_back_lapsed(session)
-            row = await session.scalar(_next_job(finishing))
+                self._take_back_lapsed(session)
+            row = session.scalar(_NEXT[finishing])
             if row is None:
                 return None
             row.status, row.worker, row.attempts = JobStatus.LEASED, worker, row.attempts + 1
@@ -79,7 +78,7 @@ class JobQueue:
                 row.blueprint.status = BlueprintStatus.COMPILING
             return job_of(row)
 
-        job = await self._database.transact(claimed)
+        job = await self._database.apply(claimed)
         self._found = job is not None
         return job
 
@@ -90,11 +89,11 @@ class JobQueue:
             Conflict: If the lease ran out and somebody else holds the job.
         """
 
-        async def renewed(session: AsyncSession) -> None:
-            row = await held(session, job_id, worker)
+        def renewed(session: Session) -> None:
+            row = held(session, job_id, worker)
             row.lease_until = self._clock.now_s() + lease_s
 
-        await self._database.transact(renewed)
+        await self._database.apply(renewed)
 
     async def complete(
         self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
@@ -116,13 +115,13 @@ class JobQueue:
         check_forms(artifact.inference)
         kept = [artifact.kernel_binary, *(made.data for made in artifact.inference)]
 
-        async def needed(session: AsyncSession) -> None:
+        def needed(session: Session) -> None:
             """Look before bytes are stored, so that who lost the lease leaves nothing behind."""
-            _check_blueprint(await held(session, job_id, worker), artifact.blueprint_id)
+            _check_blueprint(job_id, blueprint_held(session, job_id, worker), artifact.blueprint_id)
             for data in kept:
-                await self._keeper.needed(session, digest_of(data), len(data))
+                self._keeper.needed(session, digest_of(data), len(data))
 
-        await self._database.transact(needed)
+        await self._database.apply(needed)
         for data in kept:
             await self._keeper.store(data)
         return await self._record(job_id, worker, artifact, len(artifact.kernel_binary), report)
@@ -152,36 +151,37 @@ class JobQueue:
 
     async def _check_holder(self, job_id: str, worker: str, blueprint_id: str) -> None:
         """Look before bytes are stored, so that who lost the lease leaves nothing behind."""
-        async with self._database.writing() as session:
-            _check_blueprint(await held(session, job_id, worker), blueprint_id)
+        await self._database.apply(
+            lambda session: _check_blueprint(job_id, blueprint_held(session, job_id, worker), blueprint_id)
+        )
 
     async def _record(
         self, job_id: str, worker: str, artifact: CompiledKernelArtifact, size_bytes: int, report: ValidationResult
     ) -> CompiledKernelContract:
-        async def recorded(session: AsyncSession) -> CompiledKernelContract:
-            row = await held(session, job_id, worker)
-            _check_blueprint(row, artifact.blueprint_id)
-            kernel = await session.get(Kernel, artifact.artifact_id)
+        def recorded(session: Session) -> CompiledKernelContract:
+            row = held(session, job_id, worker)
+            _check_blueprint(job_id, row.blueprint_id, artifact.blueprint_id)
+            kernel = session.get(Kernel, artifact.artifact_id)
             if kernel is None:
                 kernel = kernel_row(artifact, size_bytes)
                 session.add(kernel)
             if kernel.status is KernelStatus.PENDING_VALIDATION:
-                await judge(session, kernel, report)
-            await record_forms(session, kernel.id, artifact.inference)
+                judge(session, kernel, report)
+            record_forms(session, kernel.id, artifact.inference)
             row.kernel_id, row.reason = kernel.id, "; ".join(report.reasons)
             end(row, JobStatus.DONE if report.passed else JobStatus.REJECTED, self._clock)
             if not report.passed:
-                await demote(session, row, BlueprintStatus.REJECTED)
+                demote(session, row, BlueprintStatus.REJECTED)
             elif row.blueprint.status is not BlueprintStatus.DEPLOYED:
                 row.blueprint.status = BlueprintStatus.VALIDATED
             wanted = BuildSpec.model_validate(row.build).level
             lacks = kernel.latency_ms is None or wanted > max(artifact.optimization_level, PUBLISHED_LEVEL)
             if kernel.status is KernelStatus.VALIDATED and lacks:
                 session.add(finishing_job(row, kernel.id, self._clock))
-            await session.flush()
+            session.flush()
             return kernel_contract(kernel)
 
-        return await self._database.transact(recorded)
+        return await self._database.apply(recorded)
 
     async def fail(
         self, job_id: str, worker: str, reason: str, *, retry: bool, killed: bool = False
@@ -195,23 +195,23 @@ class JobQueue:
             Conflict: If the lease ran out and somebody else holds the job.
         """
 
-        async def failed(session: AsyncSession) -> BlueprintStatus:
-            row = await held(session, job_id, worker)
+        def failed(session: Session) -> BlueprintStatus:
+            row = held(session, job_id, worker)
             row.reason = reason
             row.deaths += int(killed)
-            await session.flush()
+            session.flush()
             if row.phase is not JobPhase.BUILD:
-                await self._unfinished(session, row, retry=retry and row.deaths < MAX_DEATHS)
-            elif killed and await deaths(session, row.blueprint_id) >= MAX_DEATHS:
-                await self._quarantine(session, row)
+                self._unfinished(session, row, retry=retry and row.deaths < MAX_DEATHS)
+            elif killed and deaths(session, row.blueprint_id) >= MAX_DEATHS:
+                self._quarantine(session, row)
             elif not retry:
                 end(row, JobStatus.REJECTED, self._clock)
-                await demote(session, row, BlueprintStatus.REJECTED)
+                demote(session, row, BlueprintStatus.REJECTED)
             else:
-                await self._return(session, row)
+                self._return(session, row)
             return row.blueprint.status
 
-        return await self._database.transact(failed)
+        return await self._database.apply(failed)
 
     async def release(self, job_id: str, worker: str) -> None:
         """Return a job untried, because the worker stops.
@@ -220,12 +220,12 @@ class JobQueue:
             Conflict: If the lease ran out and somebody else holds the job.
         """
 
-        async def released(session: AsyncSession) -> None:
-            row = await held(session, job_id, worker)
+        def released(session: Session) -> None:
+            row = held(session, job_id, worker)
             row.attempts -= 1
-            await self._return(session, row)
+            self._return(session, row)
 
-        await self._database.transact(released)
+        await self._database.apply(released)
 
     async def _may_claim(self, finishing: bool) -> bool:
         """Look before taking the write lock, so that idle workers do not hold writers up."""
@@ -233,40 +233,40 @@ class JobQueue:
         async with self._database.reading() as session:
             return await session.scalar(_some(or_(_waiting(finishing), lapsed))) is not None
 
-    async def _take_back_lapsed(self, session: AsyncSession) -> None:
+    def _take_back_lapsed(self, session: Session) -> None:
         now = self._clock.now_s()
         lapsed = select(CompileJobRow).where(CompileJobRow.status == JobStatus.LEASED, CompileJobRow.lease_until < now)
         lapsed = lapsed.options(joinedload(CompileJobRow.blueprint))
-        for row in await session.scalars(lapsed.with_for_update(skip_locked=True, of=CompileJobRow)):
+        for row in session.scalars(lapsed.with_for_update(skip_locked=True, of=CompileJobRow)):
             row.reason = f"worker {row.worker} vanished while it held the job"
-            await self._return(session, row)
-        await session.flush()
+            self._return(session, row)
+        session.flush()
 
-    async def _return(self, session: AsyncSession, row: CompileJobRow) -> None:
+    def _return(self, session: Session, row: CompileJobRow) -> None:
         """Queue a job again, or give it up after the last try."""
         if row.attempts >= MAX_ATTEMPTS:
             row.reason = f"given up after {row.attempts} tries; the last one: {row.reason}"
             end(row, JobStatus.FAILED, self._clock)
             if row.phase is JobPhase.BUILD:
-                await demote(session, row, BlueprintStatus.UNVALIDATED)
+                demote(session, row, BlueprintStatus.UNVALIDATED)
         else:
             row.status, row.worker, row.lease_until = JobStatus.QUEUED, None, None
 
-    async def _unfinished(self, session: AsyncSession, row: CompileJobRow, *, retry: bool) -> None:
+    def _unfinished(self, session: Session, row: CompileJobRow, *, retry: bool) -> None:
         """Try again, or leave a kernel as it is: it was proven without what its level adds."""
         if retry:
-            await self._return(session, row)
+            self._return(session, row)
         else:
             end(row, JobStatus.FAILED, self._clock)
 
-    async def _quarantine(self, session: AsyncSession, row: CompileJobRow) -> None:
+    def _quarantine(self, session: Session, row: CompileJobRow) -> None:
         """End every open build of a blueprint that kills."""
         row.blueprint.status = BlueprintStatus.QUARANTINED
         open_jobs = select(CompileJobRow).where(
             CompileJobRow.blueprint_id == row.blueprint_id, CompileJobRow.status.in_(_OPEN)
         )
         reason = f"quarantined, its blueprint killed {MAX_DEATHS} processes; the last time: {row.reason}"
-        for job in await session.scalars(open_jobs.with_for_update()):
+        for job in session.scalars(open_jobs.with_for_update()):
             job.reason = reason
             end(job, JobStatus.QUARANTINED, self._clock)
 
@@ -287,6 +287,9 @@ def _next_job(finishing: bool) -> Select[CompileJobRow]:
     return queued.options(joinedload(CompileJobRow.blueprint)).with_for_update(skip_locked=True, of=CompileJobRow)
 
 
+_NEXT = {finishing: _next_job(finishing) for finishing in (False, True)}
+
+
 def _check_artifact(artifact: CompiledKernelArtifact, report: ValidationResult) -> None:
     digest = digest_of(artifact.kernel_binary)
     if not digest == artifact.artifact_id == report.kernel_id:
@@ -301,9 +304,9 @@ def _mixed_up(artifact: CompiledKernelArtifact, digest: str, report: ValidationR
     )
 
 
-def _check_blueprint(row: CompileJobRow, blueprint_id: str) -> None:
-    if blueprint_id != row.blueprint_id:
+def _check_blueprint(job_id: str, wanted: str, made_from: str) -> None:
+    if made_from != wanted:
         raise KernelRejected(
-            f"the artifact of job {row.id} was not stored",
-            why=f"it was made from {blueprint_id[:80]}, the job is about {row.blueprint_id}",
+            f"the artifact of job {job_id} was not stored",
+            why=f"it was made from {made_from[:80]}, the job is about {wanted}",
         )

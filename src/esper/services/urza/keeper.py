@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable
 
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from esper.errors import NotFound
 from esper.ir import digest_of
@@ -63,14 +63,14 @@ class BlobKeeper:
 
     async def need(self, digest: str, size_bytes: int) -> None:
         """Say that somebody is about to store and refer to bytes."""
-        await self._database.transact(lambda session: self.needed(session, digest, size_bytes))
+        await self._database.apply(lambda session: self.needed(session, digest, size_bytes))
 
-    async def needed(self, session: AsyncSession, digest: str, size_bytes: int) -> None:
+    def needed(self, session: Session, digest: str, size_bytes: int) -> None:
         """Do the same within a transaction: bytes are stored once it is committed."""
         insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
         said = insert(Blob).values(digest=digest, size_bytes=size_bytes, touched_at=self._clock.now_s())
         told = {name: said.excluded[name] for name in ("size_bytes", "touched_at")}
-        await session.execute(said.on_conflict_do_update(index_elements=[Blob.digest], set_=told))
+        session.execute(said.on_conflict_do_update(index_elements=[Blob.digest], set_=told))
 
     async def touch(self, digest: str) -> int:
         """Say that somebody is about to refer to bytes that are stored.
@@ -82,11 +82,11 @@ class BlobKeeper:
             NotFound: If they are not there.
         """
 
-        async def touched(session: AsyncSession) -> None:
-            row = await session.get(Blob, digest, with_for_update=True)
+        def touched(session: Session) -> None:
+            row = session.get(Blob, digest, with_for_update=True)
             if row is None:
                 raise NotFound(f"there are no bytes at {digest[:80]}", todo="upload them first")
             row.touched_at = self._clock.now_s()
 
-        await self._database.transact(touched)
+        await self._database.apply(touched)
         return await self.blobs.size(digest)

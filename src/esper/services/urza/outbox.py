@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, insert, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
@@ -19,6 +19,7 @@ from esper.services.urza.models import OutboxRow
 from esper.telemetry.logs import get_logger
 
 _log = get_logger("urza.outbox")
+_WAITING = insert(OutboxRow.__table__)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,15 @@ class Outbox:
         self._database = database
         self._codec = Codec()
 
-    def add(self, session: AsyncSession, stream: str, message: Message) -> None:
+    def add(self, session: Session, stream: str, message: Message) -> None:
         """Write a message in the transaction of what it announces, which wakes a relay of this process once it is committed."""
         session.add(OutboxRow(stream=stream, content=packed(self._codec.seal(stream, message))))
         once_committed(session, self.notify)
 
-    async def write(self, session: AsyncSession, *announced: tuple[str, Message]) -> None:
+    def write(self, session: Session, *announced: tuple[str, Message]) -> None:
         """Write several in one statement, in this order; otherwise as `add`."""
         rows = [{"stream": of, "content": packed(self._codec.seal(of, what))} for of, what in announced]
-        await session.execute(insert(OutboxRow), rows)
+        session.execute(_WAITING, rows)
         once_committed(session, self.notify)
 
     def notify(self) -> None:
@@ -76,8 +77,8 @@ class Outbox:
 
     async def sent(self, numbers: Sequence[int]) -> None:
         """Forget messages that were published."""
-        async with self._database.writing() as session:
-            await session.execute(delete(OutboxRow).where(OutboxRow.id.in_(numbers)))
+        published = delete(OutboxRow).where(OutboxRow.id.in_(numbers))
+        await self._database.apply(lambda session: session.execute(published))
 
 
 class OutboxRelayConfig(BaseModel):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeAlias
 
-from sqlalchemy import ColumnElement, func, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import ColumnElement, Double, Select, bindparam, func, select, tuple_
+from sqlalchemy.orm import Session
 
 from esper.contracts.kernel import JobPhase
 from esper.ports import Clock
@@ -35,10 +35,22 @@ def in_turn() -> Order:
     return (row.queued_at - row.priority * AGEING_S, row.queued_at, row.id)  # type: ignore[return-value]
 
 
-def _ahead_of(job: CompileJobRow) -> ColumnElement[bool]:
-    place = (job.queued_at - job.priority * AGEING_S, job.queued_at, job.id)
-    queued = (CompileJobRow.status == JobStatus.QUEUED) & (CompileJobRow.phase != JobPhase.REVIEW)
-    return queued & (tuple_(*in_turn()) < tuple_(*place))
+def _level() -> ColumnElement[str]:
+    level: ColumnElement[str] = CompileJobRow.build["level"].as_string()
+    return level
+
+
+def _ahead() -> Select[JobPhase, str, int]:
+    row, kind = CompileJobRow, (CompileJobRow.phase, _level())
+    place = tuple_(bindparam("turn", type_=Double), bindparam("queued_at", type_=Double), bindparam("job_id"))
+    ahead = (row.status == JobStatus.QUEUED) & (row.phase != JobPhase.REVIEW) & (tuple_(*in_turn()) < place)
+    return select(*kind, func.count()).where(ahead).group_by(*kind)
+
+
+_AHEAD = _ahead()
+_AT_WORK = select(CompileJobRow.phase, _level(), CompileJobRow.claimed_at).where(
+    CompileJobRow.status == JobStatus.LEASED, CompileJobRow.phase != JobPhase.REVIEW
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Pace:
         self._clock = clock
         self._known: dict[Kind, tuple[float, float | None]] = {}
 
-    async def turn_of(self, session: AsyncSession, job: CompileJobRow) -> Turn:
+    def turn_of(self, session: Session, job: CompileJobRow) -> Turn:
         """Return when it will be the turn of a waiting job.
 
         What is ahead of it and what is at work take as long as is usual, and as many are worked on at a time as are now.
@@ -75,15 +87,14 @@ class Pace:
             session: Sees the queue.
             job: Waits.
         """
-        row, now_s = CompileJobRow, self._clock.now_s()
-        kind = (row.phase, _level())
-        waiting = (await session.execute(select(*kind, func.count()).where(_ahead_of(job)).group_by(*kind))).all()
-        working = (row.status == JobStatus.LEASED) & (row.phase != JobPhase.REVIEW)
-        at_work = (await session.execute(select(*kind, row.claimed_at).where(working))).all()
+        now_s, turn = self._clock.now_s(), job.queued_at - job.priority * AGEING_S
+        place = {"turn": turn, "queued_at": job.queued_at, "job_id": job.id}
+        waiting = session.execute(_AHEAD, place).all()
+        at_work = session.execute(_AT_WORK).all()
         position = 1 + sum(count for _, _, count in waiting)
         own = (job.phase, str(job.build["level"]))
         needed = {own, *((phase, level) for phase, level, _ in (*waiting, *at_work))}
-        usual = {one: await self._usual_s(session, one) for one in needed}
+        usual = {one: self._usual_s(session, one) for one in needed}
         known = {one: seconds for one, seconds in usual.items() if seconds is not None}
         if len(known) < len(usual):
             return Turn(position, None)
@@ -93,21 +104,16 @@ class Pace:
         )
         return Turn(position, before_s / max(1, len(at_work)) + known[own])
 
-    async def _usual_s(self, session: AsyncSession, kind: Kind) -> float | None:
+    def _usual_s(self, session: Session, kind: Kind) -> float | None:
         """Return the median time of the latest jobs of a kind that came to an end, or None where there was none."""
         until_s, seconds = self._known.get(kind, (0.0, None))
         if seconds is None or self._clock.now_s() >= until_s:
-            seconds = await _median_s(session, kind)
+            seconds = _median_s(session, kind)
             self._known[kind] = (self._clock.now_s() + PACE_FOR_S, seconds)
         return seconds
 
 
-def _level() -> ColumnElement[str]:
-    level: ColumnElement[str] = CompileJobRow.build["level"].as_string()
-    return level
-
-
-async def _median_s(session: AsyncSession, kind: Kind) -> float | None:
+def _median_s(session: Session, kind: Kind) -> float | None:
     row, (phase, level) = CompileJobRow, kind
     latest = (
         select(row.ended_at - row.claimed_at)
@@ -115,5 +121,5 @@ async def _median_s(session: AsyncSession, kind: Kind) -> float | None:
         .order_by(row.ended_at.desc())
         .limit(RECENT)
     )
-    took = [float(seconds) for seconds in await session.scalars(latest) if seconds is not None]
+    took = [float(seconds) for seconds in session.scalars(latest) if seconds is not None]
     return median(took) if took else None

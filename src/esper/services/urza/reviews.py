@@ -1,8 +1,7 @@
 """Kernels that are used much and were not looked at on some hardware: what a forge turns to when it has nothing to do."""
 
 from sqlalchemy import Select, exists, func, select
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload
+from sqlalchemy.orm import Session, joinedload
 
 from esper.contracts.ids import new_id
 from esper.contracts.kernel import CompileJob, JobPhase, KernelStatus
@@ -41,8 +40,8 @@ class Reviews:
             looked at once on one hardware, however that ends.
         """
 
-        async def taken(session: AsyncSession) -> CompileJob | None:
-            row = await session.scalar(_given_back()) or await self._fresh(session, hardware)
+        def taken(session: Session) -> CompileJob | None:
+            row = session.scalar(_given_back()) or self._fresh(session, hardware)
             if row is None:
                 return None
             now = self._clock.now_s()
@@ -50,15 +49,15 @@ class Reviews:
             row.claimed_at, row.lease_until = now, now + lease_s
             return job_of(row)
 
-        return await self._database.transact(taken)
+        return await self._database.apply(taken)
 
-    async def _fresh(self, session: AsyncSession, hardware: str) -> CompileJobRow | None:
-        for kernel_id in (await session.scalars(_most_used(hardware))).all():
-            built = await session.scalar(_build_of(kernel_id))
+    def _fresh(self, session: Session, hardware: str) -> CompileJobRow | None:
+        for kernel_id in session.scalars(_most_used(hardware)).all():
+            built = session.scalar(_build_of(kernel_id))
             if built is None:  # it was taken in from elsewhere, and how it is built is not known
                 continue
             key = digest_of(f"review {kernel_id} on {hardware}".encode())
-            if await session.scalar(select(CompileJobRow.id).where(CompileJobRow.build_key == key)) is not None:
+            if session.scalar(select(CompileJobRow.id).where(CompileJobRow.build_key == key)) is not None:
                 continue
             row = CompileJobRow(
                 id=new_id("job"), blueprint_id=built.blueprint_id, build_key=key, build=built.build,
@@ -66,7 +65,7 @@ class Reviews:
                 queued_at=self._clock.now_s(), phase=JobPhase.REVIEW, kernel_id=kernel_id, blueprint=built.blueprint,
             )  # fmt: skip
             session.add(row)
-            await session.flush()
+            session.flush()
             return row
         return None
 

@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 import aiosqlite
+from sqlalchemy import Connection
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+BUSY_TIMEOUT_MS = 10_000
+"""How long a writer waits for another process; a transaction here takes milliseconds."""
+WRITING = "esper_writing"
+"""Option of a connection whose transactions take the write lock at once."""
 
 Work: TypeAlias = Callable[[sqlite3.Cursor], object]
 
@@ -79,3 +87,21 @@ async def connected(path: Path) -> OneHopConnection:
     connection._thread.daemon = True
     await connection
     return connection
+
+
+def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    """Give a new connection foreign keys, a busy timeout and explicit transactions."""
+    # The driver would begin transactions on its own, and always without the write lock.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    # In WAL mode NORMAL can lose the newest transactions in a power cut, but never corrupts; FULL keeps them too.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def begin(connection: Connection) -> None:
+    """Begin a transaction, with the write lock where it is to write."""
+    immediate = connection.get_execution_options().get(WRITING, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import case, delete, func, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from esper.services.urza.models import BenchmarkResult, BlueprintTerm, Kernel
 from esper.services.urza.terms import bits_of, tag_term
@@ -42,7 +42,7 @@ TRAITS = (
 """Rules are where the best quarter of the catalogue lies at 32 channels on one core of a server of 2024."""
 
 
-async def call(session: AsyncSession, kernel: Kernel, hardware: str, metrics: Mapping[str, float]) -> None:
+def call(session: Session, kernel: Kernel, hardware: str, metrics: Mapping[str, float]) -> None:
     """Give the blueprint of a kernel the tags that its measurement earned, and take away those that it did not.
 
     Args:
@@ -56,21 +56,21 @@ async def call(session: AsyncSession, kernel: Kernel, hardware: str, metrics: Ma
     earned = {
         tag_term(trait.tag)
         for trait in measured
-        if await _is_good(session, kernel.id, hardware, trait, metrics[trait.metric])
+        if _is_good(session, kernel.id, hardware, trait, metrics[trait.metric])
     }
     of_blueprint = (term.blueprint_id == kernel.blueprint_id) & term.term.in_(
         [tag_term(trait.tag) for trait in measured]
     )
-    held = set(await session.scalars(select(term.term).where(of_blueprint)))
+    held = set(session.scalars(select(term.term).where(of_blueprint)))
     if lost := held - earned:
-        await session.execute(delete(term).where(of_blueprint, term.term.in_(lost)))
+        session.execute(delete(term).where(of_blueprint, term.term.in_(lost)))
     session.add_all(
         term(blueprint_id=kernel.blueprint_id, term=one, bits=bits_of(one)) for one in sorted(earned - held)
     )
-    await session.flush()
+    session.flush()
 
 
-async def _is_good(session: AsyncSession, kernel_id: str, hardware: str, trait: Trait, value: float) -> bool:
+def _is_good(session: Session, kernel_id: str, hardware: str, trait: Trait, value: float) -> bool:
     row = BenchmarkResult
     latest = (
         select(row.value)
@@ -80,7 +80,7 @@ async def _is_good(session: AsyncSession, kernel_id: str, hardware: str, trait: 
         .subquery()
     )
     better = func.sum(case((latest.c.value < value, 1), else_=0))
-    peers, ahead = (await session.execute(select(func.count(), better).select_from(latest))).one()
+    peers, ahead = (session.execute(select(func.count(), better).select_from(latest))).one()
     if peers < FEWEST_PEERS:
         return value <= trait.rule
     return bool(ahead < BEST_SHARE * peers)

@@ -1,6 +1,6 @@
 """Kernels that come without a job: their bytes, then what they are, then the report that opens them."""
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from esper.contracts.kernel import CompiledKernelArtifact, CompiledKernelContract, KernelStatus, ValidationResult
 from esper.errors import Conflict, KernelRejected, NotFound
@@ -52,19 +52,19 @@ class Uploads:
         """
         size = await self._keeper.touch(artifact.artifact_id)
 
-        async def registered(session: AsyncSession) -> CompiledKernelContract:
-            kernel = await session.get(Kernel, artifact.artifact_id)
+        def registered(session: Session) -> CompiledKernelContract:
+            kernel = session.get(Kernel, artifact.artifact_id)
             if kernel is None:
-                if await session.get(Blueprint, artifact.blueprint_id) is None:
+                if session.get(Blueprint, artifact.blueprint_id) is None:
                     raise NotFound(f"there is no blueprint {artifact.blueprint_id[:80]}", todo="submit it first")
                 kernel = kernel_row(artifact, size)
                 session.add(kernel)
-                await session.flush()
+                session.flush()
             if kernel.blueprint_id != artifact.blueprint_id:
                 raise Conflict("the kernel was made from another blueprint", why=f"it is {kernel.blueprint_id}")
             return kernel_contract(kernel)
 
-        return await self._database.transact(registered)
+        return await self._database.apply(registered)
 
     async def store_report(self, report: ValidationResult) -> CompiledKernelContract:
         """Store what the validator found about a kernel; it is then validated or rejected.
@@ -74,13 +74,13 @@ class Uploads:
             Conflict: If its report is there.
         """
 
-        async def stored(session: AsyncSession) -> CompiledKernelContract:
-            kernel = await session.get(Kernel, report.kernel_id, with_for_update=True)
+        def stored(session: Session) -> CompiledKernelContract:
+            kernel = session.get(Kernel, report.kernel_id, with_for_update=True)
             if kernel is None:
                 raise NotFound(f"there is no kernel {report.kernel_id[:80]}", todo="upload it first")
             if kernel.status is not KernelStatus.PENDING_VALIDATION:
                 raise Conflict("the kernel has its report", why=f"it is {kernel.status}")
-            await judge(session, kernel, report)
+            judge(session, kernel, report)
             return kernel_contract(kernel)
 
-        return await self._database.transact(stored)
+        return await self._database.apply(stored)

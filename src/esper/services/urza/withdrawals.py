@@ -1,8 +1,7 @@
 """Builds that are not wanted any more."""
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload
+from sqlalchemy.orm import Session, joinedload
 
 from esper.contracts.events import CompilationEvent
 from esper.contracts.kernel import BlueprintStatus, BuildSpec
@@ -40,10 +39,10 @@ class Withdrawals:
             Conflict: If it has ended already.
         """
 
-        async def withdrawn(session: AsyncSession) -> None:
+        def withdrawn(session: Session) -> None:
             query = select(CompileJobRow).where(CompileJobRow.build_key == build_key(blueprint_id, build))
             query = query.options(joinedload(CompileJobRow.blueprint)).with_for_update(of=CompileJobRow)
-            job = await session.scalar(query)
+            job = session.scalar(query)
             if job is None:
                 raise NotFound(f"there is no build of blueprint {blueprint_id[:80]}", todo="submit it")
             if job.status not in _OPEN:
@@ -52,11 +51,11 @@ class Withdrawals:
                 )
             if job.status is JobStatus.QUEUED:  # only what is held can end, so it is taken first
                 job.status = JobStatus.LEASED
-                await session.flush()
+                session.flush()
             job.reason = "it was withdrawn"
             end(job, JobStatus.FAILED, self._clock)
-            await demote(session, job, BlueprintStatus.UNVALIDATED)
+            demote(session, job, BlueprintStatus.UNVALIDATED)
             event = CompilationEvent(blueprint_id=blueprint_id, status="withdrawn", reason=job.reason)
             self._outbox.add(session, COMPILATIONS.stream, event)
 
-        await self._database.transact(withdrawn)
+        await self._database.apply(withdrawn)

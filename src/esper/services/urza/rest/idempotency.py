@@ -58,7 +58,7 @@ class Idempotency:
         deed = deed_at_hand()
 
         async def once(session: AsyncSession) -> Response:
-            await lock(session, f"key {key}")
+            await session.run_sync(lock, f"key {key}")
             if (known := await session.get(IdempotencyRow, key)) is not None:
                 return _again(known, asked)
             with done_by(deed), self._database.joined(session):
