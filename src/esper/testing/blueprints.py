@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from esper.errors import InvalidBlueprint
 from esper.ir import BlueprintIR, Graph, Handle, Layout, ops
-from esper.ir.types import Node
+from esper.ir.types import Node, Reads
 
 Array = NDArray[np.float64]
 
@@ -47,17 +47,25 @@ def blueprints(
 
 @st.composite
 def newborns(draw: st.DrawFn, layouts: Sequence[Layout] = tuple(Layout)) -> BlueprintIR:
-    """Draw a blueprint whose last operation is a zero factor: neutral at birth, though perhaps not alive in every part."""
-    graph = Graph(draw(st.sampled_from(layouts)), draw(st.integers(1, 6)))
+    """Draw a blueprint whose last operation is a zero factor: neutral at birth, though perhaps not alive in every part.
+
+    One that reads what enters a module may give another number of channels than it takes.
+    """
+    reads = draw(st.sampled_from(Reads))
+    graph = Graph(draw(st.sampled_from(layouts)), draw(st.integers(1, 6)), reads)
     values = [graph.input]
     for _ in range(draw(st.integers(1, 7))):
         values.append(_grown(draw, graph, values, zeros=False))
-    last = graph.pointwise(values[-1], out=graph.input.channels, init="zero")
+    leaving = graph.input.channels if reads is Reads.OUTPUT else draw(st.integers(1, 6))
+    last = graph.pointwise(values[-1], out=leaving, init="zero")
     return needed_only(graph, _at_each_position(graph, last))
 
 
 def _at_each_position(graph: Graph, output: Handle) -> Handle:
-    return graph.mul(graph.input, output) if output.pooled else output
+    if not output.pooled:
+        return output
+    alike = output.channels == graph.input.channels
+    return graph.mul(graph.input if alike else graph.pointwise(graph.input, out=output.channels), output)
 
 
 def needed_only(graph: Graph, output: Handle) -> BlueprintIR:
@@ -67,7 +75,7 @@ def needed_only(graph: Graph, output: Handle) -> BlueprintIR:
         if node.id in needed:
             needed.update(node.inputs)
             kept.insert(0, node)
-    return BlueprintIR("drawn", graph.layout, graph.input.channels, tuple(kept), output.id)
+    return BlueprintIR("drawn", graph.layout, graph.input.channels, tuple(kept), output.id, reads=graph.reads)
 
 
 def random_weights(ir: BlueprintIR, seed: int) -> dict[str, Array]:
