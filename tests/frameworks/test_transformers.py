@@ -315,7 +315,7 @@ def test_a_grown_model_decodes_the_same_with_and_without_its_cache(finished: tup
 @pytest.mark.parametrize("make", [llama, gpt2, bert], ids=lambda make: make.__name__)
 def test_nothing_that_mixes_tokens_is_offered_where_a_model_decodes_with_a_cache(make: Any) -> None:
     found: Plan = plan(make(), BATCH)
-    assert {graft.blueprint for graft in found.grafts} == {"gated_mlp", "low_rank", "mlp_adapter"}
+    assert {graft.blueprint for graft in found.grafts} == {"gated_mlp", "low_rank", "mlp_adapter", "wider_mlp"}
 
 
 def test_attention_that_is_forced_on_such_a_slot_would_decode_something_else(root: Path, tmp_path: Path) -> None:

@@ -33,8 +33,10 @@ def test_a_slot_on_torchs_fast_path_is_captured_without_leaving_it(padded: bool)
     assert torch.equal(measured.losses, plain.losses)
     assert plain.seen is None
     assert measured.seen is not None
-    assert not measured.seen.is_nested
-    assert measured.seen.shape == (6, 5, 16)
-    assert bool((measured.seen[0, 3:] == 0).all()) is padded
+    for seen in (measured.seen.left, measured.seen.entered):
+        assert seen is not None
+        assert not seen.is_nested
+        assert seen.shape == (6, 5, 16)
+    assert bool((measured.seen.left[0, 3:] == 0).all()) is padded
     assert not layer._forward_hooks
     assert not torch.nn.modules.module._global_forward_hooks

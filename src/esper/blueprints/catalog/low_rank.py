@@ -3,7 +3,7 @@
 from esper.ir import Graph, Handle, Kind, Site, blueprint
 
 
-@blueprint("low_rank", kind=Kind.PLAIN)
+@blueprint("low_rank", kind=Kind.RECALIBRATING)
 def low_rank(g: Graph, site: Site) -> Handle:
     """Draw F(x) = B A x, position by position, of an eighth of the host's width but at least rank 4: LoRA of the identity.
 
