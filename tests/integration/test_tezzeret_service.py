@@ -76,6 +76,7 @@ def revoke(root: Path, key_id: str) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(300)
 async def test_what_a_forge_held_that_was_killed_is_finished_by_another(store: Store, tmp_path: Path) -> None:
     quick, port, build = {"ESPER_TEZZERET_LEASE_S": "2"}, free_port(), BuildSpec(level="O1")

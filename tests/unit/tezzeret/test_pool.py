@@ -236,3 +236,8 @@ async def test_a_job_that_is_cancelled_takes_its_child_with_it_and_no_other(pool
 def test_neither_pool_nor_worker_imports_torch() -> None:
     program = "import sys, esper.services.tezzeret.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_a_child_is_ready_without_torchs_tracer_which_half_of_its_start_would_be() -> None:
+    program = "import sys, esper.services.tezzeret.build; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -70,6 +70,7 @@ async def test_a_used_kernel_is_proven_again_with_the_toolchain_of_today(library
     assert worker.pool.started == 0
 
 
+@pytest.mark.slow
 async def test_a_review_is_done_on_this_machine_wherever_builds_are(library: KernelManager) -> None:
     def elsewhere(_: ChildCommand) -> SupervisedChild:
         raise AssertionError("that is no hardware of this machine")

@@ -149,7 +149,7 @@ async def test_a_submitted_blueprint_becomes_a_kernel_that_is_announced_after_it
     assert worker.pool.idle_pids == []
 
 
-@pytest.mark.parametrize("signs", [True, False])
+@pytest.mark.parametrize("signs", [True, pytest.param(False, marks=pytest.mark.slow)])
 async def test_a_proven_kernel_is_handed_out_and_what_its_level_adds_follows_sealed(
     stand: Stand, tmp_path: Path, signs: bool
 ) -> None:
@@ -315,6 +315,7 @@ def test_a_worker_without_a_queue_is_refused_with_advice() -> None:
         TezzeretWorker(WorkerConfig(num_workers=4, optimization_level="O2"))
 
 
+@pytest.mark.slow
 async def test_a_worker_asks_the_store_at_its_address(stand: Stand) -> None:
     async with served(stand.library) as address:
         worker = TezzeretWorker(WorkerConfig(urza_url=address), bus=stand.bus)

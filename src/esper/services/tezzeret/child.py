@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from esper.services.tezzeret.build import Builder
 
+_TRACER_MB = 96
+"""Address space of torch's tracer, 72 MiB in torch 2.13: it is imported for the first certificate, and is no job's own."""
+
 
 def main() -> None:
     """Serve until the parent closes the pipe or a job has used memory up."""
@@ -31,7 +35,9 @@ def main() -> None:
     builder = _builder(settings)
     trouble = _imported(settings.extensions)
     confined = granted()
-    base_mb = limit_process(settings.memory_limit_mb, settings.scratch_mb if confined else 0)
+    tempfile.gettempdir()  # which torch's tracer asks for, and which is found by writing to it
+    later_mb = 0 if settings.fork_per_job else _TRACER_MB
+    base_mb = limit_process(settings.memory_limit_mb + later_mb, settings.scratch_mb if confined else 0)
     pipe.send(msgspec.msgpack.encode(Ready(trouble=trouble, base_mb=base_mb, isolated=isolated, confined=confined)))
     if confined and not settings.fork_per_job:
         _confine(settings)
@@ -73,6 +79,8 @@ def _builder(settings: ChildSettings) -> "Builder":
     from esper.services.tezzeret.screening import ForgeLimits
     from esper.services.tezzeret.validator import KernelValidator
 
+    if settings.fork_per_job:
+        import torch._dynamo.config  # a second, which every fork would take otherwise
     torch.set_num_threads(1)
     limits = ForgeLimits(memory_limit_mb=settings.memory_limit_mb, deadline_s=settings.deadline_s)
     return Builder(KernelCompiler(limits, backend=settings.backend), KernelValidator())

@@ -13,9 +13,7 @@ from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 import torch
-import torch._inductor
 from torch import Tensor
-from torch._inductor.exc import InductorError
 
 from esper.blueprints.kernel import pack_kernel, unpack_kernel
 from esper.blueprints.module import KernelModule
@@ -146,13 +144,14 @@ class AotInductor:
 
     def make(self, fused: Fused, trial: Trial) -> bytes:
         """Compile the traced design into a package."""
+        from torch._inductor import aoti_compile_and_package
+        from torch._inductor.exc import InductorError
+
         traced = trace(_module(fused), trial)
         with TemporaryDirectory() as folder, _quiet():
             package = Path(folder) / "form.pt2"
             try:
-                torch._inductor.aoti_compile_and_package(
-                    traced, package_path=str(package), inductor_configs=dict(_INDUCTOR)
-                )
+                aoti_compile_and_package(traced, package_path=str(package), inductor_configs=dict(_INDUCTOR))
             except InductorError as wrong:
                 raise CompilationError("machine code was not made", why=str(wrong)[:500], code="ESP-7142") from wrong
             return package.read_bytes()
@@ -166,8 +165,10 @@ class AotInductor:
         bytes_to_load(form, self.name)
         if why := _no_files():
             raise CompilationError("machine code was not loaded", why=why, code="ESP-7141")
+        from torch._inductor import aoti_load_package
+
         with form.placed("form.pt2") as package, _quiet():
-            program = torch._inductor.aoti_load_package(str(package))
+            program = aoti_load_package(str(package))
         program.load_constants({name: tensor.clone() for name, tensor in state.items()}, check_full_update=True)
         return _without_gradients(program)
 

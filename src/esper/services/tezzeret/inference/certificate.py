@@ -3,7 +3,6 @@
 import time
 
 import torch
-import torch._dynamo.config
 from torch import Tensor, nn
 
 from esper.blueprints.module import KernelModule
@@ -57,10 +56,12 @@ def trace(module: nn.Module, trial: Trial) -> torch.export.ExportedProgram:
         CompilationError: If it cannot be traced.
     """
     x = trial.input(trial.probes.odd)
+    import torch._dynamo.config as tracing  # half of torch's start, which no kernel of level 0 needs
+
     axes = dict.fromkeys(dynamic_axes(trial.ir), torch.export.Dim.DYNAMIC)
     try:
         # Sizes are new symbols each time: to remember what operations give takes a third of the time, and is seldom asked for.
-        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        with tracing.patch(fake_tensor_cache_enabled=False):
             return torch.export.export(module, (x,), dynamic_shapes=(axes,), strict=False)
     except Exception as wrong:
         raise _failed(trial.ir, f"{type(wrong).__name__}: {str(wrong)[:300]}") from wrong
