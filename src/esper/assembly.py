@@ -122,17 +122,28 @@ async def embedded(
         work = WorkerConfig(num_workers=max(1, kept.forge_workers), extensions=tuple(extensions))
         forges = [TezzeretWorker(work, queue=kept.queue, bus=bus)] if kept.forge_workers else []
         relays = [] if kept.outbox is None else [OutboxRelay(kept.outbox, bus)]
+        lines = [] if kept.line is None else [kept.line]
         counters = RunCounters(bus, run_id=run_id)
         counters.metrics.registry.register(BusCollector({"local": bus} | ({} if watch is None else {"shared": watch})))
         async with asyncio.TaskGroup() as tasks:
             uplinks = () if shared is None else (Uplink(bus, shared),)
-            for part in (*forges, *relays, counters, AnalyzerService(bus), Reporter(bus, kept.library), *uplinks):
+            for part in (
+                *forges,
+                *lines,
+                *relays,
+                counters,
+                AnalyzerService(bus),
+                Reporter(bus, kept.library),
+                *uplinks,
+            ):
                 tasks.create_task(part.run())
             try:
                 yield Embedded(bus, kept.library, advisor, counters.snapshot, counters.metrics, shared)
             finally:
                 for forge in forges:
                     await forge.close()
+                for line in lines:
+                    await line.close()
                 for relay in relays:
                     await relay.close()
                 await bus.drain(limit_s=DRAIN_LIMIT_S)

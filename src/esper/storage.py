@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from esper.ports import CompileQueue, Library
 
 if TYPE_CHECKING:
+    from esper.services.urza.line import Line
     from esper.services.urza.outbox import Outbox
 
 
@@ -20,12 +21,14 @@ class Storage:
         library: Blueprints and kernels; those that were read last are in memory.
         queue: Builds.
         outbox: What it announces, where this process relays that.
+        line: Tells builds that wait where they stand, where this process does.
         forge_workers: Builds at a time that this process does.
     """
 
     library: Library
     queue: CompileQueue
     outbox: "Outbox | None"
+    line: "Line | None"
     forge_workers: int
 
 
@@ -41,7 +44,7 @@ async def storage_in(root: Path, forge_workers: int) -> AsyncIterator[Storage]:
     from esper.services.urza.kernel_manager import KernelManager
 
     async with await KernelManager.open(root / "library") as manager:
-        yield Storage(KernelCache(manager), manager, manager.outbox, forge_workers)
+        yield Storage(KernelCache(manager), manager, manager.outbox, manager.line, forge_workers)
 
 
 @asynccontextmanager
@@ -64,7 +67,7 @@ async def storage_at(url: str, root: Path) -> AsyncIterator[Storage]:
         await client.search_kernels(limit=1)  # whether it is there, and the key is right
         disk = PersistentKernelCache(root / "kernel-cache", max_bytes=config.disk_bytes)
         library = KernelCache(client, read=KeptKernels(client, disk.get).read, max_bytes=config.memory_bytes)
-        yield Storage(library, client, None, config.forge_workers)
+        yield Storage(library, client, None, None, config.forge_workers)
 
 
 __all__ = ["Storage", "storage_at", "storage_in"]

@@ -19,7 +19,7 @@ class CompilationEvent(msgspec.Struct, frozen=True, kw_only=True):
         kernel_id: The kernel, once there is one.
         reason: Why it was rejected or failed, or has not all that its level adds.
         elapsed_ms: Time since the work was claimed.
-        queue_position: Place in the queue, from 1, where it is queued.
+        queue_position: Place in the queue, from 1, where it is queued; it is told again when it has changed.
         eta_s: Seconds until the kernel is expected, from the times of the latest builds of its level; None while none of that
             level was measured.
     """

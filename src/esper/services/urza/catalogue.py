@@ -27,6 +27,7 @@ from esper.ir import BlueprintIR, check_birth
 from esper.ports import BlobStore, Clock
 from esper.services.urza.base import now
 from esper.services.urza.database import Database, lock
+from esper.services.urza.line import Line
 from esper.services.urza.lineage import ancestors
 from esper.services.urza.listing import blueprint_record
 from esper.services.urza.models import (
@@ -57,11 +58,12 @@ class Catalogue(Reads):
         blobs: Where bytes are kept.
         outbox: Announces new blueprints.
         clock: Stamps jobs.
+        line: Is told who joins it.
     """
 
-    def __init__(self, database: Database, blobs: BlobStore, outbox: Outbox, clock: Clock) -> None:
+    def __init__(self, database: Database, blobs: BlobStore, outbox: Outbox, clock: Clock, line: Line) -> None:
         super().__init__(database, blobs)
-        self._outbox, self._clock, self._pace = outbox, clock, Pace(clock)
+        self._outbox, self._clock, self._line, self._pace = outbox, clock, line, Pace(clock)
 
     async def submit(self, request: BlueprintSubmissionRequest) -> BlueprintSubmissionResponse:
         """Check and store a blueprint, and queue its build where nobody did.
@@ -70,7 +72,9 @@ class Catalogue(Reads):
             InvalidBlueprint: If it breaks a rule of the representation, or is no graft that is neutral and alive.
         """
         ir = _arrived(request.architecture_ir)
-        return await self._database.apply(lambda session: self._submitted(session, ir, request))
+        response = await self._database.apply(lambda session: self._submitted(session, ir, request))
+        self._line.moved()
+        return response
 
     async def store_blueprint(self, blueprint: BlueprintContract, parent_id: str | None = None) -> str:
         """Check and store a blueprint without queueing a build.
@@ -163,6 +167,7 @@ class Catalogue(Reads):
             message = f"the build is {job.status}" + (f": {job.reason}" if job.reason else "")
             return BlueprintSubmissionResponse(blueprint_id=job.blueprint_id, status=job.status, message=message)
         turn = self._pace.turn_of(session, job)
+        self._line.joined(job.id, turn)
         return BlueprintSubmissionResponse(
             blueprint_id=job.blueprint_id,
             status=job.status,

@@ -22,6 +22,7 @@ from esper.services.urza.forms import check_forms, finishing_job, record_forms, 
 from esper.services.urza.holding import blueprint_held, deaths, demote, end, held
 from esper.services.urza.judging import judge
 from esper.services.urza.keeper import BlobKeeper
+from esper.services.urza.line import Line
 from esper.services.urza.models import CompileJobRow, JobStatus, Kernel
 from esper.services.urza.queueing import in_turn
 from esper.services.urza.records import job_of, kernel_contract, kernel_row
@@ -44,10 +45,11 @@ class JobQueue:
         database: Where jobs and kernels are kept.
         keeper: Where the bytes of kernels go.
         clock: Measures leases.
+        line: Is told when it moves.
     """
 
-    def __init__(self, database: Database, keeper: BlobKeeper, clock: Clock) -> None:
-        self._database, self._keeper, self._clock = database, keeper, clock
+    def __init__(self, database: Database, keeper: BlobKeeper, clock: Clock, line: Line) -> None:
+        self._database, self._keeper, self._clock, self._line = database, keeper, clock, line
         self._found, self._looked_at = False, 0.0
 
     async def claim(self, worker: str, *, lease_s: float, finishing: bool = True) -> CompileJob | None:
@@ -80,6 +82,8 @@ class JobQueue:
 
         job = await self._database.apply(claimed)
         self._found = job is not None
+        if job is not None:
+            self._line.moved()
         return job
 
     async def renew(self, job_id: str, worker: str, *, lease_s: float) -> None:
@@ -211,7 +215,9 @@ class JobQueue:
                 self._return(session, row)
             return row.blueprint.status
 
-        return await self._database.apply(failed)
+        became = await self._database.apply(failed)
+        self._line.moved()
+        return became
 
     async def release(self, job_id: str, worker: str) -> None:
         """Return a job untried, because the worker stops.
@@ -226,6 +232,7 @@ class JobQueue:
             self._return(session, row)
 
         await self._database.apply(released)
+        self._line.moved()
 
     async def _may_claim(self, finishing: bool) -> bool:
         """Look before taking the write lock, so that idle workers do not hold writers up."""

@@ -18,6 +18,7 @@ from esper.services.urza.garbage import GarbageCollector, RetentionConfig
 from esper.services.urza.jobs import JobQueue
 from esper.services.urza.keeper import BlobKeeper
 from esper.services.urza.kernel_cache import PersistentKernelCache as PersistentKernelCache
+from esper.services.urza.line import Line
 from esper.services.urza.outbox import Outbox
 from esper.services.urza.reviews import Reviews
 from esper.services.urza.uploads import Uploads
@@ -40,6 +41,7 @@ class KernelManager(Catalogue, JobQueue, Forms, Reviews, Uploads, Withdrawals):
     Attributes:
         database: Its transactions, for what lies beside it in the same database.
         outbox: Announcements that wait.
+        line: Tells builds that wait where they stand; run it beside a relay.
     """
 
     def __init__(
@@ -52,13 +54,14 @@ class KernelManager(Catalogue, JobQueue, Forms, Reviews, Uploads, Withdrawals):
         database, clock = Database(db_session), clock or SystemClock()
         self.database, self.outbox = database, Outbox(database)
         self._engine: AsyncEngine | None = None
-        Catalogue.__init__(self, database, s3_client, self.outbox, clock)
+        self.line = Line(database, self.outbox, clock)
+        Catalogue.__init__(self, database, s3_client, self.outbox, clock, self.line)
         self._keeper = BlobKeeper(database, s3_client, clock)
-        JobQueue.__init__(self, database, self._keeper, clock)
+        JobQueue.__init__(self, database, self._keeper, clock, self.line)
         Forms.__init__(self, database, self._keeper, s3_client, clock)
         Reviews.__init__(self, database, clock)
         Uploads.__init__(self, database, self._keeper)
-        Withdrawals.__init__(self, database, self.outbox, clock)
+        Withdrawals.__init__(self, database, self.outbox, clock, self.line)
 
     @classmethod
     async def at(cls, url: str, blobs: BlobStore, *, clock: Clock | None = None) -> Self:

@@ -21,6 +21,9 @@ AGEING_S = 30.0
 RECENT = 20
 """Latest builds of a level from which the time of the next one is taken."""
 
+LONGEST_LINE = 1000
+"""Builds that hear again where they stand; those behind them hear once they are nearer."""
+
 PACE_FOR_S = 1.0
 """How long a median counts; a store that takes in a hundred blueprints need not look a hundred times."""
 
@@ -53,6 +56,14 @@ _AT_WORK = select(CompileJobRow.phase, _level(), CompileJobRow.claimed_at).where
 )
 
 
+_LINE = (
+    select(CompileJobRow.id, CompileJobRow.blueprint_id, CompileJobRow.phase, _level())
+    .where(CompileJobRow.status == JobStatus.QUEUED, CompileJobRow.phase != JobPhase.REVIEW)
+    .order_by(*in_turn())
+    .limit(LONGEST_LINE)
+)
+
+
 @dataclass(frozen=True)
 class Turn:
     """When it will be a waiting job's turn.
@@ -65,6 +76,21 @@ class Turn:
 
     position: int
     wait_s: float | None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A build that waits.
+
+    Attributes:
+        job_id: Its job.
+        blueprint_id: What is to be built.
+        turn: When it will be its turn.
+    """
+
+    job_id: str
+    blueprint_id: str
+    turn: Turn
 
 
 class Pace:
@@ -104,6 +130,24 @@ class Pace:
         )
         return Turn(position, before_s / max(1, len(at_work)) + known[own])
 
+    def line(self, session: Session) -> list[Waiting]:
+        """Return the first builds that wait, as many as are told where they stand, in the order of their turns."""
+        at_work = session.execute(_AT_WORK).all()
+        hands, now_s = max(1, len(at_work)), self._clock.now_s()
+        before_s: float | None = 0.0
+        for phase, level, since_s in at_work:
+            usual_s = self._usual_s(session, (phase, level))
+            left_s = None if usual_s is None else max(0.0, usual_s - (now_s - (since_s or now_s)))
+            before_s = _sum(before_s, left_s)
+        found: list[Waiting] = []
+        for position, (job_id, blueprint_id, phase, level) in enumerate(session.execute(_LINE), start=1):
+            own_s = self._usual_s(session, (phase, level))
+            if phase is JobPhase.BUILD:
+                wait_s = None if before_s is None else _sum(before_s / hands, own_s)
+                found.append(Waiting(job_id, blueprint_id, Turn(position, wait_s)))
+            before_s = _sum(before_s, own_s)
+        return found
+
     def _usual_s(self, session: Session, kind: Kind) -> float | None:
         """Return the median time of the latest jobs of a kind that came to an end, or None where there was none."""
         until_s, seconds = self._known.get(kind, (0.0, None))
@@ -111,6 +155,10 @@ class Pace:
             seconds = _median_s(session, kind)
             self._known[kind] = (self._clock.now_s() + PACE_FOR_S, seconds)
         return seconds
+
+
+def _sum(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second
 
 
 def _median_s(session: Session, kind: Kind) -> float | None:

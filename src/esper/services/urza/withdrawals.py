@@ -10,6 +10,7 @@ from esper.errors import Conflict, NotFound
 from esper.ports import Clock
 from esper.services.urza.database import Database
 from esper.services.urza.holding import demote, end
+from esper.services.urza.line import Line
 from esper.services.urza.models import CompileJobRow, JobStatus
 from esper.services.urza.outbox import Outbox
 from esper.services.urza.records import build_key
@@ -24,10 +25,11 @@ class Withdrawals:
         database: Where the queue is.
         outbox: Announces them.
         clock: Stamps jobs.
+        line: Is told when it moves.
     """
 
-    def __init__(self, database: Database, outbox: Outbox, clock: Clock) -> None:
-        self._database, self._outbox, self._clock = database, outbox, clock
+    def __init__(self, database: Database, outbox: Outbox, clock: Clock, line: Line) -> None:
+        self._database, self._outbox, self._clock, self._line = database, outbox, clock, line
 
     async def withdraw(self, blueprint_id: str, build: BuildSpec) -> None:
         """End a build that waits or is at work.
@@ -59,3 +61,4 @@ class Withdrawals:
             self._outbox.add(session, COMPILATIONS.stream, event)
 
         await self._database.apply(withdrawn)
+        self._line.moved()

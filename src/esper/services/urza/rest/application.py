@@ -117,6 +117,7 @@ async def _relaying(manager: KernelManager, metrics: RestMetrics, bus_url: str) 
         RedisBus(config) as bus,
         FiguresWatch(RedisDesk(config), bus) as watch,
         OutboxRelay(manager.outbox, bus),
+        manager.line,
     ):
         metrics.registry.register(BusCollector({"shared": watch}))
         yield
