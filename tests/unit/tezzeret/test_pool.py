@@ -213,7 +213,9 @@ async def test_a_child_that_dies_idle_is_replaced_without_a_word(pools: Pools) -
     await pool.forge(order(adapter()))
     (pid,) = pool.idle_pids
     os.kill(pid, signal.SIGKILL)
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(30):
+        while pool.idle_pids:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     _, report = await pool.forge(order(adapter()))
     assert report.passed
     assert pool.started == 2
