@@ -18,7 +18,7 @@ from benchmarks.support.report import Answer, Target
 from benchmarks.support.timing import in_turn
 from esper.blueprints import catalog as catalog
 from esper.blueprints import initial_state, load_kernel, pack_kernel
-from esper.ir import REGISTRY, digest_of, liveness
+from esper.ir import REGISTRY, Reads, digest_of, liveness
 from esper.kasmina import Newborn, placement_of, wrap
 from esper.kasmina.passage import Passage
 from esper.services.tolaria.snapshot import Subject, digest
@@ -109,7 +109,10 @@ class ByHand:
         self._moments = copy.deepcopy(optimizer.state_dict())
         newborn = copy.deepcopy(self._prototype)
         module = placement_of(model).slots[self._training.slot].module
-        self._hook = module.register_forward_hook(lambda _, args, output: output + newborn(output))
+        reads_input = newborn.ir.reads is Reads.INPUT
+        self._hook = module.register_forward_hook(
+            lambda _, args, output: output + newborn(args[0] if reads_input else output)
+        )
         optimizer.add_param_group({"params": list(newborn.parameters())})
 
     def roll_back(self) -> None:
