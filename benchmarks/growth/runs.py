@@ -6,7 +6,7 @@ import msgspec
 
 from esper.demos.messages import Place
 
-VERSION = 2
+VERSION = 3
 """Raised whenever what a run does changes, so that no stored result is taken for one of another kind."""
 
 

@@ -239,7 +239,7 @@ TASKS = {
             budget="x12",
             batch_size=100,
             steps=500,
-            judged_on=1000,
+            judged_on=250,
             losses=squared_errors,
             points=percent_explained,
         ),
