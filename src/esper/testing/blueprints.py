@@ -68,6 +68,22 @@ def _at_each_position(graph: Graph, output: Handle) -> Handle:
     return graph.mul(graph.input if alike else graph.pointwise(graph.input, out=output.channels), output)
 
 
+def may_be_dead(ir: BlueprintIR) -> bool:
+    """Say whether a design may be dead although the static rules, made for generic values, let it live.
+
+    A relu can be shut for every input, a norm after a norm or of few channels has next to nothing left to do, as has a mean over
+    positions after a norm over them, and a high power leaves gradients of all sizes.
+    """
+    ops = [node.op for node in ir.nodes]
+    narrow = any(node.op.endswith("norm") and min(use.inputs) <= 2 for node, use in zip(ir.nodes, ir.uses, strict=True))
+    levels = sum(op.endswith("norm") for op in ops) + ops.count("position_mean")
+    return narrow or levels > 1 or "relu" in ops or ops.count("mul") > 1
+
+
+SIGNS_OF_DEATH = ("is dead", "has no gradient", "the loss")
+"""What the forge says of such a design, and of nothing else."""
+
+
 def needed_only(graph: Graph, output: Handle) -> BlueprintIR:
     """Finish a graph of which parts may lead nowhere: those are left out."""
     needed, kept = {output.id}, list[Node]()

@@ -17,7 +17,7 @@ from esper.services.tezzeret.gates.performance import performance
 from esper.services.tezzeret.gates.trial import Trial
 from esper.services.tezzeret.probes import probes_of
 from esper.services.tezzeret.validator import KernelValidator
-from esper.testing.blueprints import newborns
+from esper.testing.blueprints import SIGNS_OF_DEATH, may_be_dead, newborns
 from esper.testing.faults import Fault, faulty
 from esper.testing.forging import adapter
 
@@ -64,21 +64,8 @@ def test_random_blueprints_that_are_statically_alive_pass(ir: BlueprintIR) -> No
     except InvalidBlueprint:
         return
     report = validated(ir)
-    signs_of_death = ("is dead", "has no gradient", "the loss")
-    dead = all(any(sign in reason for sign in signs_of_death) for reason in report.reasons)
-    assert report.passed or (is_special(ir) and dead), report.reasons
-
-
-def is_special(ir: BlueprintIR) -> bool:
-    """Say whether a design may be dead although the static rules, made for generic values, let it live.
-
-    A relu can be shut for every input, a norm after a norm or of few channels has next to nothing left to do, and a high
-    power leaves gradients of all sizes.
-    """
-    ops = [node.op for node in ir.nodes]
-    narrow = any(node.op.endswith("norm") and min(use.inputs) <= 2 for node, use in zip(ir.nodes, ir.uses, strict=True))
-    norms = sum(op.endswith("norm") for op in ops)
-    return narrow or norms > 1 or "relu" in ops or ops.count("mul") > 1
+    dead = all(any(sign in reason for sign in SIGNS_OF_DEATH) for reason in report.reasons)
+    assert report.passed or (may_be_dead(ir) and dead), report.reasons
 
 
 @pytest.mark.parametrize(

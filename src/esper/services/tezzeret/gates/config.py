@@ -23,7 +23,7 @@ class ValidatorConfig:
             100 random designs stay below 2e-7 at the first step width; kinks of relu spoil single ones.
         slope_steps: Step widths of the central differences; the best one counts.
         zero_scales: Input scales at which F(x) must be exactly zero at birth.
-        live_share: Least share of the layer's largest gradient for every parameter by step 2: four times what law 2 asks for,
+        live_share: Least share of the layer's largest gradient for every parameter by step 2: 2.5 times what law 2 asks for,
             since inputs other than those of the probe show a share that differs by as much.
         live_rows: Examples in the law 2 probe; enough that a relu is rarely shut for all of them by chance.
         live_step: How far a tensor moves at most in one step of that probe.
@@ -49,7 +49,7 @@ class ValidatorConfig:
     slope_tolerance: float = 1e-5
     slope_steps: tuple[float, ...] = (1e-5, 1e-4, 1e-6, 1e-7)
     zero_scales: tuple[float, ...] = (1.0, 1e2)
-    live_share: float = 4e-6
+    live_share: float = 2.5e-6
     live_rows: int = 64
     live_step: float = 0.05
     input_scales: tuple[float, ...] = (1e-4, 1e-2, 1.0, 1e2, 1e4)
