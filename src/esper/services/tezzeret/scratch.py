@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from esper.services.tezzeret.landlock import granted
@@ -44,7 +45,12 @@ def compiler_here() -> str | None:
 
 def no_compiler() -> str:
     """Return why nothing can be compiled to machine code here, or nothing."""
-    return "" if compiler_here() else f"there is no C++ compiler on PATH; install {' or '.join(COMPILERS)}"
+    if not compiler_here():
+        return f"there is no C++ compiler on PATH; install {' or '.join(COMPILERS)}"
+    libraries = find_spec("torch")
+    if libraries is not None and " " in str(libraries.origin):
+        return f"inductor cannot link libraries whose path has a space: {libraries.origin}"
+    return ""
 
 
 def no_scratch() -> str:

@@ -136,11 +136,7 @@ class AotInductor:
 
     def missing(self, trial: Trial) -> str:
         """Return why nothing can be compiled here, or nothing."""
-        if why := no_compiler() or _no_files():
-            return why
-        if " " in torch.__path__[0]:
-            return f"inductor cannot link libraries whose path has a space: {torch.__path__[0]}"
-        return ""
+        return no_compiler() or _no_files()
 
     def make(self, fused: Fused, trial: Trial) -> bytes:
         """Compile the traced design into a package."""
