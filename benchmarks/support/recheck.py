@@ -6,7 +6,7 @@ from torch import Tensor
 
 from esper.blueprints import KernelModule, unpack_kernel
 from esper.blueprints.kernel import Kernel
-from esper.ir import BlueprintIR, digest_of, liveness, ops
+from esper.ir import BlueprintIR, Reads, digest_of, liveness, ops
 from esper.ir.liveness import STEPS
 from esper.reference import evaluate
 from esper.testing.blueprints import SHORTEST_EXTENT, Array, random_input
@@ -86,6 +86,11 @@ def _not_neutral(kernel: Kernel, seed: int) -> list[str]:
     return [f"F(x) is {size:.3g} at birth" for size in sizes if size != 0.0][:1]
 
 
+def _beside(added: Tensor, seed: int) -> Tensor:
+    """Return what a module gives out to which a graft adds that reads what enters it."""
+    return torch.randn(added.shape, generator=torch.Generator().manual_seed(seed)).to(added.dtype)
+
+
 def _not_alive(kernel: Kernel, seed: int) -> list[str]:
     """Train a few steps in which every tensor moves equally far."""
     peaks: dict[str, float] = {}
@@ -95,7 +100,9 @@ def _not_alive(kernel: Kernel, seed: int) -> list[str]:
         for step in range(STEPS):
             module.zero_grad()
             x = _input(kernel, seed + 100 * draw + step)
-            (x + module(x) - x.roll(1, 0) - 0.3).double().square().sum().backward()
+            added = module(x)
+            host = x if kernel.ir.reads is Reads.OUTPUT else _beside(added, seed + step)
+            (host + added - host.roll(1, 0) - 0.3).double().square().sum().backward()
             sizes = {
                 name: 0.0 if parameter.grad is None else float(parameter.grad.abs().max())
                 for name, parameter in module.named_parameters()
