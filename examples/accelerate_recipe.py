@@ -68,12 +68,11 @@ def train(
         every=every, steps=steps, budget="x20", root=folder, **options,
     )  # fmt: skip
     keep_with(accelerator, growth)
-    if resume:
-        accelerator.load_state(str(folder / "state"))
-
     taken: list[float] = []
     until = until or steps
     with growth:
+        if resume:
+            accelerator.load_state(str(folder / "state"))
         while growth.spent_steps < until:
             epoch, done = divmod(growth.spent_steps, len(loader))
             loader.set_epoch(epoch)

@@ -238,7 +238,7 @@ class FaultySubject(MemorySubject):
 
     def __init__(self, folder: Path | None, fault: type[Faulty]) -> None:
         super().__init__(folder)
-        self.limit_s = 0.3
+        self.limit_s = 1.5
         self._fault = fault
 
     async def open(self) -> MessageBus:
@@ -270,7 +270,7 @@ def test_what_is_forgotten_over_a_restart_and_what_is_lost_in_silence_is_found(
 ) -> None:
     def faulty() -> MemorySubject:
         made = subject(Path(tempfile.mkdtemp(dir=tmp_path)))
-        made.limit_s = 0.3
+        made.limit_s = 1.5
         return made
 
     with pytest.raises(LawBroken):

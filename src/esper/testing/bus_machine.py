@@ -75,6 +75,10 @@ class Subject(Protocol):
         """Return how many messages of the stream a group has lost since the bus was opened, or None where it cannot tell."""
         ...
 
+    async def handled(self, bus: MessageBus, group: str) -> int | None:
+        """Return how many messages a group has handled and acknowledged since the bus was opened, or None if `depth` is exact."""
+        ...
+
     async def held(self, bus: MessageBus) -> int:
         """Return how many messages the stream holds."""
         ...
@@ -161,7 +165,7 @@ class BusMachine(RuleBasedStateMachine):
         busy = self._busy()
         reading = busy[which % len(busy)]
         for returns in verdicts:
-            if reading.model.hand is not None and reading.waits:  # one that was trimmed may not come again
+            if reading in self._busy():  # one that was trimmed may not come again
                 self._run(self._settle(reading, returns=returns))
 
     @precondition(lambda self: self._readings)
@@ -192,6 +196,7 @@ class BusMachine(RuleBasedStateMachine):
         return self._runner.run(work)
 
     def _busy(self) -> list[Reading]:
+        self._taken_note()  # one that was trimmed may have come again since everything else was still
         return [reading for reading in self._readings if reading.model.hand is not None and reading.waits]
 
     async def _open(self) -> None:
@@ -311,6 +316,9 @@ class BusMachine(RuleBasedStateMachine):
             depth, wanted = await self._subject.depth(self._bus, name), self._model.depth(name)
             if depth not in wanted:
                 return f"group {name} has {depth} unfinished messages, not one of {wanted}"
+            handled = await self._subject.handled(self._bus, name)
+            if handled not in (None, group.handled):
+                return f"group {name} has acknowledged {handled} messages in place of {group.handled}"
             lost = await self._subject.lost(self._bus, name)
             if lost is not None and not group.lost <= lost <= group.lost + group.maybe_lost:
                 return f"group {name} counts {lost} lost messages in place of {group.lost} to {group.lost + group.maybe_lost}"

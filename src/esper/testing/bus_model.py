@@ -68,6 +68,7 @@ class GroupModel:
         lost: Messages that were trimmed before the group saw them, since the bus was opened.
         maybe_lost: Messages that were trimmed while the group had them, which a bus may count as well.
         ghosts: Those of them that nobody has, and that a bus may count as unfinished until it finds out.
+        handled: Messages that its handlers returned from, since the bus was opened.
     """
 
     next: int
@@ -76,6 +77,7 @@ class GroupModel:
     lost: int = 0
     maybe_lost: int = 0
     ghosts: int = 0
+    handled: int = 0
 
 
 class BusModel:
@@ -147,6 +149,7 @@ class BusModel:
 
     def acknowledged(self, member: MemberModel) -> None:
         """Take note that a handler returned."""
+        self.groups[member.group].handled += 1
         member.hand = None
 
     def failed(self, member: MemberModel) -> None:
@@ -178,7 +181,7 @@ class BusModel:
         if not self.traits.survives:
             self._forget()
         for group in self.groups.values():
-            group.lost, group.maybe_lost = 0, group.ghosts  # it may find those now
+            group.lost, group.maybe_lost, group.handled = 0, group.ghosts, 0  # it may find the ghosts now
             if not self.traits.keeps_tries:
                 group.returned = dict.fromkeys(group.returned, 1)
 

@@ -68,6 +68,10 @@ class MemorySubject:
         """Return how many messages a group has lost."""
         return self._counts(bus).groups[group].lost
 
+    async def handled(self, bus: MessageBus, group: str) -> int | None:
+        """Return nothing: what is acknowledged is out of `depth` at once."""
+        return None
+
     async def held(self, bus: MessageBus) -> int:
         """Return how many messages the stream holds."""
         counts = counts_of(bus).get(STREAM)
@@ -139,6 +143,12 @@ class RedisSubject:
     async def lost(self, bus: MessageBus, group: str) -> int | None:
         """Return how many messages a group has lost, whichever bus trimmed them."""
         return ((await self._groups())[group].lost or 0) - self._lost_before.get(group, 0)
+
+    async def handled(self, bus: MessageBus, group: str) -> int:
+        """Return how many messages the members of a group in this process have handled and acknowledged."""
+        assert isinstance(bus, RedisBus)
+        counts = bus.counts().get((STREAM, group))
+        return counts.handled if counts else 0
 
     async def held(self, bus: MessageBus) -> int:
         """Return how many messages the stream holds."""
