@@ -18,6 +18,7 @@ from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.postgres import PostgresServer
 
 P50_MS, P99_MS, LINEAGE_MS, GROWTH = 2.0, 5.0, 2.0, 1.5
+PAGE = 50
 LARGE = ("kernels", "kernel_terms", "blueprints", "blueprint_terms", "blueprint_pairs")
 
 
@@ -31,6 +32,8 @@ class Costs:
 
     Attributes:
         by_kind: As the store asks them: prepared, and planned once for each connection.
+        in_order: The same, question by question.
+        rows: Kernels that each question found, up to a page.
         scans: Large tables that were read from end to end.
         wall_ms: From the call of the manager to its answer.
         anew_ms: Were each planned anew.
@@ -39,6 +42,8 @@ class Costs:
     """
 
     by_kind: dict[str, list[float]] = field(default_factory=dict)
+    in_order: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     scans: list[str] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
     anew_ms: list[float] = field(default_factory=list)
@@ -87,9 +92,10 @@ async def _measured(
         await _timed_search(library, query)  # the first brings pages into memory
         costs.wall_ms.append(min([await _timed_search(library, query) for _ in range(rounds)]))
         async with heard.listening() as statements:
-            await library.search(query)
+            costs.rows.append(len((await library.search(query)).kernels))
         plans = [await heard.plans(statements) for _ in range(rounds + 1)]
-        costs.by_kind.setdefault(kind, []).append(min(sum(map(cost_ms, plan)) for plan in plans))
+        costs.in_order.append(min(sum(map(cost_ms, plan)) for plan in plans))
+        costs.by_kind.setdefault(kind, []).append(costs.in_order[-1])
         costs.anew_ms.append(min([sum(map(cost_ms, await heard.plans(statements, anew=True))) for _ in range(rounds)]))
         costs.scans += [f"{kind}: {table}" for plan in plans[0] for table in whole_reads(plan, LARGE)]
     youngest = digest_of(f"k{CHAIN - 1}".encode())
@@ -118,6 +124,8 @@ def _tell(result: Answer, size: int, costs: Costs) -> None:
         result.metrics[f"search_planned_anew_{name}_ms_at_{size}"] = _percentile(sorted(costs.anew_ms), share)
         result.metrics[f"search_wall_{name}_ms_at_{size}"] = _percentile(sorted(costs.wall_ms), share)
     result.metrics[f"search_mean_ms_at_{size}"] = statistics.fmean(every)
+    result.metrics[f"kernels_per_page_at_{size}"] = statistics.fmean(costs.rows)
+    result.metrics[f"us_per_kernel_found_at_{size}"] = 1e3 * sum(every) / sum(costs.rows)
     result.metrics[f"lineage_{CHAIN}_deep_p50_ms_at_{size}"] = statistics.median(costs.lineage_ms)
     result.baselines[f"one_row_by_key_p50_ms_at_{size}"] = statistics.median(costs.key_ms)
     result.metrics[f"tables_read_whole_at_{size}"] = len(costs.scans)
@@ -131,6 +139,10 @@ def _judge(result: Answer, smallest: Costs, largest: Costs) -> None:
     every = largest.all_ms
     growth = statistics.fmean(every) / statistics.fmean(smallest.all_ms)
     result.ratios["mean_cost_of_the_largest_over_the_smallest"] = growth
+    both_full = [number for number, rows in enumerate(smallest.rows) if min(rows, largest.rows[number]) == PAGE]
+    grown, before = (statistics.fmean(costs.in_order[number] for number in both_full) for costs in (largest, smallest))
+    result.ratios["the_same_where_both_pages_are_full"] = grown / before
+    result.metrics["questions_whose_pages_are_full_in_both"] = len(both_full)
     result.targets += [
         Target("search_p50_ms", "<=", P50_MS, _percentile(every, 0.50)),
         Target("search_p99_ms", "<=", P99_MS, _percentile(every, 0.99)),
