@@ -7,6 +7,7 @@ kernels that a training asks for at a higher priority, before, during and after 
 
 import asyncio
 import statistics
+from collections.abc import Container, Mapping
 from time import perf_counter
 
 import torch
@@ -66,7 +67,9 @@ async def _besieged(answer: Answer, *, quick: bool, seed: int, deadline_s: float
         quiet += [await held.wave(fresh, wave) for _ in range(WAVES)]
         left = await _open_jobs(held)
         crashes = float(held.ended_by_itself())
-        wrong, passed = await _looked_at_again(held, seed, {ir.digest for ir in broken})
+        passed = await _passed(held)
+    # Only now: it takes this process whole, and the forge would be blamed for answers that it cannot take.
+    wrong = _wrong(passed, held.let_in, seed, {ir.digest for ir in broken})
     rates = {name: wave * len(times) / sum(times) for name, times in (("quiet", quiet), ("flooded", loud))}
     answer.metrics |= {
         "sent": len(sent) + len(broken),
@@ -74,12 +77,13 @@ async def _besieged(answer: Answer, *, quick: bool, seed: int, deadline_s: float
         "refused_at_the_door": held.answers["refused"],
         "told_to_come_again": held.answers["told to come again"],
         "let_in": held.answers["let in"],
-        "passed_and_looked_at_again": passed,
+        "passed_and_looked_at_again": len(passed),
         **{f"attempts_{status}": count for status, count in sorted(held.endings.items())},
         "longest_attempt_s": held.pool.longest_s,
         "longest_held_s": held.longest_held_s,
         "waves_flooded": len(loud),
         "wave_flooded_p50_s": statistics.median(loud),
+        "wave_flooded_worst_s": max(loud),
         "jobs_per_s_flooded": rates["flooded"],
     }
     answer.baselines |= {"jobs_per_s_quiet": rates["quiet"], "wave_quiet_p50_s": statistics.median(quiet)}
@@ -106,21 +110,29 @@ async def _open_jobs(held: Siege) -> int:
         return int(await session.scalar(waiting) or 0)
 
 
-async def _looked_at_again(held: Siege, seed: int, harmful: set[str]) -> tuple[list[str], int]:
-    """Return what is wrong with kernels that strangers got out of the forge, and how many these were."""
-    wrong: list[str] = []
-    passed = 0
-    for blueprint_id, kind in held.let_in.items():
+async def _passed(held: Siege) -> dict[str, tuple[str, bytes]]:
+    """Return the kernels that strangers got out of the forge, by blueprint: their content addresses and bytes."""
+    passed: dict[str, tuple[str, bytes]] = {}
+    for blueprint_id in held.let_in:
         try:
             kernel = await held.library.find(blueprint_id, BuildSpec())
         except KernelRejected:
             continue
-        if kernel is None:
-            continue
-        passed += 1
+        if kernel is not None:
+            passed[blueprint_id] = kernel.kernel_id, await held.library.read(kernel.kernel_id)
+    return passed
+
+
+def _wrong(
+    passed: Mapping[str, tuple[str, bytes]], kinds: Mapping[str, str], seed: int, harmful: Container[str]
+) -> list[str]:
+    """Look at kernels again that passed; return what is wrong with them."""
+    wrong: list[str] = []
+    for blueprint_id, (kernel_id, data) in passed.items():
         if blueprint_id in harmful:
-            wrong.append(f"{kind}: an operation that goes wrong passed")
+            wrong.append(f"{kinds[blueprint_id]}: an operation that goes wrong passed")
             continue
-        found = faults_of(kernel.kernel_id, await held.library.read(kernel.kernel_id), seed=seed)
-        wrong += [f"{kind} {kernel.kernel_id[:19]}: {fault}" for fault in found[:1]]
-    return wrong, passed
+        wrong += [
+            f"{kinds[blueprint_id]} {kernel_id[:19]}: {fault}" for fault in faults_of(kernel_id, data, seed=seed)[:1]
+        ]
+    return wrong
