@@ -112,8 +112,7 @@ class Siege:
         loop = asyncio.get_running_loop()
         ended = [self._waiting.setdefault(ir.digest, loop.create_future()) for ir in wanted]
         began = perf_counter()
-        for ir in wanted:
-            await self.library.submit(request_for(ir, priority=TRAINING))
+        await asyncio.gather(*(self.library.submit(request_for(ir, priority=TRAINING)) for ir in wanted))
         for event in await asyncio.gather(*ended):
             if event.status != "compiled":
                 raise CompilationError(f"a sound design ended as {event.status}", why=event.reason)
