@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import esper
 from esper.integrations.accelerate import attach_prepared, keep_with
 from esper.integrations.held_out import held_out
-from esper.services.tolaria.growth import Growth
 
 
 def spirals(count: int, seed: int) -> TensorDataset:
@@ -42,7 +41,7 @@ def make_model() -> nn.Module:
 
 def train(
     steps: int, folder: Path, *, until: int | None = None, resume: bool = False, every: int = 10,
-    watch: Callable[[Growth], object] | None = None, **options: object,
+    watch: Callable[[esper.Growth], object] | None = None, **options: object,
 ) -> list[float]:  # fmt: skip
     """Train to a step, save, and return the losses of the steps taken.
 

@@ -4,7 +4,6 @@ from collections import Counter
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import esper
 from esper.datasets import mnist1d
@@ -13,7 +12,6 @@ from esper.kasmina import detach
 
 DATA = mnist1d(seed=0).train
 X, Y = torch.from_numpy(DATA.inputs), torch.from_numpy(DATA.labels)
-BUDGET = 4 * 480  # parameters; six adapters of 480 are there at first
 
 
 @esper.blueprint("adapter")
@@ -28,33 +26,30 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, steps: 
     use = Counter[str]()
     for step in range(1, steps + 1):
         rows = torch.randint(len(x), (100,))
-        cross_entropy(model(x[rows]), Y[rows]).backward()
+        nn.functional.cross_entropy(model(x[rows]), Y[rows]).backward()
         optimizer.step()
         learning = {name: parameter for name, parameter in model.named_parameters() if parameter.grad is not None}
         for name, p in learning.items():  # |w · dL/dw|: to first order, what the loss would change without it
             use[name.partition(".esper_grafts")[0]] += (p * p.grad).abs().sum().item()
         optimizer.zero_grad()
         if budget and step % (steps // 10) == 0 and sum(p.numel() for p in learning.values()) > budget:
-            least = min(use, key=use.__getitem__)
-            detach(model, least, 0)
+            detach(model, least := min(use, key=use.__getitem__), 0)
             print(f"step {step}: {least} lost its adapter, of use {use.pop(least):.2g}")
 
 
 def main(steps: int = 1000, root: str = "./esper-runs") -> nn.Module:
     """Pretrain on signals, freeze, and adapt to signals that run backwards."""
-    layers = [layer for _ in range(6) for layer in (nn.Linear(40, 40), nn.GELU())]
-    model = nn.Sequential(*layers, nn.Linear(40, 10))
+    model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(40, 40), nn.GELU())), nn.Linear(40, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     train(model, optimizer, X, steps)
 
     esper.wrap(model, example=X[:2])
-    run = {"validate": lambda model: cross_entropy(model(X), Y, reduction="none"), "every": steps, "root": root}
-    with esper.attach(model, optimizer, budget="x1", **run) as growth:
-        for place in model.esper.graph():
-            print(growth.graft(place["slot"], "adapter"))
+    run = {"validate": lambda model: nn.CrossEntropyLoss(reduction="none")(model(X), Y), "every": steps}
+    with esper.attach(model, optimizer, budget="x1", root=root, **run) as growth:
+        print(*[growth.graft(place["slot"], "adapter") for place in model.esper.graph()], sep="\n")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("esper_grafts" in name)
-    train(model, optimizer, X.flip(1), steps, budget=BUDGET)
+    train(model, optimizer, X.flip(1), steps, budget=4 * 480)  # of six adapters with 480 parameters each
     return model
 
 

@@ -7,7 +7,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import esper
 from esper.datasets import mnist1d
-from esper.services.tolaria.growth import Growth
 
 DATA = mnist1d(seed=0)
 X, Y, HELD_X, HELD_Y = (torch.from_numpy(a) for p in (DATA.train, DATA.validation) for a in (p.inputs, p.labels))
@@ -19,7 +18,7 @@ def validate(model: nn.Module) -> Tensor:
     return cross_entropy(model(HELD_X), HELD_Y, reduction="none")
 
 
-def train(model: nn.Module, rows: Tensor, schedule: OneCycleLR, growth: Growth | None = None) -> None:
+def train(model: nn.Module, rows: Tensor, schedule: OneCycleLR, growth: esper.Growth | None = None) -> None:
     """Train on some of the signals, from warm-up to the end of a schedule."""
     for _ in range(schedule.total_steps):
         batch = rows[torch.randint(len(rows), (100,))]
@@ -46,8 +45,7 @@ def main(steps: int = 1000, root: str = "./esper-runs", replay: bool = True, fro
     schedule = OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)
     run = {"every": steps // 20, "steps": steps, "scheduler": schedule, "budget": "x8", "root": root}
     with esper.attach(model, optimizer, validate=validate, **run) as growth:
-        for place in model.esper.graph():
-            print(growth.graft(place["slot"], "gated_conv"))
+        print(*[growth.graft(place["slot"], "gated_conv") for place in model.esper.graph()], sep="\n")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not frozen or "esper_grafts" in name)
         train(model, came, schedule, growth)

@@ -8,7 +8,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import esper
 from esper.datasets import mnist1d
-from esper.services.tolaria.growth import Growth
 
 DATA = mnist1d(seed=0)
 X, Y, HELD_X, HELD_Y = (torch.from_numpy(a) for p in (DATA.train, DATA.validation) for a in (p.inputs, p.labels))
@@ -17,8 +16,7 @@ X, Y, HELD_X, HELD_Y = (torch.from_numpy(a) for p in (DATA.train, DATA.validatio
 def network() -> nn.Module:
     """Return the network that has become too small."""
     narrow = (nn.Conv1d(1, 8, 5, padding=2), nn.GELU(), nn.Conv1d(8, 8, 3, stride=2, padding=1), nn.GELU())
-    head = (nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(32, 10))
-    return nn.Sequential(nn.Unflatten(1, (1, -1)), *narrow, *head)
+    return nn.Sequential(nn.Unflatten(1, (1, -1)), *narrow, nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(32, 10))
 
 
 def validate(model: nn.Module) -> Tensor:
@@ -26,7 +24,7 @@ def validate(model: nn.Module) -> Tensor:
     return cross_entropy(model(HELD_X), HELD_Y, reduction="none")
 
 
-def train(model: nn.Module, schedule: OneCycleLR, growth: Growth | None = None) -> None:
+def train(model: nn.Module, schedule: OneCycleLR, growth: esper.Growth | None = None) -> None:
     """Train from warm-up to the end of a schedule."""
     for _ in range(schedule.total_steps):
         rows = torch.randint(len(X), (100,))
@@ -52,8 +50,7 @@ def main(steps: int = 1500, root: str = "./esper-runs", checkpoint: str = "./sma
     schedule = OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)  # to the full peak again
     run = {"every": steps // 20, "steps": steps, "scheduler": schedule, "budget": "x8", "root": root}
     with esper.attach(model, optimizer, validate=validate, **run) as growth:
-        for place in model.esper.graph():
-            print(growth.graft(place["slot"], "gated_conv"))
+        print(*[growth.graft(place["slot"], "gated_conv") for place in model.esper.graph()], sep="\n")
         train(model, schedule, growth)
     return model
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from esper.services.tolaria.checkpoint import from_pretrained as from_pretrained
     from esper.services.tolaria.checkpoint import save_pretrained as save_pretrained
     from esper.services.tolaria.config import GovernorConfig as GovernorConfig
+    from esper.services.tolaria.growth import Growth as Growth
     from esper.services.tolaria.newborn_rate import NewbornRate as NewbornRate
     from esper.services.tolaria.shrinking import Rent as Rent
     from esper.services.tolaria.trainer import TolariaTrainer as Trainer  # noqa: F401
@@ -39,6 +40,7 @@ _HOME = {
     "Budget": "esper.services.tolaria.budget",
     "Layout": "esper.ir",
     "GovernorConfig": "esper.services.tolaria.config",
+    "Growth": "esper.services.tolaria.growth",
     "NewbornRate": "esper.services.tolaria.newborn_rate",
     "Rent": "esper.services.tolaria.shrinking",
     "Slot": "esper.kasmina",

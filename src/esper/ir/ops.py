@@ -1,5 +1,6 @@
 """The op table: a closed set of operations, and the extensions that were installed."""
 
+import importlib
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -47,6 +48,26 @@ def register(spec: OpSpec) -> OpSpec:
     if _TABLE.setdefault(spec.name, installed) != installed:
         raise VersionTaken(f"operation {spec.name!r} is installed already", todo="Give the extension another name.")
     return installed
+
+
+def install(modules: Iterable[str]) -> None:
+    """Import modules that register extensions.
+
+    Args:
+        modules: Their names.
+
+    Raises:
+        ConfigError: If one cannot be imported.
+    """
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a module of somebody else's raises
+            raise ConfigError(
+                f"extension {name!r} cannot be imported",
+                why=f"{type(error).__name__}: {error}",
+                todo="install it where this process finds it, or check its name",
+            ) from error
 
 
 def unregister(name: str) -> None:

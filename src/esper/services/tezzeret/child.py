@@ -4,7 +4,6 @@ It reads orders from its standard input and writes replies to its standard outpu
 """
 
 import functools
-import importlib
 import os
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from esper.errors import ConfigError
 from esper.runtime.pipe import take_over_pipes
 from esper.services.tezzeret.forking import answer_in_fork
 from esper.services.tezzeret.landlock import granted, write_only_in
@@ -88,11 +88,12 @@ def _builder(settings: ChildSettings) -> "Builder":
 
 def _imported(extensions: tuple[str, ...]) -> str:
     """Import the modules with custom operations; return what went wrong, or nothing."""
-    for name in extensions:
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            return f"extension {name!r} cannot be imported: {type(error).__name__}: {error}"
+    from esper.ir import ops
+
+    try:
+        ops.install(extensions)
+    except ConfigError as error:
+        return str(error)
     return ""
 
 

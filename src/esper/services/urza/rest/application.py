@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, Asyn
 from fastapi import FastAPI
 from starlette.types import Scope
 
+from esper.ir import ops
 from esper.ports import Clock
 from esper.runtime.clock import SystemClock
 from esper.services.rest.answers import REQUEST_ID
@@ -81,7 +82,12 @@ def _noted(scope: Scope, caller: Caller) -> AbstractContextManager[None]:
 
 @asynccontextmanager
 async def serving(config: UrzaConfig, manager: KernelManager | None, clock: Clock) -> AsyncIterator[Serving]:
-    """Open the parts of the service, and close them after the block."""
+    """Open the parts of the service, and close them after the block.
+
+    Raises:
+        ConfigError: If an extension cannot be imported, or the database not be used.
+    """
+    ops.install(config.extensions)
     async with AsyncExitStack() as stack:
         if manager is None:
             manager = await stack.enter_async_context(await opened(config, clock))

@@ -22,6 +22,7 @@ class UrzaConfig(RestConfig):
         bus_url: ``redis://…`` where blueprints are announced; without one, announcements wait in the database.
         max_blob_bytes: Longest artifact.
         stall_limit_s: How long the sender of an artifact may stand still.
+        extensions: Modules with operations of one's own, whose designs are taken; only their shape rules and costs are asked for.
         cache_bytes: Memory for answers that cannot change.
         status_age_s: How old the knowledge may be that a kernel is validated, where another process may have retired it.
         retention: How long things are kept that are of no use any more; ``[urza.retention]``, or JSON in a variable.
@@ -39,6 +40,7 @@ class UrzaConfig(RestConfig):
     bus_url: SecretStr | None = None
     max_blob_bytes: int = Field(default=4 * 2**30, ge=1024)
     stall_limit_s: float = Field(default=20.0, gt=0)
+    extensions: tuple[str, ...] = ()
     cache_bytes: int = Field(default=64 * 2**20, ge=0)
     status_age_s: float = Field(default=2.0, ge=0)
     retention: RetentionConfig = RetentionConfig()
