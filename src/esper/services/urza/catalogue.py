@@ -1,5 +1,6 @@
 """Blueprints and kernels as trainers and controllers write them."""
 
+import asyncio
 from collections.abc import Iterable
 
 from sqlalchemy import bindparam, func, select
@@ -46,6 +47,9 @@ from esper.services.urza.records import build_key
 from esper.services.urza.search import kernel_record
 from esper.services.urza.terms import tag_term, words_of
 
+_AT_ONCE = 4
+"""Submissions that are checked and written side by side. The others wait at the door: in the line of those who write, where the
+forge stands for each job, a crowd of strangers would hold every build up."""
 _JOB = select(CompileJobRow).where(CompileJobRow.build_key == bindparam("key")).with_for_update()
 _NEWEST = select(func.max(Blueprint.version)).where(Blueprint.name == bindparam("name"))
 
@@ -64,6 +68,7 @@ class Catalogue(Reads):
     def __init__(self, database: Database, blobs: BlobStore, outbox: Outbox, clock: Clock, line: Line) -> None:
         super().__init__(database, blobs)
         self._outbox, self._clock, self._line, self._pace = outbox, clock, line, Pace(clock)
+        self._door = asyncio.Semaphore(_AT_ONCE)
 
     async def submit(self, request: BlueprintSubmissionRequest) -> BlueprintSubmissionResponse:
         """Check and store a blueprint, and queue its build where nobody did.
@@ -71,8 +76,9 @@ class Catalogue(Reads):
         Raises:
             InvalidBlueprint: If it breaks a rule of the representation, or is no graft that is neutral and alive.
         """
-        ir = _arrived(request.architecture_ir)
-        response = await self._database.apply(lambda session: self._submitted(session, ir, request))
+        async with self._door:
+            ir = _arrived(request.architecture_ir)
+            response = await self._database.apply(lambda session: self._submitted(session, ir, request))
         self._line.moved()
         return response
 
