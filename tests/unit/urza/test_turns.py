@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 
 from esper.services.urza import sqlite_driver
 from esper.services.urza.database import Database, engine_at, prepare
+from esper.services.urza.kernel_manager import KernelManager
+from esper.testing.forging import adapter, request_for
 
 WRITERS = 60
 
@@ -38,3 +40,13 @@ async def test_no_writer_is_passed_over_however_many_there_are(tmp_path: Path, m
     assert passed == list(range(WRITERS))
     await library.close()
     await engine.dispose()
+
+
+async def test_a_crowd_that_submits_does_not_stand_in_the_way_of_the_forge(tmp_path: Path) -> None:
+    async with await KernelManager.open(tmp_path / "library") as manager:
+        await manager.submit(request_for(adapter(1)))
+        crowd = [asyncio.create_task(manager.submit(request_for(adapter(width)))) for width in range(2, 66)]
+        await asyncio.sleep(0)
+        assert await manager.claim("forge", lease_s=30.0) is not None
+        assert sum(task.done() for task in crowd) < 16
+        await asyncio.gather(*crowd)
