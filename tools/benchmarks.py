@@ -113,6 +113,30 @@ def _section(name: str, reports: list[dict[str, Any]]) -> Iterator[str]:
         for bar in targets(report):
             met = "met" if bar.met else "**unmet**"
             yield f"| {bar.metric} | {_figure(bar.measured)} | {bar.op} {_figure(bar.value)} | {met} |"
+        for table in report.get("tables", ()):
+            yield from _study(table)
+
+
+def _study(table: dict[str, Any]) -> Iterator[str]:
+    """Yield a study's arms by falling points."""
+    reference = table["reference"]
+    yield ""
+    yield f"### {table['use']}, {table['task']}"
+    yield ""
+    yield f"Means over seeds ± one standard error; how far *{reference}* lies above each arm, with the interval of the whole table."
+    yield ""
+    yield "| arm | points | loss | parameters | GFLOP | its own share | rate | above it |"
+    yield "|---|---|---|---|---|---|---|---|"
+    rows = table["arms"].items()
+    for arm, row in sorted(rows, key=lambda item: -item[1]["test_mean"]):
+        found = row["reference_less_this"]
+        chosen = table["tuning"].get(arm, {})
+        rate = f"{chosen['rate']:g}{' (edge)' if chosen['at_edge'] else ''}" if chosen else ""
+        above = "" if arm == reference else f"{found['mean']:+.2f} ± {found['interval']:.2f}"
+        yield (
+            f"| {arm} | {row['test_mean']:.2f} ± {row['test_error']:.2f} | {row['test_loss']:.4f} ± {row['test_loss_error']:.4f} "
+            f"| {row['params']:,} | {row['gflops']:,.1f} | {row['overhead_share']:.1%} | {rate} | {above} |"
+        )
 
 
 def _where(report: dict[str, Any]) -> str:

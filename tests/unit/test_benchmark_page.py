@@ -53,6 +53,26 @@ def test_a_bar_is_met_by_what_was_measured_and_not_by_what_a_file_says(
     assert "[oona-more.json](../benchmarks/results/oona-more.json), commit 0123456, 2 cores of abacus" in text
 
 
+def test_a_study_has_its_arms_best_first_with_the_distance_of_the_one_that_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arm(points: float, above: float) -> dict[str, Any]:
+        figures = {"test_mean": points, "test_error": 0.5, "test_loss": 0.25, "test_loss_error": 0.01, "params": 1234}
+        difference = {"mean": above, "error": 0.4, "interval": 1.2, "seeds": 8}
+        return {**figures, "gflops": 2.0, "overhead_share": 0.04, "reference_less_this": difference}
+
+    table = {"use": "size unknown", "task": "digits", "reference": "esper"}
+    table |= {"arms": {"static 4": arm(90.0, 1.0), "esper": arm(91.0, 0.0)}}
+    table |= {"tuning": {"static 4": {"rate": 0.02, "at_edge": True, "grid": {}}}}
+    monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
+    (tmp_path / "growth.json").write_text(json.dumps({**json.loads(report("growth", bar(1.0))), "tables": [table]}))
+    text = benchmarks.page()
+    assert "### size unknown, digits" in text
+    esper = "| esper | 91.00 ± 0.50 | 0.2500 ± 0.0100 | 1,234 | 2.0 | 4.0% |  |  |"
+    static = "| static 4 | 90.00 ± 0.50 | 0.2500 ± 0.0100 | 1,234 | 2.0 | 4.0% | 0.02 (edge) | +1.00 ± 1.20 |"
+    assert f"{esper}\n{static}\n" in text
+
+
 def test_the_command_writes_the_page_once_and_finds_a_stale_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
