@@ -123,7 +123,7 @@ def _study(table: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"### {table['use']}, {table['task']}"
     yield ""
-    yield f"Means over seeds ± one standard error; how far *{reference}* lies above each arm, with the interval of the whole table."
+    yield f"Means over seeds ± one standard error; how far *{reference}* lies above each arm ± the interval of the whole table."
     yield ""
     yield "| arm | points | loss | parameters | GFLOP | its own share | rate | above it |"
     yield "|---|---|---|---|---|---|---|---|"
