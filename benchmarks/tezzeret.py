@@ -202,7 +202,10 @@ async def _whole(answer: Answer, quick: bool) -> None:
                 await _burst(answer, made, quick)
                 answer.metrics["child_peak_rss_mb"] = max(map(_peak_mb, _children()))
     for level, bar in RATE_BARS.items():
-        answer.targets.append(Target(f"{level}_jobs_per_s_on_1", ">=", bar, rates[level, 1]))
+        answer.targets += [
+            Target(f"{level}_jobs_per_s_on_{workers}", ">=", bar * workers, rates[level, workers])
+            for workers in (1, CORES)
+        ]
         answer.ratios[f"{level}_two_cores_over_one"] = rates[level, CORES] / rates[level, 1]
     answer.targets.append(Target("child_peak_rss_mb", "<=", 500.0, answer.metrics["child_peak_rss_mb"]))
 
