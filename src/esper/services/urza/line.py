@@ -12,14 +12,12 @@ from esper.errors import Conflict, StoreUnavailable
 from esper.ports import Clock
 from esper.services.urza.database import Database
 from esper.services.urza.outbox import Outbox
-from esper.services.urza.queueing import Pace, Turn
+from esper.services.urza.queueing import LONGEST_LINE, Pace, Turn
 
 EVERY_S = 1.0
 """A build hears of its place once in so long at most."""
 LOOKS_S = 5.0
 """How often to look whether what is at work takes longer than was foretold."""
-_MOST_TOLD = 1000
-"""Builds of which it is remembered what they were told."""
 _WORTH = 0.1
 """Share of its place by which a build must have moved, and by a place at least."""
 _LATE = 0.25
@@ -75,7 +73,7 @@ class Line:
     def joined(self, job_id: str, turn: Turn) -> None:
         """Note what a build was told when it was queued."""
         self._told[job_id] = self._as_told(turn)
-        if len(self._told) > _MOST_TOLD:  # nobody tells, or too many wait to be told
+        if len(self._told) > LONGEST_LINE:  # nobody tells, or too many wait to be told
             self._told.pop(next(iter(self._told)))
 
     def moved(self) -> None:

@@ -21,8 +21,8 @@ AGEING_S = 30.0
 RECENT = 20
 """Latest builds of a level from which the time of the next one is taken."""
 
-LONGEST_LINE = 100
-"""Builds that hear again where they stand, each with a row and a message; those behind them hear once they are nearer."""
+LONGEST_LINE = 1000
+"""Builds that hear again where they stand; those behind them hear once they are nearer."""
 
 PACE_FOR_S = 1.0
 """How long a median counts; a store that takes in a hundred blueprints need not look a hundred times."""
