@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager, nullcontext
@@ -119,7 +120,8 @@ async def embedded(
         MemoryBus(journal=Journal.first_free(Path(root) / "bus", name)) as bus,
         nullcontext() if shared is None else FiguresWatch(_desk_of(shared), shared) as watch,
     ):
-        work = WorkerConfig(num_workers=max(1, kept.forge_workers), extensions=tuple(extensions))
+        # Designs are the user's own here, and a further child would take a core from training.
+        work = WorkerConfig(num_workers=max(1, kept.forge_workers), spare_workers=0, extensions=tuple(extensions))
         forges = [TezzeretWorker(work, queue=kept.queue, bus=bus)] if kept.forge_workers else []
         relays = [] if kept.outbox is None else [OutboxRelay(kept.outbox, bus)]
         lines = [] if kept.line is None else [kept.line]
@@ -274,7 +276,7 @@ def attach(
     except BaseException:
         platform.close()
         raise
-    close_at_exit(growth, platform.close)
+    weakref.finalize(growth, platform.let_go).atexit = False
     return growth
 
 
@@ -365,9 +367,15 @@ def start(
         wait([running], STOP_LIMIT_S)
         loop.close()
 
+    def let_go() -> None:
+        if loop.alive:
+            running.add_done_callback(lambda _: loop.close(limit_s=0.0))
+            loop.call(ending.set)
+
+    close_at_exit(running, close)
     return Platform(
         bridge=Bridge(loop), library=services.library, bus=services.bus, advisor=services.advisor,
-        counts=services.counts, running=running, close=close, shared=services.shared,
+        counts=services.counts, running=running, close=close, let_go=let_go, shared=services.shared,
     )  # fmt: skip
 
 

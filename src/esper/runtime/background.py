@@ -1,9 +1,9 @@
 """The one background thread with its event loop, and the bridge on which training reaches it."""
 
 import asyncio
+import atexit
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -267,14 +267,20 @@ class Bridge:
             self.waits.longest_s = max(self.waits.longest_s, seconds)
 
 
-def close_at_exit(owner: object, close: Callable[[], None]) -> Callable[[], None]:
-    """Run ``close`` once: when it is called, when ``owner`` is collected, or when the interpreter ends.
+_running: dict[Future[Any], Callable[[], None]] = {}
+"""What runs in background loops, and how it is closed."""
 
-    ``close`` must not refer to ``owner``.
-    """
-    finalizer = weakref.finalize(owner, close)
-    finalizer.atexit = True
-    return finalizer
+
+def close_at_exit(running: Future[Any], close: Callable[[], None]) -> None:
+    """Run ``close`` when the interpreter ends, unless ``running`` has ended before."""
+    _running[running] = close
+    running.add_done_callback(lambda ended: _running.pop(ended, None))
+
+
+@atexit.register
+def _close_all() -> None:
+    for close in list(_running.values()):
+        close()
 
 
 __all__ = ["BackgroundLoop", "Bridge", "Waits", "close_at_exit"]

@@ -22,7 +22,8 @@ class Platform:
         advisor: The controller.
         counts: Returns what was counted from the messages so far, also after the end.
         running: Ends when the services end; with their error where they failed.
-        close: Ends them.
+        close: Ends them, and waits for that.
+        let_go: Has them end, and waits for nothing: the collector calls it, on whichever thread it happens to run.
         shared: A bus that other processes are on, too, and decisions for the run may come over; or None.
         announced: Whether the controller tells the bus itself what it decides; otherwise the run does.
     """
@@ -34,6 +35,7 @@ class Platform:
     counts: Callable[[], dict[str, dict[str, int]]]
     running: Future[None]
     close: Callable[[], None]
+    let_go: Callable[[], None]
     shared: MessageBus | None = None
     announced: bool = False
 

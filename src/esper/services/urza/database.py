@@ -83,6 +83,11 @@ class Database:
             timeouts = CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S
             self.reader = PostgresReader(engine.url, connections=READERS, timeouts_s=timeouts)
 
+    @property
+    def has_one_writer(self) -> bool:
+        """Whether transactions that write pass one after the other, as on SQLite."""
+        return self._turn is not None
+
     async def rows(self, question: Question, values: Values) -> Rows:
         """Return what a question finds that is asked again and again; on PostgreSQL through connections for these alone.
 
@@ -98,9 +103,11 @@ class Database:
 
     async def close(self) -> None:
         """Close the connections that `rows` and `apply` made."""
-        await self.reader.close()
-        if self._writer is not None:
-            await self._writer.close()
+        try:
+            await self.reader.close()
+        finally:
+            if self._writer is not None:
+                await self._writer.close()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:

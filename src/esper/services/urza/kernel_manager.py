@@ -112,9 +112,11 @@ class KernelManager(Catalogue, JobQueue, Forms, Reviews, Uploads, Withdrawals):
 
     async def close(self) -> None:
         """Close the connections that `open` or `at` made, and those of reads."""
-        await self.database.close()
-        if self._engine is not None:
-            await self._engine.dispose()
+        try:
+            await self.database.close()
+        finally:
+            if self._engine is not None:
+                await self._engine.dispose()
 
     async def __aenter__(self) -> Self:
         return self

@@ -48,4 +48,5 @@ def platform_elsewhere() -> Platform:
     return Platform(
         bridge=NoBridge(), library=cast(Library, Elsewhere()), bus=cast(MessageBus, Elsewhere()),
         advisor=cast(Advisor, Elsewhere()), counts=dict, running=Future(), close=lambda: None,
+        let_go=lambda: None,
     )  # fmt: skip
