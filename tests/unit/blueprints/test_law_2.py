@@ -1,16 +1,20 @@
 """Law 2, neutral and alive, measured; and the static verdict against the measurement."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import example, settings
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from esper.blueprints import KernelModule, initial_state
-from esper.ir import REGISTRY, BlueprintIR, Layout, Reads, Site, check_birth, liveness
+from esper.ir import REGISTRY, BlueprintIR, Graph, Layout, Reads, Site, check_birth, liveness
 from esper.ir.birth import Use, Value
 from esper.ir.liveness import STEPS, Liveness
+from esper.ir.types import Attrs
 from esper.testing.blueprints import SHORTEST_EXTENT, blueprints, newborns, random_input
 
 SITES = [
@@ -191,9 +195,27 @@ def test_what_is_foreseen_to_live_does_live_and_what_is_foreseen_dead_is_dead(ir
         assert careful or foreseen == measured
 
 
+def cancelling() -> BlueprintIR:
+    graph = Graph(Layout.FEATURES, 3)
+    return graph.finish(graph.add(graph.input, graph.scale(graph.input, value=-1.0)), "cancelling")
+
+
+def uneven(ir: BlueprintIR) -> BlueprintIR:
+    """Return a design whose factors are no round numbers: x and -1 times x add up to a zero that no rule foresees."""
+    nodes = [
+        replace(node, attrs=Attrs({"value": float(node.attrs["value"]) * (1.0 + 0.1 * math.sqrt(2.0 + index))}))
+        if node.op == "scale"
+        else node
+        for index, node in enumerate(ir.nodes)
+    ]
+    return replace(ir, nodes=tuple(nodes))
+
+
 @drawn(ir=blueprints())
 @settings(max_examples=120, deadline=None)
+@example(ir=cancelling())
 def test_what_is_foreseen_to_be_zero_is_zero(ir: BlueprintIR) -> None:
+    ir = uneven(ir)
     kernel = KernelModule(ir, initial_state(ir, seed=0, dtype="float64"))
     x = torch.from_numpy(random_input(ir, batch=3, extent=SHORTEST_EXTENT, seed=0))
     life = liveness(ir)
