@@ -6,6 +6,7 @@ kernels that a training asks for at a higher priority, before, during and after 
 """
 
 import asyncio
+import gc
 import statistics
 from collections.abc import Container, Mapping
 from time import perf_counter
@@ -53,6 +54,9 @@ async def _besieged(answer: Answer, *, quick: bool, seed: int, deadline_s: float
     broken = planted(QUICK_FAULTS if quick else HARMFUL, 1 if quick else COPIES)
     sent = drawn((QUICK_SENT if quick else SENT) - len(broken), seed)
     wave, fresh = QUICK_WAVE if quick else WAVE, designs()
+    # What strangers hold ready is not in the forge's memory, and its collector need not go through it.
+    gc.collect()
+    gc.freeze()
     async with siege(children=CHILDREN, deadline_s=deadline_s) as held:
         await held.wave(fresh, wave)
         quiet = [await held.wave(fresh, wave) for _ in range(WAVES)]

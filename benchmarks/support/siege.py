@@ -122,15 +122,15 @@ class Siege:
         """Send everything, many at a time, what is planted in between."""
         every = [*sent, *broken]
         order = sorted(range(len(every)), key=lambda index: (index * 7919) % len(every) if len(every) > 1 else 0)
-        gate = asyncio.Semaphore(IN_FLIGHT)
+        left = iter(order)
 
-        async def send(index: int) -> None:
-            async with gate:
+        async def send() -> None:
+            for index in left:
                 await self._sent(every[index])
 
         async with asyncio.TaskGroup() as strangers:
-            for index in order:
-                strangers.create_task(send(index))
+            for _ in range(IN_FLIGHT):
+                strangers.create_task(send())
 
     async def _sent(self, one: Hostile | BlueprintIR) -> None:
         try:

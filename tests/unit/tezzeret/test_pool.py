@@ -208,6 +208,22 @@ async def test_a_fork_that_hangs_is_ended_alone(pools: Pools) -> None:
 
 
 @pytest.mark.chaos
+async def test_a_build_that_hangs_holds_up_no_other(pools: Pools) -> None:
+    pool = pools(extensions=FAULTS, spare_children=1, deadline_s=60.0)
+    await pool.forge(order(adapter()))
+    hanging = asyncio.create_task(pool.forge(order(faulty(Fault.HANG))))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        for width in (1, 2):
+            assert (await pool.forge(order(adapter(width))))[1].passed
+    assert pool.started == 2
+    assert not hanging.done()
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+
+
+@pytest.mark.chaos
 async def test_a_child_that_dies_idle_is_replaced_without_a_word(pools: Pools) -> None:
     pool = pools()
     await pool.forge(order(adapter()))

@@ -21,6 +21,8 @@ class WorkerConfig(BaseModel):
         urza_url: Address of the store; a queue that is handed over is used instead.
         urza_key: Key that the store knows this worker by.
         num_workers: Builds at a time, each in a child process of its own.
+        spare_workers: Children on this machine that help out while builds take over a second, so that one that hangs holds up
+            no other until its deadline.
         optimization_level: Highest level that is built; builds that ask for more get this one.
         backend: What level 3 makes inference forms with.
         scratch_mb: Size of one file in the folder that a child gets where it makes machine code.
@@ -49,6 +51,7 @@ class WorkerConfig(BaseModel):
     urza_url: str | None = None
     urza_key: SecretStr | None = None
     num_workers: int = Field(default=1, ge=1, le=256)
+    spare_workers: int = Field(default=2, ge=0, le=256)
     optimization_level: str = Field(default="O2", pattern="^O[0-3]$")
     backend: Compiled = "onnx"
     scratch_mb: int = Field(default=256, ge=1)
@@ -82,6 +85,7 @@ class WorkerConfig(BaseModel):
         """
         return PoolConfig(
             num_children=self.num_workers,
+            spare_children=self.spare_workers if self.executor == "processes" else 0,
             limits=self.limits,
             extensions=self.extensions,
             jobs_per_child=self.jobs_per_child,

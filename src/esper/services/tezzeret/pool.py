@@ -33,6 +33,7 @@ from esper.services.tezzeret.orders import (
     read_kernel,
     refusal,
 )
+from esper.services.tezzeret.places import Places
 from esper.services.tezzeret.scratch import Scratch
 from esper.services.tezzeret.screening import ForgeLimits
 
@@ -79,6 +80,7 @@ class PoolConfig:
 
     Attributes:
         num_children: Builds at a time.
+        spare_children: How many more there may be while builds take over a second: one that hangs then holds up no other.
         limits: What one build may take.
         extensions: Modules with custom operations that each child imports.
         jobs_per_child: Builds after which a child is replaced, so that whatever a foreign operation leaks has an end; a start
@@ -94,6 +96,7 @@ class PoolConfig:
     """
 
     num_children: int = 1
+    spare_children: int = 0
     limits: ForgeLimits = field(default_factory=ForgeLimits)
     extensions: tuple[str, ...] = ()
     jobs_per_child: int = 500
@@ -147,7 +150,7 @@ class ForgePool:
         self.isolated: bool | None = None
         self.confined: bool | None = None
         self._config = config or PoolConfig()
-        self._free = asyncio.Semaphore(self._config.num_children)
+        self._places = Places(self._config.num_children, spare=self._config.spare_children)
         self._idle: deque[_Seat] = deque()
 
     @property
@@ -193,7 +196,7 @@ class ForgePool:
         raise self._trouble(reply)
 
     async def _reply(self, order: Order | Execution) -> Reply:
-        async with self._free:
+        async with self._places.taken():
             seat = await self._seat()
             reply: Reply | None = None
             began_s = asyncio.get_running_loop().time()

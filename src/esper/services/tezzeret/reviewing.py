@@ -35,7 +35,7 @@ class Reviewer:
 
     def __init__(self, pool: PoolConfig, quiet: Quiet, *, after_s: float, every_s: float) -> None:
         self.endings: Counter[Ending] = Counter()
-        self._pool = ForgePool(replace(pool, num_children=1, nice=_NICE, place=SupervisedChild))
+        self._pool = ForgePool(replace(pool, num_children=1, spare_children=0, nice=_NICE, place=SupervisedChild))
         self._quiet, self._after_s, self._every_s = quiet, after_s, every_s
 
     async def run(self, desk: Desk) -> None:

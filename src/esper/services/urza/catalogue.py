@@ -48,8 +48,8 @@ from esper.services.urza.search import kernel_record
 from esper.services.urza.terms import tag_term, words_of
 
 _AT_ONCE = 4
-"""Submissions that are checked and written side by side. The others wait at the door: in the line of those who write, where the
-forge stands for each job, a crowd of strangers would hold every build up."""
+"""Submissions that are checked and written side by side, and one where the database has one writer. The others wait at the door: in
+the line of those who write, where the forge stands for each job, a crowd of strangers would hold every build up."""
 
 _JOB = select(CompileJobRow).where(CompileJobRow.build_key == bindparam("key")).with_for_update()
 _NEWEST = select(func.max(Blueprint.version)).where(Blueprint.name == bindparam("name"))
@@ -69,7 +69,7 @@ class Catalogue(Reads):
     def __init__(self, database: Database, blobs: BlobStore, outbox: Outbox, clock: Clock, line: Line) -> None:
         super().__init__(database, blobs)
         self._outbox, self._clock, self._line, self._pace = outbox, clock, line, Pace(clock)
-        self._door = asyncio.Semaphore(_AT_ONCE)
+        self._door = asyncio.Semaphore(1 if database.has_one_writer else _AT_ONCE)
 
     async def submit(self, request: BlueprintSubmissionRequest) -> BlueprintSubmissionResponse:
         """Check and store a blueprint, and queue its build where nobody did.
