@@ -48,8 +48,8 @@ from esper.services.urza.search import kernel_record
 from esper.services.urza.terms import tag_term, words_of
 
 _AT_ONCE = 4
-"""Submissions that are checked and written side by side; one where the database has one writer. The others wait at the door: in the
-line of those who write, where the forge stands for each job, a crowd of strangers would hold every build up."""
+"""Submissions that are checked and written side by side; one where the database has one writer. The others wait at the door: in
+the line of those who write, where the forge stands for each job, a crowd of strangers would hold every build up."""
 
 _JOB = select(CompileJobRow).where(CompileJobRow.build_key == bindparam("key")).with_for_update()
 _NEWEST = select(func.max(Blueprint.version)).where(Blueprint.name == bindparam("name"))
