@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.growth import acceptance, data_change, frozen_host, location, plateau, scratch, size_unknown
+from benchmarks.growth import acceptance, catalogue, data_change, frozen_host, location, plateau, scratch, size_unknown
 from benchmarks.growth.bench import Bench
 from benchmarks.growth.changes import MORE_DATA, NEW_CLASSES, SHIFT
 from benchmarks.growth.figures import mean_error
@@ -29,6 +29,7 @@ USES: dict[str, Callable[[Bench, Plan, str], Study]] = {
     "scratch": scratch.study,
     "location": location.study,
     "acceptance": acceptance.study,
+    "catalogue": catalogue.study,
 }
 """The uses by name."""
 TASKS_OF = {
@@ -41,6 +42,7 @@ TASKS_OF = {
     "scratch": (*ALL, "narrow"),
     "location": ("uneven",),
     "acceptance": ("mnist1d", "digits"),
+    "catalogue": (*ALL, "narrow"),
 }
 """On which tasks each is studied."""
 QUICK_TASKS_OF = {
@@ -51,6 +53,7 @@ QUICK_TASKS_OF = {
     "scratch": ("friedman",),
     "location": ("uneven",),
     "acceptance": ("digits",),
+    "catalogue": ("friedman",),
 }
 """The same for ``--quick``."""
 
