@@ -18,11 +18,12 @@ class ConvBlock(nn.Module):
     The activation follows the addition, so that no norm takes away what a graft adds.
     """
 
-    def __init__(self, channels: int, rank: int) -> None:
+    def __init__(self, channels: int, rank: int, hidden: int | None = None) -> None:
         super().__init__()
+        hidden = channels if hidden is None else hidden
         conv, norm = (nn.Conv1d, nn.BatchNorm1d) if rank == 1 else (nn.Conv2d, nn.BatchNorm2d)
-        self.conv1, self.norm1 = conv(channels, channels, 3, padding=1, bias=False), norm(channels)
-        self.conv2, self.norm2 = conv(channels, channels, 3, padding=1, bias=False), norm(channels)
+        self.conv1, self.norm1 = conv(channels, hidden, 3, padding=1, bias=False), norm(hidden)
+        self.conv2, self.norm2 = conv(hidden, channels, 3, padding=1, bias=False), norm(channels)
         silence(self.norm2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,15 +83,22 @@ class Embedding(nn.Module):
         return out
 
 
-def residual_cnn(width: int, *, rank: int, classes: int) -> nn.Module:
-    """Return a residual CNN of two stages, the second of half the extent, over signals (rank 1) or images (rank 2)."""
+def residual_cnn(width: int, *, rank: int, classes: int, hidden: int | None = None) -> nn.Module:
+    """Return a residual CNN of two stages, the second of half the extent, over signals (rank 1) or images (rank 2).
+
+    Args:
+        width: Channels of the path through the network.
+        rank: Of the positions.
+        classes: Of the answer.
+        hidden: Channels within a block; as many as those of the path where it is left out.
+    """
     conv, pool = (nn.Conv1d, nn.AdaptiveAvgPool1d) if rank == 1 else (nn.Conv2d, nn.AdaptiveAvgPool2d)
     return nn.Sequential(
         OrderedDict(
             stem=conv(1, width, 5 if rank == 1 else 3, padding=2 if rank == 1 else 1),
-            stage1=nn.Sequential(ConvBlock(width, rank), ConvBlock(width, rank)),
+            stage1=nn.Sequential(ConvBlock(width, rank, hidden), ConvBlock(width, rank, hidden)),
             down=conv(width, width, 3, stride=2, padding=1),
-            stage2=nn.Sequential(ConvBlock(width, rank), ConvBlock(width, rank)),
+            stage2=nn.Sequential(ConvBlock(width, rank, hidden), ConvBlock(width, rank, hidden)),
             head=nn.Sequential(pool(1), nn.Flatten(), nn.Linear(width, classes)),
         )
     )
@@ -150,14 +158,14 @@ def plain_perceptron(width: int, *, inputs: int, classes: int) -> nn.Module:
     )
 
 
-def transformer(width: int, *, symbols: int, length: int, appended: int) -> nn.Module:
-    """Return a causal transformer of two blocks; behind them lie places where whole blocks can be appended."""
+def transformer(width: int, *, symbols: int, length: int, appended: int, blocks: int = 2) -> nn.Module:
+    """Return a causal transformer of some blocks; behind them lie places where whole blocks can be appended."""
+    body = OrderedDict((f"block{index}", TransformerBlock(width)) for index in range(1, blocks + 1))
     tail = OrderedDict((f"place{index}", nn.Identity()) for index in range(1, appended + 1))
     return nn.Sequential(
         OrderedDict(
             embed=Embedding(symbols, length, width),
-            block1=TransformerBlock(width),
-            block2=TransformerBlock(width),
+            **body,
             **tail,
             norm=nn.LayerNorm(width),
             head=nn.Linear(width, symbols),

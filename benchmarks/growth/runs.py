@@ -18,7 +18,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         arm: Name of the arm in its table.
         seed: Of data, initial weights and batches.
         rate: Peak learning rate; the schedule spans the run's own steps.
-        width: Of the host.
+        width: Of the host; `tasks.ON_A_WIDE_PATH` for what growth begins with where the size is not known.
         steps: Optimizer steps, or 0 where FLOPs are given.
         flops: FLOPs to spend on training, or 0 where steps are given.
         places: Grafts that are there from the start.

@@ -1,11 +1,10 @@
 """Use 1, the size is not known: one growing run beside a sweep of static sizes, each tuned, each for as many FLOPs.
 
-Arms: esper's default controller from the small host; the same, shrunk after its last step; static hosts of five widths; what
-esper ended with, from the start; random growth. Every arm but esper spends what esper spent on the same seed, its evaluations
-and statistics included.
+Arms: esper's default controller, from the small host or, where grafts cannot widen the path through it, from a wide path with
+little on it; the same, shrunk after its last step; static hosts of five widths; what esper began with, and what it ended with,
+from the start; random growth. Every arm but esper spends what esper spent on the same seed, its evaluations and statistics too.
 """
 
-from collections.abc import Callable
 from math import inf
 
 from msgspec import structs
@@ -17,7 +16,7 @@ from benchmarks.growth.tasks import Task, task_named
 from benchmarks.growth.tuning import Make
 from benchmarks.support.report import Target
 
-ESPER, SHRUNK, FINAL, RANDOM = "esper", "esper, shrunk", "static final", "random growth"
+ESPER, SHRUNK, START, FINAL, RANDOM = "esper", "esper, shrunk", "static start", "static final", "random growth"
 MARGIN_POINTS = 0.5
 SWEEP_SHARE = 0.4
 
@@ -26,10 +25,11 @@ def study(bench: Bench, plan: Plan, name: str) -> Study:
     """Grow one run and sweep the sizes, on one task."""
     task = task_named(name)
     steps = max(1, round(plan.share * task.steps))
-    small = task.widths[0]
 
     def esper(rate: float, seed: int) -> Run:
-        return Run(task=name, arm=ESPER, seed=seed, rate=rate, width=small, steps=steps, controller="balanced")
+        return Run(
+            task=name, arm=ESPER, seed=seed, rate=rate, width=task.begins_with, steps=steps, controller="balanced"
+        )
 
     tuning = tune(bench, plan, name, {ESPER: esper})
     grown = {outcome.run.seed: outcome for outcome in tuning[ESPER].outcomes}
@@ -57,9 +57,9 @@ def static(width: int) -> str:
 def _controls(task: Task, grown: dict[int, Outcome]) -> dict[str, Make]:
     """Return the arms that spend what esper spent; ``grown`` is read when a run is made."""
 
-    def of_width(width: int) -> Make:
+    def of_width(arm: str, width: int) -> Make:
         return lambda rate, seed: Run(
-            task=task.name, arm=static(width), seed=seed, rate=rate, width=width, flops=grown[seed].flops
+            task=task.name, arm=arm, seed=seed, rate=rate, width=width, flops=grown[seed].flops
         )
 
     def final(rate: float, seed: int) -> Run:
@@ -69,7 +69,7 @@ def _controls(task: Task, grown: dict[int, Outcome]) -> dict[str, Make]:
             arm=FINAL,
             seed=seed,
             rate=rate,
-            width=task.widths[0],
+            width=task.begins_with,
             flops=there.flops,
             places=there.places,
         )
@@ -77,10 +77,12 @@ def _controls(task: Task, grown: dict[int, Outcome]) -> dict[str, Make]:
     def at_random(rate: float, seed: int) -> Run:
         steps = grown[seed].steps
         return Run(
-            task=task.name, arm=RANDOM, seed=seed, rate=rate, width=task.widths[0], steps=steps, controller="random"
+            task=task.name, arm=RANDOM, seed=seed, rate=rate, width=task.begins_with, steps=steps, controller="random"
         )
 
-    statics: dict[str, Callable[[float, int], Run]] = {static(width): of_width(width) for width in task.widths}
+    statics: dict[str, Make] = {static(width): of_width(static(width), width) for width in task.widths}
+    if task.begins is not None:
+        statics[START] = of_width(START, task.begins_with)
     return {**statics, FINAL: final, RANDOM: at_random}
 
 
@@ -93,6 +95,7 @@ def _judge(result: Study, statics: list[str]) -> None:
     shrunk = result.less(SHRUNK, ESPER)
     params = {arm: mean(outcome.params for outcome in outcomes) for arm, outcomes in result.arms.items()}
     no_larger = [mean(tests(result.arms[arm])) for arm in statics if params[arm] <= params[SHRUNK]]
+    start = result.less(ESPER, START if START in result.arms else statics[0])
     width = result.less(max(statics, key=lambda arm: int(arm.split()[1])), statics[0])
     result.facts = {
         "best_static_width": float(best.split()[1]),
@@ -101,6 +104,8 @@ def _judge(result: Study, statics: list[str]) -> None:
         "flops_over_sweep": spent / sweep,
         "shrunk_less_esper_points": shrunk.mean,
         "shrunk_less_esper_error": shrunk.error,
+        "esper_less_start_points": start.mean,
+        "esper_less_start_error": start.error,
         "params_left_share": params[SHRUNK] / params[ESPER],
         "shrunk_on_front": float(mean(tests(result.arms[SHRUNK])) > max(no_larger, default=-inf)),
         "widest_less_small_points": width.mean,

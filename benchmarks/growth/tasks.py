@@ -20,6 +20,8 @@ from esper.kasmina import Slot, wrap
 
 CONTEXT = 64
 """Characters that the transformer sees."""
+ON_A_WIDE_PATH = 0
+"""In place of a width: what growth begins with where the size is not known, in a task that has such a host."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Task:
         load: Makes the data of a seed, given a folder of texts or None.
         host: Makes a host of a width.
         widths: Of the static controls; the first is the small host that grows.
+        begins: Makes what growth begins with where the size is not known: a path as wide as the widest control's, which no graft
+            can widen, with little on it. Where it is None, that is the small host.
         slots: Names of the places where it may grow.
         layout: Of what flows there, where the layers do not tell.
         blueprint: What a hand grafts there.
@@ -94,6 +98,12 @@ class Task:
     judged_on: int
     losses: Losses
     points: Callable[[Tensor, Tensor], float]
+    begins: Callable[[], nn.Module] | None = None
+
+    @property
+    def begins_with(self) -> int:
+        """Width of what growth begins with where the size is not known."""
+        return self.widths[0] if self.begins is None else ON_A_WIDE_PATH
 
     def wrapped(self, model: nn.Module, data: Data) -> None:
         """Give a host its slots."""
@@ -103,6 +113,8 @@ class Task:
         """Return a host with the initial weights of a seed; global generators stay as they were."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if self.begins is not None and width == ON_A_WIDE_PATH:
+                return self.begins()
             return self.host(self.widths[0] if width is None else width)
 
 
@@ -197,6 +209,7 @@ TASKS = {
             judged_on=1000,
             losses=class_losses,
             points=percent_right,
+            begins=partial(residual_cnn, 32, rank=1, classes=10, hidden=4),
         ),
         Task(
             name="digits",
@@ -212,6 +225,7 @@ TASKS = {
             judged_on=297,
             losses=class_losses,
             points=percent_right,
+            begins=partial(residual_cnn, 12, rank=2, classes=10, hidden=3),
         ),
         Task(
             name="characters",
@@ -227,6 +241,7 @@ TASKS = {
             judged_on=128,
             losses=class_losses,
             points=percent_right,
+            begins=partial(transformer, 96, symbols=SYMBOLS, length=CONTEXT, appended=2, blocks=1),
         ),
         Task(
             name="friedman",
@@ -262,7 +277,9 @@ TASKS = {
 }
 """The tasks by name."""
 TASKS |= {
-    name: replace(TASKS["characters"], name=name, load=_text(name), widths=(64, 80, 96, 112, 128), steps=1000)
+    name: replace(
+        TASKS["characters"], name=name, load=_text(name), widths=(64, 80, 96, 112, 128), begins=None, steps=1000
+    )
     for name in TEXTS
 }
 TASKS["uneven"] = replace(
@@ -271,5 +288,6 @@ TASKS["uneven"] = replace(
     host=partial(uneven_cnn, classes=10),
     slots=tuple(f"stage{stage}.{block}" for stage in (1, 2, 3) for block in range(4)),
     widths=(4, 6, 8, 12, 16),
+    begins=None,
     steps=1200,
 )

@@ -11,6 +11,7 @@ from benchmarks.growth.runs import Run
 from benchmarks.growth.tasks import TASKS
 from benchmarks.growth.training import perform
 from esper.demos.messages import Place
+from esper.demos.training import num_params
 from esper.ir import REGISTRY
 from esper.kasmina import placement_of
 
@@ -28,6 +29,20 @@ def test_every_task_has_a_host_for_each_width_and_its_blueprint_fits_every_slot(
     task.wrapped(small, data)
     for slot in task.slots:
         assert REGISTRY.refusal(task.blueprint, placement_of(small).place(slot).site()) is None
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.begins is not None])
+def test_where_the_size_is_not_known_growth_begins_with_the_widest_path_and_half_of_what_the_widest_host_has(
+    name: str,
+) -> None:
+    task = TASKS[name]
+    data = task.load(0, None)
+    first, widest = task.small(0, width=task.begins_with), task.small(0, width=task.widths[-1])
+    for model in (first, widest):
+        task.wrapped(model, data)
+    for slot in task.slots:
+        assert placement_of(first).place(slot).site() == placement_of(widest).place(slot).site()
+    assert num_params(first) < 0.7 * num_params(widest)
 
 
 def test_a_run_on_file_is_not_trained_again_and_one_that_is_gives_the_same(tmp_path: Path) -> None:
