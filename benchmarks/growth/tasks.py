@@ -74,10 +74,11 @@ class Task:
         widths: Of the static controls; the first is the small host that grows.
         begins: Makes what growth begins with where the size is not known: a path as wide as the widest control's, which no graft
             can widen, with little on it. Where it is None, that is the small host.
+        begins_budget: How far that may grow: about to the parameters of the widest control.
         slots: Names of the places where it may grow.
         layout: Of what flows there, where the layers do not tell.
         blueprint: What a hand grafts there.
-        budget: How far it may grow.
+        budget: How far the small host may grow.
         batch_size: Examples in one step.
         steps: Of a full run.
         judged_on: Validation examples on which growth is judged at boundaries.
@@ -99,11 +100,16 @@ class Task:
     losses: Losses
     points: Callable[[Tensor, Tensor], float]
     begins: Callable[[], nn.Module] | None = None
+    begins_budget: str = ""
 
     @property
     def begins_with(self) -> int:
         """Width of what growth begins with where the size is not known."""
         return self.widths[0] if self.begins is None else ON_A_WIDE_PATH
+
+    def budget_of(self, width: int) -> str:
+        """Return how far a host of a width may grow."""
+        return self.begins_budget if width == ON_A_WIDE_PATH else self.budget
 
     def wrapped(self, model: nn.Module, data: Data) -> None:
         """Give a host its slots."""
@@ -210,6 +216,7 @@ TASKS = {
             losses=class_losses,
             points=percent_right,
             begins=partial(residual_cnn, 32, rank=1, classes=10, hidden=4),
+            begins_budget="x4",
         ),
         Task(
             name="digits",
@@ -226,6 +233,7 @@ TASKS = {
             losses=class_losses,
             points=percent_right,
             begins=partial(residual_cnn, 12, rank=2, classes=10, hidden=3),
+            begins_budget="x3",
         ),
         Task(
             name="characters",
@@ -242,6 +250,7 @@ TASKS = {
             losses=class_losses,
             points=percent_right,
             begins=partial(transformer, 96, symbols=SYMBOLS, length=CONTEXT, appended=2, blocks=1),
+            begins_budget="x2",
         ),
         Task(
             name="friedman",

@@ -175,7 +175,7 @@ class Course:
             every=self.every,
             steps=self.steps,
             scheduler=self.schedule,
-            budget=self.task.budget,
+            budget=self.task.budget_of(self.run.width),
             controller=controller_of(self.run, self.task.blueprint),
             late="wait",
             root=self.folder / "growing",
