@@ -185,7 +185,7 @@ class InferenceForm(Written):
     Attributes:
         level: ``O1`` to ``O3``.
         backend: ``certificate``, ``eager``, ``onnx``, ``aotinductor`` or ``torchscript``.
-        device: Device that it runs on.
+        device: Device that it runs on: ``cpu``; for machine code with the model of the processor, whose instructions it uses.
         torch: The torch that made it.
         digest: Content address of its bytes.
         size_bytes: Their number.

@@ -18,10 +18,11 @@ def hardware(threads: int = 1) -> str:
         threads: On which it is measured; a child of the forge has one.
     """
     rest = f" {threads} thread{'s' * (threads > 1)} torch {version('torch').partition('+')[0]}"
-    return _processor()[: _LONGEST - len(rest)] + rest
+    return processor()[: _LONGEST - len(rest)] + rest
 
 
-def _processor() -> str:
+@cache
+def processor() -> str:
     """Return the name of the processor; where the system has none to tell, its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -13,6 +13,7 @@ from esper.contracts.kernel import BuildSpec, InferenceArtifact
 from esper.errors import CompilationError, KernelRejected
 from esper.services.tezzeret.compiler import KernelCompiler
 from esper.services.tezzeret.execution import executed
+from esper.services.tezzeret.inference.opening import device_of
 from esper.services.tezzeret.inference.sealing import Sealer
 from esper.services.tezzeret.orders import MACHINE_CODE, Additions, Execution, Order
 from esper.services.tezzeret.pool import ForgePool, PoolConfig
@@ -22,7 +23,9 @@ from esper.signing.keys import KeyRing, SigningKey
 from esper.testing.forging import adapter, form_of
 
 KERNEL = KernelCompiler().compile(adapter())
-FORM = form_of(b"no machine code", backend=MACHINE_CODE).form.model_copy(update={"torch": str(torch.__version__)})
+FORM = form_of(b"no machine code", backend=MACHINE_CODE).form.model_copy(
+    update={"torch": str(torch.__version__), "device": device_of(MACHINE_CODE)}
+)
 PLANTED = InferenceArtifact(form=FORM, data=b"no machine code")
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()
 RING = KeyRing().trust(KEY.public, name="forge")
@@ -79,6 +82,8 @@ REFUSED: dict[str, tuple[Callable[[], Execution], str]] = {
     "other bytes": (lambda: order(data=b"other machine code"), "ESP-7258"),
     "of another blueprint": (lambda: order(blueprint_id=ANOTHER), "ESP-7259"),
     "for another torch": (lambda: order(torch="1.0"), "ESP-7260"),
+    "for another processor": (lambda: order(device="cpu of another make"), "ESP-7260"),
+    "for any processor": (lambda: order(device="cpu"), "ESP-7260"),
     "for another device": (lambda: order(device="cuda:0"), "ESP-7260"),
 }
 

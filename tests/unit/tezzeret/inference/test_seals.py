@@ -20,7 +20,7 @@ from esper.services.tezzeret.inference import backends
 from esper.services.tezzeret.inference.backends import BACKENDS, load
 from esper.services.tezzeret.inference.forms import inference_form
 from esper.services.tezzeret.inference.fusion import fuse
-from esper.services.tezzeret.inference.opening import opened
+from esper.services.tezzeret.inference.opening import device_of, opened
 from esper.services.tezzeret.inference.sealing import Sealer
 from esper.signing.keys import KeyRing, SigningKey, fingerprint
 from esper.signing.manifest import Manifest, manifest_from_bytes, manifest_to_bytes
@@ -117,7 +117,7 @@ def test_a_true_seal_that_says_something_else_keeps_every_parser_away(
 def test_machine_code_of_another_torch_is_not_loaded(parsed: list[object]) -> None:
     made = MADE["onnx"].model_copy(update={"form": MADE["onnx"].form.model_copy(update={"backend": "aotinductor"})})
     with pytest.raises(KernelRejected, match="ESP-7260"):
-        brought(made, resigned("onnx", kind="aotinductor", torch="1.0"))
+        brought(made, resigned("onnx", kind="aotinductor", device=device_of("aotinductor"), torch="1.0"))
     assert parsed == []
 
 

@@ -14,7 +14,7 @@ from esper.reference import evaluate
 from esper.services.tezzeret.gates.trial import Trial, arrays, largest
 from esper.services.tezzeret.inference.backends import Backend, Program
 from esper.services.tezzeret.inference.fusion import fuse
-from esper.services.tezzeret.inference.opening import missing, verified_here
+from esper.services.tezzeret.inference.opening import device_of, missing, verified_here
 from esper.signing.sealed import Verified
 
 PLAIN = "eager"
@@ -58,6 +58,7 @@ def inference_form(trial: Trial, backend: Backend) -> InferenceArtifact:
         level="O2" if backend.name == PLAIN else "O3",
         backend=backend.name,
         torch=str(torch.__version__),
+        device=device_of(backend.name),
         digest=digest_of(data),
         size_bytes=len(data),
         carries_code=backend.carries_code,

@@ -9,12 +9,13 @@ from esper.contracts.kernel import InferenceForm
 from esper.errors import KernelRejected
 from esper.ports import Clock
 from esper.runtime.clock import SystemClock
+from esper.services.tezzeret.hardware import processor
 from esper.services.tezzeret.inference.sealing import made_of, moment
+from esper.services.tezzeret.orders import MACHINE_CODE
 from esper.signing.keys import KeyRing, SigningKey
 from esper.signing.sealed import Verified, seal, unseal
 
-_BOUND_TO_TORCH = frozenset({"aotinductor"})
-"""Kinds whose bytes run only under the torch that made them."""
+_LONGEST_DEVICE = 64
 
 
 def opened(form: InferenceForm, sealed: bytes, data: bytes, blueprint_id: str, ring: KeyRing, clock: Clock) -> Verified:
@@ -40,14 +41,20 @@ def opened(form: InferenceForm, sealed: bytes, data: bytes, blueprint_id: str, r
             todo="look at where it came from",
             code="ESP-7259",
         )
-    if told.device != "cpu" or (told.kind in _BOUND_TO_TORCH and told.torch != str(torch.__version__)):
+    here = device_of(told.kind)
+    if told.device != here or (told.kind == MACHINE_CODE and told.torch != str(torch.__version__)):
         raise KernelRejected(
             "the form does not run here",
-            why=f"torch {told.torch} made it for {told.device}, this is torch {torch.__version__} on the CPU",
+            why=f"torch {told.torch} made it for {told.device}, this is torch {torch.__version__} on {here}",
             todo="let the forge make it anew",
             code="ESP-7260",
         )
     return found
+
+
+def device_of(kind: str) -> str:
+    """Return what bytes of a kind run on here: the CPU, and machine code on one of the same model, whose instructions it uses."""
+    return f"cpu {processor()}"[:_LONGEST_DEVICE] if kind == MACHINE_CODE else "cpu"
 
 
 def verified_here(data: bytes, backend: str, blueprint_id: str) -> Verified:
@@ -57,7 +64,7 @@ def verified_here(data: bytes, backend: str, blueprint_id: str) -> Verified:
     """
     key, ring = _own()
     now = moment(SystemClock())
-    sealed = seal(data, made_of(backend, blueprint_id, str(torch.__version__), "cpu"), key, now=now)
+    sealed = seal(data, made_of(backend, blueprint_id, str(torch.__version__), device_of(backend)), key, now=now)
     return unseal(data, sealed, ring, kind=backend, now=now)
 
 
