@@ -1,6 +1,9 @@
 """What a child may write lies in a folder of its own, is small, and is gone after the job."""
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,40 @@ def test_a_forge_for_machine_code_does_not_start_where_nothing_confines_it(monke
     monkeypatch.setattr("esper.services.tezzeret.scratch.no_compiler", lambda: "")
     with pytest.raises(ConfigError, match="ESP-2573"):
         TezzeretWorker(WorkerConfig(urza_url=STORE, backend="aotinductor"))
+
+
+async def test_what_a_killed_forge_left_behind_is_removed_by_the_next_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left, kept, held = left_by_a_killed_process(tmp_path), tmp_path / "esper-elsewhere", Scratch()
+    (tmp_path / "precious").mkdir()
+    link, new = tmp_path / "esper-scratch-link", tmp_path / "esper-scratch-new"
+    link.symlink_to(tmp_path / "precious")
+    for folder in (kept, new):
+        folder.mkdir()
+    for folder in (left, kept, held.folder):
+        os.utime(folder, (0, 0))
+    assert (left / "unpacked").is_file()
+    following = Scratch()
+    assert not left.exists()
+    assert all(folder.is_dir() for folder in (kept, new, held.folder, link, following.folder))
+    await held.remove()
+    await following.remove()
+    assert {path.name for path in tmp_path.iterdir()} == {kept.name, new.name, link.name, "precious"}
+
+
+def left_by_a_killed_process(parent: Path) -> Path:
+    environment = {**os.environ, "TMPDIR": str(parent)}
+    killed = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, text=True)
+    return Path(killed.stdout.strip())
+
+
+KILLED = """
+import os, signal
+from esper.services.tezzeret.scratch import Scratch
+scratch = Scratch()
+(scratch.folder / "unpacked").write_text("machine code")
+print(scratch.folder, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""

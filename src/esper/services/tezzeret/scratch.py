@@ -8,16 +8,28 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from esper.runtime.clock import SystemClock
 from esper.services.tezzeret.landlock import granted
 
 COMPILERS = ("g++", "clang++")
 
 
+_PREFIX = "esper-scratch-"
+_LEFT_S = 60.0
+"""How old a folder must be to be looked at: a new one is not held yet."""
+
+
 class Scratch:
-    """A new folder that only this user can reach; it lies where ``TMPDIR`` says."""
+    """A new folder that only this user can reach; it lies where ``TMPDIR`` says.
+
+    It is held by a lock that ends with this process, so that the next forge finds what one that was killed left behind, and
+    removes it.
+    """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="esper-scratch-"))
+        _remove_left_behind(Path(tempfile.gettempdir()))
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._held: int | None = _hold(self.folder)
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -36,6 +48,9 @@ class Scratch:
     async def remove(self) -> None:
         """Remove it."""
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
 
 def compiler_here() -> str | None:
@@ -56,6 +71,37 @@ def no_compiler() -> str:
 def no_scratch() -> str:
     """Return why children get no folder to write in, or nothing."""
     return "" if granted() else "this system does not keep processes from writing elsewhere (Linux with Landlock does)"
+
+
+def _hold(folder: Path) -> int | None:
+    """Return a descriptor that holds a folder until it is closed, or None where another one holds it or it is gone."""
+    import fcntl
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_left_behind(parent: Path) -> None:
+    """Remove folders of this user that no process holds."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        try:
+            found = folder.stat(follow_symlinks=False)
+        except OSError:
+            continue
+        if found.st_uid != os.getuid() or SystemClock().now_s() - found.st_mtime < _LEFT_S:
+            continue
+        descriptor = _hold(folder)
+        if descriptor is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
 
 
 def _emptied(folder: Path) -> None:
