@@ -1,7 +1,10 @@
 """Waits within one event loop."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 class Bell:
@@ -43,3 +46,15 @@ async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
     except TimeoutError:
         return event.is_set()
     return True
+
+
+async def uncut(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run work to its end, even where the caller is cancelled meanwhile: a write that is cut short may keep its lock."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody is left to hear of it
+        raise

@@ -1,10 +1,9 @@
 """One claimed job, from its start to its stored end."""
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias
 
 from esper.contracts.events import CompilationEvent
 from esper.contracts.kernel import (
@@ -28,12 +27,11 @@ from esper.errors import (
     Unavailable,
 )
 from esper.ports import CompileQueue, MessageBus
+from esper.runtime.waits import is_set_within, uncut
 from esper.services.tezzeret.inference.sealing import Sealer
 from esper.services.tezzeret.orders import Additions, order_of
 from esper.services.tezzeret.pool import ForgePool
 from esper.services.tezzeret.screening import ForgeLimits, knows_all_operations, screen
-
-Result = TypeVar("Result")
 
 _STORE_TRIES = 5
 _STORE_PAUSE_S = 0.5
@@ -238,7 +236,7 @@ class Assignment:
 
     async def _keep_lease(self, done: asyncio.Event) -> None:
         """Renew three times per lease; where it was lost, the work ends."""
-        while not await _is_set_within(done, self._desk.lease_s / 3):
+        while not await is_set_within(done, self._desk.lease_s / 3):
             try:
                 await self._desk.queue.renew(self._job.job_id, self._desk.worker, lease_s=self._desk.lease_s)
             except Unavailable:
@@ -262,23 +260,3 @@ class Assignment:
             await self._desk.bus.publish(COMPILATIONS.stream, event)
         except BusUnavailable:
             self.outages += 1
-
-
-async def uncut(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run work of the queue to its end, even where the caller is cancelled: a write that is cut short may keep its lock."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # nobody is left to hear of it
-        raise
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False

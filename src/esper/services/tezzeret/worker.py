@@ -12,7 +12,8 @@ from esper.contracts.kernel import LEVELS, CompileJob
 from esper.contracts.topics import SUBMITTED
 from esper.errors import BusUnavailable, ConfigError, Conflict, ForgeUnavailable, NotFound, Unavailable
 from esper.ports import CompileQueue, Delivery, MessageBus
-from esper.services.tezzeret.assignment import Assignment, Desk, Ending, uncut
+from esper.runtime.waits import uncut
+from esper.services.tezzeret.assignment import Assignment, Desk, Ending
 from esper.services.tezzeret.config import WorkerConfig
 from esper.services.tezzeret.inference.sealing import Sealer
 from esper.services.tezzeret.pool import ForgePool

@@ -3,11 +3,11 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import aiosqlite
 from sqlalchemy import Column, Connection, MetaData, String, Table, event, func, inspect, make_url, select, text
@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from esper.errors import ConfigError, Conflict, IllegalTransition, StoreUnavailable
+from esper.runtime.waits import uncut
 from esper.services.urza import access, models, transitions
 from esper.services.urza.audit import note
 from esper.services.urza.base import Base
@@ -134,7 +135,7 @@ class Database:
             async with self.writing() as session:
                 return await work(session)
 
-        return await _to_its_end(_tried(once))
+        return await uncut(_tried(once))
 
     async def apply(self, work: Callable[[Session], Result]) -> Result:
         """Do the same with work that waits for nothing but its statements.
@@ -152,7 +153,7 @@ class Database:
                 call()
             return result
 
-        return await _to_its_end(_tried(once))
+        return await uncut(_tried(once))
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
@@ -225,18 +226,6 @@ async def _translated() -> AsyncIterator[None]:
         if _is_fault_of_the_data(error):
             raise unstorable(error) from error
         raise unanswered(error) from error
-
-
-async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a transaction whole, even where the caller is cancelled."""
-    whole = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(whole)
-    except asyncio.CancelledError:
-        await asyncio.wait({whole})
-        if not whole.cancelled():
-            whole.exception()  # nobody is left to hear of it
-        raise
 
 
 async def _tried(once: Callable[[], Awaitable[Result]]) -> Result:
