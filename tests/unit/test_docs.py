@@ -3,11 +3,14 @@
 import re
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 
 import pytest
 
+from esper.blueprints.catalog import CATALOG
 from esper.contracts.topics import TOPICS
+from esper.ir import REGISTRY, Layout, Site
 from esper.kasmina import SeedState
 from esper.kasmina.lifecycle import TRANSITIONS
 
@@ -93,3 +96,18 @@ def test_every_test_that_the_laws_name_is_there() -> None:
     named = re.findall(r"`(tests/[^`]+)`", (DOCS / "laws.md").read_text(encoding="utf-8"))
     assert len(named) >= 5
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_page_of_the_catalogue_has_every_design_with_its_parameters() -> None:
+    sites = [Site(layout, 16, extent, entering=16) for layout, extent in PLACES]
+    built = {
+        name: next(REGISTRY.build(name, site) for site in sites if REGISTRY.refusal(name, site) is None)
+        for name in CATALOG
+    }
+    told = {
+        row[0].strip("`"): int(row[3].replace(",", "")) for row in rows("catalogue.md") if row[0].strip("`") in built
+    }
+    assert told == {name: sum(prod(spec.shape) for spec in ir.tensors.values()) for name, ir in built.items()}
+
+
+PLACES = ((Layout.FEATURES, ()), (Layout.TOKENS, (9,)), (Layout.CHANNELS_1D, (9,)))
