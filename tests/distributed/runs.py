@@ -37,7 +37,7 @@ def whole_run(task: SimpleNamespace) -> Any:
                 growth.rollback(undo)
             if step % 10 == 0:
                 digests.append(growth.digest())
-        counts = {"threads": sum("esper" in t.name for t in threading.enumerate())}
+        counts = {"threads": sum(t.name == "esper" for t in threading.enumerate())}
     folder = rank.root / growth.run_id
     return {
         "digests": digests, "losses": losses, "events": shortened(growth), **counts,

@@ -1,6 +1,5 @@
 """Blueprints and kernels as trainers and controllers write them."""
 
-import asyncio
 from collections.abc import Iterable
 
 from sqlalchemy import bindparam, func, select
@@ -28,6 +27,7 @@ from esper.ir import BlueprintIR, check_birth
 from esper.ports import BlobStore, Clock
 from esper.services.urza.base import now
 from esper.services.urza.database import Database, lock
+from esper.services.urza.door import Door
 from esper.services.urza.line import Line
 from esper.services.urza.lineage import ancestors
 from esper.services.urza.listing import blueprint_record
@@ -69,7 +69,7 @@ class Catalogue(Reads):
     def __init__(self, database: Database, blobs: BlobStore, outbox: Outbox, clock: Clock, line: Line) -> None:
         super().__init__(database, blobs)
         self._outbox, self._clock, self._line, self._pace = outbox, clock, line, Pace(clock)
-        self._door = asyncio.Semaphore(1 if database.has_one_writer else _AT_ONCE)
+        self._door = Door(1 if database.has_one_writer else _AT_ONCE, clock)
 
     async def submit(self, request: BlueprintSubmissionRequest) -> BlueprintSubmissionResponse:
         """Check and store a blueprint, and queue its build where nobody did.
@@ -77,7 +77,7 @@ class Catalogue(Reads):
         Raises:
             InvalidBlueprint: If it breaks a rule of the representation, or is no graft that is neutral and alive.
         """
-        async with self._door:
+        async with self._door.passed(request.priority):
             ir = _arrived(request.architecture_ir)
             response = await self._database.apply(lambda session: self._submitted(session, ir, request))
         self._line.moved()
