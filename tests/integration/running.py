@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from esper.contracts.kernel import BuildSpec, CompiledKernelContract
 from esper.services.clients import UrzaClient
+from esper.services.clients.messages import TransportConfig
 from esper.testing.server import free_port
 
 LIMIT_S = 90.0
@@ -50,7 +51,12 @@ class Store:
 
 @asynccontextmanager
 async def running_store(
-    folder: Path, *, key: str | None = None, extension: str = "esper", **settings: str
+    folder: Path,
+    *,
+    key: str | None = None,
+    extension: str = "esper",
+    limits: TransportConfig | None = None,
+    **settings: str,
 ) -> AsyncIterator[Store]:
     """Run a store on the library in a folder, and have a client of it."""
     port = free_port()
@@ -58,7 +64,7 @@ async def running_store(
     with process(*command, folder=folder, extension=extension, **settings) as running:
         address = f"http://127.0.0.1:{port}"
         await answering(f"{address}/health")
-        async with UrzaClient(address, key=None if key is None else SecretStr(key)) as client:
+        async with UrzaClient(address, key=None if key is None else SecretStr(key), config=limits) as client:
             yield Store(address, client, running)
 
 

@@ -18,6 +18,7 @@ from esper.contracts.problems import MEDIA_TYPE
 from esper.errors import EsperError, Rejected
 from esper.ir import BlueprintIR, digest_of
 from esper.services.clients import UrzaClient
+from esper.services.clients.messages import TransportConfig
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.keys import ApiKeys
 from esper.testing import faults
@@ -30,6 +31,7 @@ HOSTILE, SOUND = 400, 24
 DEADLY = (Fault.HANG, Fault.SEGFAULT, Fault.KILL, Fault.MEMORY, Fault.RAISE, Fault.WRONG)
 ANSWER_LIMIT_S, DONE_LIMIT_S = 60.0, 300.0
 """Not what it should take, but what hangs: a busy machine runs test beside test."""
+PATIENT = TransportConfig(try_s=ANSWER_LIMIT_S, deadline_s=DONE_LIMIT_S)
 RATES = {
     "ESPER_URZA_REQUESTS_PER_S": "20",
     "ESPER_URZA_BURST": "120",
@@ -175,7 +177,12 @@ async def test_a_flood_of_strangers_takes_nothing_down_and_sound_designs_are_bui
     strangers = {"Authorization": f"Bearer {keys['strangers']}"}
     async with (
         running_store(
-            tmp_path, key=keys["training"], extension=faults.__name__, ESPER_URZA_REQUIRE_KEYS="true", **RATES
+            tmp_path,
+            key=keys["training"],
+            extension=faults.__name__,
+            limits=PATIENT,
+            ESPER_URZA_REQUIRE_KEYS="true",
+            **RATES,
         ) as store,
         aiohttp.ClientSession(store.address, headers=strangers, connector=aiohttp.TCPConnector(limit=0)) as to_store,
         aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0)) as to_forge,
