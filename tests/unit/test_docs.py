@@ -104,9 +104,8 @@ def test_the_page_of_the_catalogue_has_every_design_with_its_parameters() -> Non
         name: next(REGISTRY.build(name, site) for site in sites if REGISTRY.refusal(name, site) is None)
         for name in CATALOG
     }
-    told = {
-        row[0].strip("`"): int(row[3].replace(",", "")) for row in rows("catalogue.md") if row[0].strip("`") in built
-    }
+    designs = [row for row in rows("catalogue.md") if len(row) == 4 and row[0].strip("`") in built]
+    told = {row[0].strip("`"): int(row[3].replace(",", "")) for row in designs}
     assert told == {name: sum(prod(spec.shape) for spec in ir.tensors.values()) for name, ir in built.items()}
 
 
