@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar, cast
+from weakref import WeakKeyDictionary, WeakSet
 
 import aiosqlite
-from sqlalchemy import Column, Connection, MetaData, String, Table, event, func, inspect, make_url, select, text
+from sqlalchemy import Column, Connection, Engine, MetaData, String, Table, event, func, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -23,7 +24,7 @@ from esper.services.urza.audit import note
 from esper.services.urza.base import Base
 from esper.services.urza.faults import unanswered, unstorable
 from esper.services.urza.reader import PostgresReader, Question, Reader, Rows, SessionReader, Values
-from esper.services.urza.sqlite_driver import WRITING, begin, configure, connected
+from esper.services.urza.sqlite_driver import WRITING, OneHopConnection, begin, configure, connected
 from esper.services.urza.sqlite_writer import SqliteWriter
 from esper.services.urza.transitions import REFUSAL, UNPROVEN
 
@@ -41,6 +42,7 @@ CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S = 5.0, 10.0, 30.0
 READERS = 4
 """Connections for what is asked again and again, beside those of the engine."""
 
+_opened: WeakKeyDictionary[Engine, WeakSet[OneHopConnection]] = WeakKeyDictionary()
 _COMMITTED = "esper_committed"
 _joined: ContextVar[AsyncSession | None] = ContextVar("esper_joined", default=None)
 _PREPARING = 0x45535045
@@ -276,10 +278,25 @@ def sqlite_engine(path: Path) -> AsyncEngine:
     Args:
         path: The file; it is made by `prepare`.
     """
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", async_creator=lambda: connected(path))
+    opened: WeakSet[OneHopConnection] = WeakSet()
+
+    async def opening() -> OneHopConnection:
+        connection = await connected(path)
+        opened.add(connection)
+        return connection
+
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", async_creator=opening)
+    _opened[engine.sync_engine] = opened
     event.listen(engine.sync_engine, "connect", configure)
     event.listen(engine.sync_engine, "begin", begin)
     return engine
+
+
+async def close_engine(engine: AsyncEngine) -> None:
+    """Close every connection of an engine, also one that whoever was cancelled had not given back."""
+    await engine.dispose()
+    for connection in list(_opened.get(engine.sync_engine, ())):
+        await connection.close()
 
 
 def engine_at(url: str, *, connections: int = 8) -> AsyncEngine:

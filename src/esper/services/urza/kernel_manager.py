@@ -12,7 +12,7 @@ from esper.runtime.clock import SystemClock
 from esper.runtime.files import own_folder
 from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.catalogue import Catalogue
-from esper.services.urza.database import Database, engine_at, prepare
+from esper.services.urza.database import Database, close_engine, engine_at, prepare
 from esper.services.urza.forms import Forms
 from esper.services.urza.garbage import GarbageCollector, RetentionConfig
 from esper.services.urza.jobs import JobQueue
@@ -80,7 +80,7 @@ class KernelManager(Catalogue, JobQueue, Forms, Reviews, Uploads, Withdrawals):
         try:
             await prepare(engine)
         except BaseException:
-            await engine.dispose()
+            await close_engine(engine)
             raise
         manager = cls(engine, blobs, clock=clock)
         manager._engine = engine
@@ -116,7 +116,7 @@ class KernelManager(Catalogue, JobQueue, Forms, Reviews, Uploads, Withdrawals):
             await self.database.close()
         finally:
             if self._engine is not None:
-                await self._engine.dispose()
+                await close_engine(self._engine)
 
     async def __aenter__(self) -> Self:
         return self
