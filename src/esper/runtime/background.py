@@ -27,6 +27,9 @@ PICK_UP_S = 0.02
 """How often the loop looks for work that was handed over; waking it for each piece would cost training a system call, and
 with it the interpreter's lock for up to 5 ms."""
 
+CLOSING_S = 2.0
+"""How long a loop that ends waits for what tasks began when they were cancelled, such as giving a connection back."""
+
 GLANCE_S = 0.05
 """How often a flush looks whether there was progress."""
 
@@ -131,11 +134,17 @@ class BackgroundLoop:
 
     def _drain(self) -> None:
         self._start_handed()
-        while tasks := asyncio.all_tasks(self._loop):  # what is cancelled may leave others that close for it
-            for task in tasks:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._end(asyncio.all_tasks(self._loop))
+        left = asyncio.all_tasks(self._loop)  # what closes for those that were cancelled, and was not waited for
+        if left:
+            self._loop.run_until_complete(asyncio.wait(left, timeout=CLOSING_S))
+            self._end(asyncio.all_tasks(self._loop))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+
+    def _end(self, tasks: set[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
 
 def _settle(future: Future[Any], ended: "asyncio.Task[Any]") -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -105,3 +106,40 @@ def test_what_is_handed_over_too_late_is_refused_and_waited_for_by_nobody() -> N
     assert loop.late is not None
     with pytest.raises(Unavailable, match="were closed"):
         loop.late.result(10)
+
+
+def test_what_a_cancelled_task_leaves_behind_to_close_is_closed_before_the_loop_ends() -> None:
+    closed = threading.Event()
+
+    async def close() -> None:
+        await asyncio.sleep(0.05)
+        closed.set()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.append(asyncio.ensure_future(close()))
+
+    left, loop = list[asyncio.Future[None]](), BackgroundLoop()
+    loop.submit(work())
+    time.sleep(0.1)
+    loop.close()
+    assert closed.is_set()
+
+
+def test_what_never_ends_does_not_keep_a_loop_from_ending() -> None:
+    async def for_ever() -> None:
+        await asyncio.Event().wait()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.append(asyncio.ensure_future(for_ever()))
+
+    left, loop = list[asyncio.Future[None]](), BackgroundLoop()
+    loop.submit(work())
+    time.sleep(0.1)
+    loop.close()
+    assert not loop.alive
