@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from esper.services.urza.database import Database, prepare, sqlite_engine
 from esper.services.urza.kernel_manager import KernelManager
+from esper.services.urza.sqlite_driver import OneHopConnection
 from esper.testing.forging import adapter, request_for
 
 
@@ -82,6 +83,18 @@ async def test_an_error_that_nobody_waits_for_any_more_is_quiet(tmp_path: Path) 
     with pytest.raises(asyncio.CancelledError):
         await caller
     await engine.dispose()
+
+
+async def test_a_connection_that_nobody_gave_back_is_closed_with_the_library(tmp_path: Path) -> None:
+    library = await KernelManager.open(tmp_path)
+    assert library._engine is not None
+    held = await library._engine.connect()
+    driver = (await held.get_raw_connection()).driver_connection
+    assert isinstance(driver, OneHopConnection)
+    await library.close()
+    with pytest.raises(ValueError, match="no active connection"):
+        await driver.commit()
+    await held.close()
 
 
 @pytest.mark.slow
