@@ -72,6 +72,7 @@ async def _besieged(answer: Answer, *, quick: bool, seed: int, deadline_s: float
         left = await _open_jobs(held)
         crashes = float(held.ended_by_itself())
         passed = await _passed(held)
+    gc.unfreeze()
     # Only now: it takes this process whole, and the forge would be blamed for answers that it cannot take.
     wrong = _wrong(passed, held.let_in, seed, {ir.digest for ir in broken})
     rates = {name: wave * len(times) / sum(times) for name, times in (("quiet", quiet), ("flooded", loud))}
