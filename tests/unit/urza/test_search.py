@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from esper.contracts.kernel import KernelStatus
-from esper.contracts.store import BlueprintQuery, KernelQuery, KernelRecord, Match
+from esper.contracts.kernel import BlueprintStatus, KernelStatus
+from esper.contracts.store import BlueprintQuery, BlueprintRecord, KernelQuery, KernelRecord, Match
 from esper.errors import ContractError, NotFound
 from esper.ir import digest_of
-from esper.services.urza import needs, search
+from esper.services.urza import listing, needs, search
 from esper.services.urza.kernel_manager import KernelManager
 from esper.testing.forging import adapter, artifact_of, request_for, verdict_on
 
@@ -144,21 +144,49 @@ async def test_a_cursor_of_another_list_is_refused(library: KernelManager, curso
         await library.search(KernelQuery(cursor=cursor))
 
 
-async def test_blueprints_are_listed_by_name_and_version_a_page_at_a_time(
-    library: KernelManager, kernels: list[KernelRecord]
+async def test_every_query_finds_the_blueprints_that_a_plain_loop_finds(
+    library: KernelManager, kernels: list[KernelRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = sorted({(kernel.name, kernel.version) for kernel in kernels if "conv" in kernel.tags})
-    found, query = [], BlueprintQuery(tags=["conv"], limit=4)
+    designs = {one.blueprint_id: one for one in [await library.get_blueprint(each.blueprint_id) for each in kernels]}
+    listed = sorted(designs.values(), key=lambda one: (one.name, one.version))
+    assert all(designs[kernel.blueprint_id].tags == kernel.tags for kernel in kernels)
+    dice, found = random.Random(11), 0
+    for number in range(60):
+        # Few of them, or many: the two ways must agree.
+        monkeypatch.setattr(listing, "FEW", (0, 3, 200)[number % 3])
+        monkeypatch.setattr(needs, "FEW_WORDS", (8, 0)[number % 2])
+        query = BlueprintQuery.model_validate({
+            "tags": dice.sample((*TAGS, "unheard-of"), dice.choice((0, 1, 1, 2, 3))),
+            "match": dice.choice(("any", "all")),
+            "status": dice.choice((None, None, BlueprintStatus.VALIDATED, BlueprintStatus.REJECTED)),
+            "name": dice.choice((None, None, "gat", "CONV", "gated conv", "größe", "nothing", "!")),
+            "limit": dice.choice((1, 4, 50)),
+        })  # fmt: skip
+        expected = [one for one in listed if described(one, query)]
+        assert await blueprints_walked(library, query) == expected, query
+        found += bool(expected)
+    assert found > 15
+
+
+def described(blueprint: BlueprintRecord, query: BlueprintQuery) -> bool:
+    tags = [tag in blueprint.tags for tag in query.tags]
+    names = blueprint.name.lower().replace("_", " ").replace("-", " ").split()
+    return all((
+        not tags or (all(tags) if query.match is Match.ALL else any(tags)),
+        query.status in (None, blueprint.status),
+        all(any(name.startswith(word) for name in names) for word in (query.name or "").lower().split()),
+    ))  # fmt: skip
+
+
+async def blueprints_walked(library: KernelManager, query: BlueprintQuery) -> list[BlueprintRecord]:
+    found: list[BlueprintRecord] = []
     while True:
         page = await library.search_blueprints(query)
-        found += [(one.name, one.version) for one in page.blueprints]
+        found += page.blueprints
         if page.cursor is None:
-            break
+            return found
+        assert len(page.blueprints) == query.limit
         query = query.model_copy(update={"cursor": page.cursor})
-    assert found == expected
-    both = BlueprintQuery(tags=["conv", "fast"], match=Match.ALL, name="gat")
-    names = {one.name for one in (await library.search_blueprints(both)).blueprints}
-    assert names <= {"Gated Convolution", "gated_mlp v2"}
 
 
 async def test_what_is_not_there_is_not_found(library: KernelManager) -> None:

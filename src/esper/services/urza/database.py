@@ -25,7 +25,7 @@ from esper.services.urza.base import Base
 from esper.services.urza.faults import unanswered, unstorable
 from esper.services.urza.reader import PostgresReader, Question, Reader, Rows, SessionReader, Values
 from esper.services.urza.sqlite_driver import WRITING, OneHopConnection, begin, configure, connected
-from esper.services.urza.sqlite_writer import SqliteWriter
+from esper.services.urza.sqlite_thread import SqliteReader, SqliteWriter
 from esper.services.urza.transitions import REFUSAL, UNPROVEN
 
 Result = TypeVar("Result")
@@ -80,8 +80,10 @@ class Database:
         bind = source.kw.get("bind")
         is_sqlite = bind is not None and bind.dialect.name == "sqlite"
         self._turn = asyncio.Lock() if is_sqlite else None
-        self._writer = SqliteWriter(bind.url) if is_sqlite and isinstance(bind, AsyncEngine) else None
+        self._writer: SqliteWriter | None = None
         self.reader: Reader = SessionReader(self._sessions)
+        if is_sqlite and isinstance(bind, AsyncEngine):
+            self._writer, self.reader = SqliteWriter(bind.url), SqliteReader(bind.url)
         if engine is not None and engine.dialect.name == "postgresql":
             timeouts = CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S
             self.reader = PostgresReader(engine.url, connections=READERS, timeouts_s=timeouts)
@@ -92,7 +94,7 @@ class Database:
         return self._turn is not None
 
     async def rows(self, question: Question, values: Values) -> Rows:
-        """Return what a question finds that is asked again and again; on PostgreSQL through connections for these alone.
+        """Return what a question finds that is asked again and again, through connections for these alone.
 
         Within `joined` it is asked in that transaction.
 

@@ -21,6 +21,9 @@ from esper.services.urza.models import BlueprintPair, BlueprintTerm
 from esper.services.urza.needs import Condition, Need
 from esper.services.urza.reader import Reader
 
+FEW = 100
+"""Up to so many blueprints they are read and sorted, which takes about a millisecond."""
+
 _SAMPLE: Any = literal_column("'sha256:04'")
 """One digest in 64 is less; digests are as good as random, so this is a fair sample of the blueprints."""
 
@@ -43,6 +46,9 @@ async def fitting(reader: Reader, needs: Sequence[Need], few: int) -> list[str] 
             else:
                 values[f"first{pairs}"], values[f"second{pairs}"] = min(one, other), max(one, other)
                 pairs += 1
+    elif known and not begun:
+        rest, alone = [], len(known[0].terms)
+        values |= {f"alone{number}": term for number, term in enumerate(known[0].terms)}
     elif known:
         rest, mixed = begun[1:], len(known[0].terms)
         values |= begun[0].values("begun") | {f"mixed{number}": term for number, term in enumerate(known[0].terms)}

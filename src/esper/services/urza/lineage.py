@@ -11,8 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from esper.contracts.store import LineageEntry
+from esper.services.urza.listing import tags_of
 from esper.services.urza.models import Blueprint
-from esper.services.urza.search import tags_of
+from esper.services.urza.reader import SessionReader
 
 MAX_LINE = 10_000
 """Blueprints that one answer holds at most."""
@@ -58,7 +59,7 @@ async def _rows(session: AsyncSession, line: CTE, limit: int) -> dict[str, Row[*
 async def _entries(
     session: AsyncSession, rows: dict[str, Row[*tuple[Any, ...]]], depths: dict[str, int]
 ) -> list[LineageEntry]:
-    tags = await tags_of(session, set(depths))
+    tags = await tags_of(SessionReader(session), list(depths))
     return [
         LineageEntry(
             blueprint_id=key, name=rows[key].name, version=rows[key].version, created_at=rows[key].created_at,

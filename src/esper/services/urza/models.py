@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from esper.contracts.kernel import BlueprintStatus, JobPhase, JsonObject, KernelStatus
 from esper.services.urza.base import DIGEST, NAME, Base, now, words
-from esper.services.urza.terms import TAG_MARK, bits_of
+from esper.services.urza.terms import TAG_MARK
 
 TERM = String(129).with_variant(String(129, collation="C"), "postgresql")
 """Terms are compared byte by byte everywhere, so that words with one beginning lie together in the index."""
@@ -88,11 +88,6 @@ class BlueprintTerm(Base):
     blueprint_id: Mapped[str] = mapped_column(DIGEST, ForeignKey("blueprints.id", ondelete="CASCADE"), primary_key=True)
     term: Mapped[str] = mapped_column(TERM, primary_key=True)
     bits: Mapped[int] = mapped_column(BigInteger, server_default="-1")
-
-    @classmethod
-    def of(cls, term: str) -> "BlueprintTerm":
-        """Return the row of a term."""
-        return cls(term=term, bits=bits_of(term))
 
 
 class BlueprintPair(Base):

@@ -4,7 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Select, String, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    ColumnElement,
+    Select,
+    String,
+    and_,
+    any_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+)
 
 from esper.contracts.store import Match
 from esper.services.urza.models import BlueprintTerm, KernelTerm
@@ -82,6 +95,13 @@ class Condition:
         is_it = own.c.blueprint_id if row is BlueprintTerm else own.c.kernel_id
         found: Select[Any] = select(literal_column("1")).where(is_it == key, self.of(own.c.term)).limit(1)
         return found.scalar_subquery().is_not(None)
+
+
+def one_of(column: Any, name: str, *, arrays: bool) -> ColumnElement[bool]:
+    """The condition that a column is one of the texts that are given under a name, as one value where there are arrays."""
+    if arrays:
+        return column == any_(bindparam(name, type_=ARRAY(String)))  # type: ignore[no-any-return]
+    return column.in_(bindparam(name, expanding=True))  # type: ignore[no-any-return]
 
 
 async def needs_of(reader: Reader, tags: Sequence[str], match: Match, name: str | None) -> list[Need]:

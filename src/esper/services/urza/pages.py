@@ -6,14 +6,12 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Double,
     Integer,
     Select,
     String,
     Text,
-    any_,
     bindparam,
     cast,
     literal_column,
@@ -26,7 +24,7 @@ from sqlalchemy import (
 from esper.contracts.kernel import KernelStatus
 from esper.contracts.store import KernelQuery
 from esper.services.urza.models import Blueprint, Kernel, KernelTerm
-from esper.services.urza.needs import Condition
+from esper.services.urza.needs import Condition, one_of
 
 Found: TypeAlias = Select[*tuple[Any, ...]]
 
@@ -91,10 +89,8 @@ class Page:
 
     def _of_few(self, arrays: bool) -> Found:
         """Read the kernels of few blueprints, and sort them."""
-        key = Kernel.blueprint_id
-        ids = bindparam("blueprints", type_=ARRAY(String)) if arrays else bindparam("blueprints", expanding=True)
         found = select(Kernel.id.label("id"), Kernel.rank.label("rank")).where(
-            key == any_(ids) if arrays else key.in_(ids), *self._filters(Kernel)
+            one_of(Kernel.blueprint_id, "blueprints", arrays=arrays), *self._filters(Kernel)
         )
         if "status" in self.given:
             found = found.where(Kernel.status == bindparam("status"))

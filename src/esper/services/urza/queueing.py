@@ -62,6 +62,16 @@ _LINE = (
     .order_by(*in_turn())
     .limit(LONGEST_LINE)
 )
+_LATEST = (
+    select(CompileJobRow.ended_at - CompileJobRow.claimed_at)
+    .where(
+        CompileJobRow.status == JobStatus.DONE,
+        CompileJobRow.phase == bindparam("phase"),
+        _level() == bindparam("level"),
+    )
+    .order_by(CompileJobRow.ended_at.desc())
+    .limit(RECENT)
+)
 
 
 @dataclass(frozen=True)
@@ -162,12 +172,7 @@ def _sum(first: float | None, second: float | None) -> float | None:
 
 
 def _median_s(session: Session, kind: Kind) -> float | None:
-    row, (phase, level) = CompileJobRow, kind
-    latest = (
-        select(row.ended_at - row.claimed_at)
-        .where(row.status == JobStatus.DONE, row.phase == phase, _level() == level)
-        .order_by(row.ended_at.desc())
-        .limit(RECENT)
-    )
-    took = [float(seconds) for seconds in session.scalars(latest) if seconds is not None]
-    return median(took) if took else None
+    phase, level = kind
+    took = session.execute(_LATEST, {"phase": phase, "level": level}).scalars()
+    seconds = [float(one) for one in took if one is not None]
+    return median(seconds) if seconds else None

@@ -68,11 +68,10 @@ class SessionReader:
 
     def __init__(self, source: async_sessionmaker[AsyncSession] | AsyncSession) -> None:
         self._source = source
-        self._statements: _Kept[Statement] = _Kept()
 
     async def rows(self, question: Question, values: Values) -> Rows:
         """See `Reader`; faults are those of the session."""
-        statement = self._statements.of(question, lambda: question.statement(arrays=False))
+        statement = question.statement(arrays=False)
         if isinstance(self._source, AsyncSession):
             return (await self._source.execute(statement, values)).all()
         async with self._source() as session:
@@ -95,7 +94,7 @@ class PostgresReader:
         self._url = url
         self._connect_s, self._wait_s, self._answer_s = timeouts_s
         self._dialect: Dialect = dialects.dialect()  # type: ignore[no-untyped-call]
-        self._compiled: _Kept[_Compiled] = _Kept()
+        self._compiled: Kept[_Compiled] = Kept()
         self._free: asyncio.LifoQueue[Any] = asyncio.LifoQueue()
         for _ in range(connections):
             self._free.put_nowait(None)
@@ -169,13 +168,14 @@ class PostgresReader:
         return str(compiled), tuple(compiled.positiontup or ()), constants
 
 
-class _Kept(Generic[Made]):
+class Kept(Generic[Made]):
     """What was made of questions, of the latest ones."""
 
     def __init__(self) -> None:
         self._made: OrderedDict[Question, Made] = OrderedDict()
 
     def of(self, question: Question, make: Callable[[], Made]) -> Made:
+        """Return what was made of a question, made now where it was not kept."""
         if question in self._made:
             self._made.move_to_end(question)
             return self._made[question]

@@ -169,8 +169,7 @@ class Reads:
         Raises:
             ContractError: If its cursor cannot be used.
         """
-        async with self._database.reading() as session:
-            return await page_of_blueprints(session, query)
+        return await page_of_blueprints(self._database, query)
 
     async def get_kernel(self, kernel_id: str) -> KernelRecord:
         """Return a kernel's record, whatever its status.
@@ -189,8 +188,7 @@ class Reads:
         Raises:
             NotFound: If there is none.
         """
-        async with self._database.reading() as session:
-            found = await blueprint_record(session, blueprint_id)
+        found = await blueprint_record(self._database, blueprint_id)
         if found is None:
             raise no_blueprint(blueprint_id)
         return found

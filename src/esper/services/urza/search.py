@@ -10,20 +10,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from esper.contracts.store import KernelPage, KernelQuery, KernelRecord
 from esper.services.urza.cursors import place_of, written
-from esper.services.urza.fitting import fitting, rarest_first
-from esper.services.urza.models import BlueprintTerm
+from esper.services.urza.fitting import FEW, fitting, rarest_first
 from esper.services.urza.needs import Need, needs_of
 from esper.services.urza.pages import OneKernel, Page, Shown, filters_of
 from esper.services.urza.reader import Reader, Rows
-from esper.services.urza.terms import AFTER_TAGS, TAG_MARK
-
-FEW = 100
-"""Up to so many blueprints their kernels are read and sorted, which takes about a millisecond."""
 
 
 async def page_of_kernels(reader: Reader, query: KernelQuery) -> KernelPage:
@@ -54,18 +46,6 @@ async def kernel_record(reader: Reader, kernel_id: str) -> KernelRecord | None:
     """Return one kernel, or None where there is none."""
     rows = await reader.rows(OneKernel(), {"id": kernel_id})
     return _record(rows[0]) if rows else None
-
-
-async def tags_of(session: AsyncSession, blueprint_ids: set[str]) -> dict[str, list[str]]:
-    """Return the tags of blueprints, in alphabetical order."""
-    row = BlueprintTerm
-    query = select(row.blueprint_id, row.term).where(
-        row.blueprint_id.in_(blueprint_ids), row.term >= TAG_MARK, row.term < AFTER_TAGS
-    )
-    found: dict[str, list[str]] = {}
-    for blueprint_id, term in (await session.execute(query)).all():
-        found.setdefault(blueprint_id, []).append(term.removeprefix(TAG_MARK))
-    return {blueprint_id: sorted(tags) for blueprint_id, tags in found.items()}
 
 
 async def _rows(reader: Reader, query: KernelQuery, place: Sequence[Any] | None, shown: Shown) -> Rows:
