@@ -2,8 +2,9 @@
 
 A small network is trained on what there is before the change. The unit is the whole training of the larger network from scratch
 on everything, old and new. Arms, by additional FLOPs: the trained network with a graft at every slot and its schedule warmed up
-again; the same with the host frozen; the small one with the same re-warming; the larger one from scratch. The first three are
-also trained on what came alone, without replay of what was there before. How much of that is forgotten is measured in every arm.
+again; the same with the host frozen; the small one with the same re-warming; the larger one from scratch. Each is also trained on
+what came alone, without replay of what was there before: where the two worlds contradict each other, replay harms whoever has it.
+How much is forgotten is measured in every arm.
 """
 
 from benchmarks.growth.bench import Bench
@@ -58,7 +59,7 @@ def study(change: str, bench: Bench, plan: Plan, name: str) -> Study:
 
 
 def _arms(task: Task, change: str, begun: dict[int, Outcome], places: tuple[Place, ...], unit: int) -> dict[str, Make]:
-    """Return every arm after the change but the whole retraining."""
+    """Return every arm after the change but the whole retraining with replay."""
 
     def make(what: str, units: float, replay: bool) -> Make:
         grows = what in (GROW, FREEZE)
@@ -69,8 +70,8 @@ def _arms(task: Task, change: str, begun: dict[int, Outcome], places: tuple[Plac
         )  # fmt: skip
 
     replayed = [(what, units, True) for what in (GROW, FREEZE, GO_ON) for units in (SHORT, WHOLE)]
-    alone = [(what, SHORT, False) for what in (GROW, FREEZE, GO_ON)]
-    wanted = [*replayed, (RETRAIN, SHORT, True), *alone]
+    alone = [(what, units, False) for what in (GROW, GO_ON, RETRAIN) for units in (SHORT, WHOLE)]
+    wanted = [*replayed, (RETRAIN, SHORT, True), *alone, (FREEZE, SHORT, False)]
     return {arm(what, units, replay=replay): make(what, units, replay) for what, units, replay in wanted}
 
 
@@ -83,6 +84,11 @@ def _judge(result: Study, unit: int) -> None:
         "grown_less_continued_0.35": result.less(arm(GROW, SHORT), arm(GO_ON, SHORT)),
         "grown_less_continued_1": result.less(arm(GROW, WHOLE), arm(GO_ON, WHOLE)),
         "grown_less_frozen_0.35": result.less(arm(GROW, SHORT), arm(FREEZE, SHORT)),
+        "grown_less_retrained_0.35_no_replay": result.less(
+            *(arm(what, SHORT, replay=False) for what in (GROW, RETRAIN))
+        ),
+        "grown_less_retrained_1_no_replay": result.less(*(arm(what, WHOLE, replay=False) for what in (GROW, RETRAIN))),
+        "grown_less_continued_1_no_replay": result.less(*(arm(what, WHOLE, replay=False) for what in (GROW, GO_ON))),
         "retrained_less_continued_1": (larger := result.less(arm(RETRAIN, WHOLE), arm(GO_ON, WHOLE))),
     }
     result.facts = {
