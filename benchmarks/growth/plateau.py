@@ -2,7 +2,7 @@
 
 A small network is trained to the end of its schedule. The unit is the whole training of the larger network from scratch, for as
 many steps. Arms, by additional FLOPs: the trained network with a graft at every slot and its schedule warmed up again; the larger
-network from scratch; the small one with the same re-warming. What was already trained is sunk, and is stated.
+network from scratch, whole and for less; the small one with the same re-warming. What was already trained is sunk, and is stated.
 """
 
 from benchmarks.growth.bench import Bench
@@ -29,6 +29,11 @@ def go_on(units: float) -> str:
     return f"continue small, {units:g} units"
 
 
+def retrain_for(units: float) -> str:
+    """Return the name of an arm that trains the larger network from scratch for less than a whole training."""
+    return f"{RETRAIN}, {units:g} units"
+
+
 def study(bench: Bench, plan: Plan, name: str) -> Study:
     """Train to a plateau and go on in three ways, on one task."""
     task = task_named(name)
@@ -47,7 +52,8 @@ def study(bench: Bench, plan: Plan, name: str) -> Study:
 
     growing = {grow(units): _grow(task, plateaued, places, round(units * unit)) for units in UNITS}
     continuing = {go_on(units): _go_on(task, plateaued, round(units * unit)) for units in UNITS}
-    arms = growing | continuing
+    retraining = {retrain_for(units): _retrain(task, places, round(units * unit)) for units in UNITS if units < 1}
+    arms = growing | continuing | retraining
     tuning |= tune(bench, plan, name, arms)
 
     makers: dict[str, Make] = {SMALL: small, RETRAIN: retrain, **arms}
@@ -71,10 +77,17 @@ def _go_on(task: Task, begun: dict[int, Outcome], flops: int) -> Make:
     )  # fmt: skip
 
 
+def _retrain(task: Task, places: tuple[Place, ...], flops: int) -> Make:
+    return lambda rate, seed: Run(
+        task=task.name, arm=RETRAIN, seed=seed, rate=rate, width=task.widths[0], flops=flops, places=places
+    )
+
+
 def _judge(result: Study, unit: int) -> None:
     over_retrained = result.less(grow(0.7), RETRAIN)
     over_continued = result.less(grow(0.7), go_on(1.0))
     larger = result.less(RETRAIN, SMALL)
+    equal = {units: result.less(grow(units), retrain_for(units)) for units in UNITS if units < 1}
     result.facts = {
         "unit_gflops": unit / 1e9,
         "grown_0.7_units_spent": mean(outcome.flops for outcome in result.arms[grow(0.7)]) / unit,
@@ -83,6 +96,8 @@ def _judge(result: Study, unit: int) -> None:
         "grown_0.7_less_retrained_error": over_retrained.error,
         "grown_0.7_less_continued_1.0": over_continued.mean,
         "grown_0.7_less_continued_1.0_error": over_continued.error,
+        **{f"grown_less_retrained_{units:g}_each": found.mean for units, found in equal.items()},
+        **{f"grown_less_retrained_{units:g}_each_error": found.error for units, found in equal.items()},
         "retrained_less_small": larger.mean,
         "retrained_less_small_error": larger.error,
         "counts": float(larger.at_least(0.0)),
