@@ -10,7 +10,7 @@ from time import perf_counter
 from benchmarks.support.explained import Heard, cost_ms, whole_reads
 from benchmarks.support.report import Answer, Target
 from benchmarks.support.urza_library import CHAIN, SETTINGS, fill, questions
-from esper.contracts.store import KernelQuery
+from esper.contracts.store import BlueprintQuery, KernelQuery
 from esper.ir import digest_of
 from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.database import engine_at, prepare
@@ -37,6 +37,7 @@ class Costs:
         scans: Large tables that were read from end to end.
         wall_ms: From the call of the manager to its answer.
         anew_ms: Were each planned anew.
+        blueprints_ms: Of searches of blueprints by the same tags and names, in rising order.
         lineage_ms: Of the longest line.
         key_ms: Of one row by its key.
     """
@@ -47,6 +48,7 @@ class Costs:
     scans: list[str] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
     anew_ms: list[float] = field(default_factory=list)
+    blueprints_ms: list[float] = field(default_factory=list)
     lineage_ms: list[float] = field(default_factory=list)
     key_ms: list[float] = field(default_factory=list)
 
@@ -98,6 +100,9 @@ async def _measured(
         costs.by_kind.setdefault(kind, []).append(costs.in_order[-1])
         costs.anew_ms.append(min([sum(map(cost_ms, await heard.plans(statements, anew=True))) for _ in range(rounds)]))
         costs.scans += [f"{kind}: {table}" for plan in plans[0] for table in whole_reads(plan, LARGE)]
+    costs.blueprints_ms = sorted([
+        await _of_blueprints(library, heard, query, rounds, costs) for _, query in questions(seed, count // 4)
+    ])  # fmt: skip
     youngest = digest_of(f"k{CHAIN - 1}".encode())
     for _ in range(20):
         async with heard.listening() as statements:
@@ -109,6 +114,15 @@ async def _measured(
     await library.close()
     await engine.dispose()
     return costs
+
+
+async def _of_blueprints(library: KernelManager, heard: Heard, query: KernelQuery, rounds: int, costs: Costs) -> float:
+    """Return what a search of blueprints costs by the tags and the name of a search of kernels."""
+    async with heard.listening() as statements:
+        await library.search_blueprints(BlueprintQuery(tags=query.tags, match=query.match, name=query.name))
+    plans = [await heard.plans(statements) for _ in range(rounds + 1)]
+    costs.scans += [f"blueprints: {table}" for plan in plans[0] for table in whole_reads(plan, LARGE)]
+    return min(sum(map(cost_ms, plan)) for plan in plans)
 
 
 async def _timed_search(library: KernelManager, query: KernelQuery) -> float:
@@ -123,6 +137,7 @@ def _tell(result: Answer, size: int, costs: Costs) -> None:
         result.metrics[f"search_{name}_ms_at_{size}"] = _percentile(every, share)
         result.metrics[f"search_planned_anew_{name}_ms_at_{size}"] = _percentile(sorted(costs.anew_ms), share)
         result.metrics[f"search_wall_{name}_ms_at_{size}"] = _percentile(sorted(costs.wall_ms), share)
+        result.metrics[f"blueprints_{name}_ms_at_{size}"] = _percentile(costs.blueprints_ms, share)
     result.metrics[f"search_mean_ms_at_{size}"] = statistics.fmean(every)
     result.metrics[f"kernels_per_page_at_{size}"] = statistics.fmean(costs.rows)
     result.metrics[f"us_per_kernel_found_at_{size}"] = 1e3 * sum(every) / sum(costs.rows)
