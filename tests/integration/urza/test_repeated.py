@@ -1,6 +1,7 @@
 """Requests that are sent twice are answered as the first time."""
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,34 @@ async def test_old_answers_are_forgotten(tmp_path: Path) -> None:
         assert (await collector_of(service.manager, RetentionConfig()).collect()).answers == 0
         assert (await collector_of(service.manager, RetentionConfig(answers_s=0)).collect()).answers == 1
         assert (await service.ask("POST", "/api/v1/jobs/claim", json=body, headers=headers))[0] == 204
+
+
+async def test_submissions_with_a_key_and_without_never_wait_for_each_other(service: Service) -> None:
+    def sent(width: int) -> Coroutine[Any, Any, tuple[int, Any, Any]]:
+        headers = {IDEMPOTENCY_KEY: f"submission-{width}"} if width % 2 else {}
+        body = request_for(adapter(width)).model_dump(mode="json")
+        return service.ask("POST", "/api/v1/blueprints", json=body, headers=headers)
+
+    async with asyncio.timeout(30.0):  # they would for a minute, which is how long a writer waits for its turn
+        answers = await asyncio.gather(*map(sent, range(1, 33)))
+    assert {status for status, _, _ in answers} == {200}
+    assert len({answer["blueprint_id"] for _, answer, _ in answers}) == 32
+
+
+async def test_a_crowd_that_submits_with_keys_does_not_stand_in_the_way_of_the_forge(service: Service) -> None:
+    await service.manager.submit(request_for(adapter(100)))
+    crowd = [
+        asyncio.create_task(
+            service.ask(
+                "POST",
+                "/api/v1/blueprints",
+                json=request_for(adapter(width)).model_dump(mode="json"),
+                headers={IDEMPOTENCY_KEY: f"submission-{width}"},
+            )
+        )
+        for width in range(1, 65)
+    ]
+    await asyncio.wait(crowd, return_when=asyncio.FIRST_COMPLETED)
+    assert await service.manager.claim("forge", lease_s=30.0) is not None
+    assert sum(task.done() for task in crowd) < 16
+    await asyncio.gather(*crowd)

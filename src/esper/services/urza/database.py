@@ -148,7 +148,7 @@ class Database:
         """
 
         async def once() -> Result:
-            if self._writer is None or _joined.get() is not None:
+            if self._writer is None or self.is_joined:
                 async with self.writing() as session:
                     return await session.run_sync(work)
             async with _translated(), self._in_turn():
@@ -182,6 +182,11 @@ class Database:
                 await session.run_sync(note)
             for call in session.info.pop(_COMMITTED, ()):
                 call()
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether this is within `joined`, so that whatever is written now is a part of a transaction that is open."""
+        return _joined.get() is not None
 
     @staticmethod
     @contextmanager

@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.types import Scope
@@ -21,7 +22,7 @@ from esper.services.urza.kernel_manager import KernelManager, collector_of
 from esper.services.urza.keys import ApiKeys
 from esper.services.urza.outbox import OutboxRelay
 from esper.services.urza.rest.blobs import blobs
-from esper.services.urza.rest.blueprints import blueprints
+from esper.services.urza.rest.blueprints import before_transaction, blueprints
 from esper.services.urza.rest.collecting import collecting
 from esper.services.urza.rest.config import UrzaConfig
 from esper.services.urza.rest.idempotency import Idempotency
@@ -96,7 +97,7 @@ async def serving(config: UrzaConfig, manager: KernelManager | None, clock: Cloc
             config=config,
             manager=manager,
             callers=Callers(config, ApiKeys(manager.database, clock), clock),
-            idempotency=Idempotency(manager.database),
+            idempotency=Idempotency(manager.database, partial(before_transaction, manager)),
             metrics=metrics,
             clock=clock,
             immutable=Immutable(config.cache_bytes),

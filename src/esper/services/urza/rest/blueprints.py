@@ -1,7 +1,9 @@
 """Endpoints about blueprints."""
 
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from esper.contracts.kernel import (
@@ -17,10 +19,31 @@ from esper.ir import BlueprintIR, digest_of
 from esper.services.rest.answers import IMMUTABLE, json_answer, json_list, matches, next_page
 from esper.services.rest.bodies import LimitedRoute
 from esper.services.rest.direct import DirectRoute
+from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.rest.parameters import Digest
 from esper.services.urza.rest.state import serving_of
 
 blueprints = APIRouter(prefix="/api/v1/blueprints", tags=["blueprints"], route_class=LimitedRoute)
+
+
+class _Urgency(msgspec.Struct):
+    """What the door asks of a submission."""
+
+    priority: int = BlueprintSubmissionRequest.model_fields["priority"].default
+
+
+_URGENCY = msgspec.json.Decoder(_Urgency)
+
+
+def before_transaction(manager: KernelManager, request: Request, body: bytes) -> AbstractAsyncContextManager[None]:
+    """Return what a request with an idempotency key passes first: a submission the store's door, another nothing."""
+    if request.url.path != blueprints.prefix:
+        return nullcontext()
+    try:
+        priority = _URGENCY.decode(body).priority
+    except msgspec.DecodeError:  # it is refused when its turn has come
+        priority = _Urgency().priority
+    return manager.door.passed(max(1, min(priority, 10)))
 
 
 @blueprints.post("", response_model=BlueprintSubmissionResponse)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from esper.services.urza.audit import deed_at_hand, done_by
 from esper.services.urza.database import Database, lock
 
 Work = Callable[[], Awaitable[Response]]
+Before = Callable[[Request, bytes], AbstractAsyncContextManager[None]]
 
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -37,10 +39,11 @@ class Idempotency:
 
     Args:
         database: Where they are kept, until garbage collection forgets them.
+        before: What a request with its body passes before the transaction begins.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, before: Before) -> None:
+        self._database, self._before = database, before
 
     async def answered(self, request: Request, work: Work) -> Response:
         """Return the answer that the key got, or do the work and keep its answer.
@@ -54,7 +57,8 @@ class Idempotency:
                 ContractError("the idempotency key cannot be used", why="1 to 128 visible characters", code="ESP-3414")
             )
         key = f"{caller_of(request.scope).name}:{given}"
-        asked = digest_of(f"{request.method} {request.url.path}?{request.url.query}\n".encode() + await request.body())
+        body = await request.body()
+        asked = digest_of(f"{request.method} {request.url.path}?{request.url.query}\n".encode() + body)
         deed = deed_at_hand()
 
         async def once(session: AsyncSession) -> Response:
@@ -68,7 +72,8 @@ class Idempotency:
 
         with done_by(None):  # notes about a request are no deeds of its own
             try:
-                return await self._database.transact(once)
+                async with self._before(request, body):
+                    return await self._database.transact(once)
             except _NotKept as ended:
                 return ended.answer
 
