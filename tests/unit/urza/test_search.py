@@ -69,7 +69,7 @@ def drawn(dice: random.Random) -> KernelQuery:
         "max_latency_ms": maybe((0.1, 0.5)),
         "max_memory_mb": maybe((0.001, 0.003, 2.0)),
         "has_params": maybe((True, False)),
-        "name": maybe(("gat", "CONV", "gated conv", "v", "größe", "nothing", "!")),
+        "name": maybe(("gat", "CONV", "gated conv", "v", "größe", "nothing", "!", "#")),
         "limit": dice.choice((1, 3, 50)),
     })  # fmt: skip
 
@@ -153,13 +153,13 @@ async def test_every_query_finds_the_blueprints_that_a_plain_loop_finds(
     dice, found = random.Random(11), 0
     for number in range(60):
         # Few of them, or many: the two ways must agree.
-        monkeypatch.setattr(listing, "FEW", (0, 3, 200)[number % 3])
+        monkeypatch.setattr(listing, "SORTED", (0, 3, 200)[number % 3])
         monkeypatch.setattr(needs, "FEW_WORDS", (8, 0)[number % 2])
         query = BlueprintQuery.model_validate({
             "tags": dice.sample((*TAGS, "unheard-of"), dice.choice((0, 1, 1, 2, 3))),
             "match": dice.choice(("any", "all")),
             "status": dice.choice((None, None, BlueprintStatus.VALIDATED, BlueprintStatus.REJECTED)),
-            "name": dice.choice((None, None, "gat", "CONV", "gated conv", "größe", "nothing", "!")),
+            "name": dice.choice((None, None, "gat", "CONV", "gated conv", "größe", "nothing", "!", "#")),
             "limit": dice.choice((1, 4, 50)),
         })  # fmt: skip
         expected = [one for one in listed if described(one, query)]

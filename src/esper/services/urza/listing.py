@@ -9,12 +9,15 @@ from sqlalchemy import Integer, String, Text, bindparam, cast, select, tuple_
 
 from esper.contracts.store import BlueprintPage, BlueprintQuery, BlueprintRecord
 from esper.services.urza.cursors import place_of, written
-from esper.services.urza.fitting import FEW, fitting
+from esper.services.urza.fitting import fitting, rarest_first
 from esper.services.urza.models import Blueprint, BlueprintTerm
 from esper.services.urza.needs import Condition, needs_of, one_of
 from esper.services.urza.pages import Found
 from esper.services.urza.reader import Reader
 from esper.services.urza.terms import AFTER_TAGS, TAG_MARK
+
+SORTED = 2_000
+"""Up to so many blueprints are sorted by name, in some milliseconds; where more fit, the list by name soon fills a page."""
 
 _SHOWN = (
     Blueprint.id, Blueprint.name, Blueprint.version, Blueprint.status, Blueprint.parent_id, Blueprint.submitted_by,
@@ -37,9 +40,9 @@ class _Page:
     given: frozenset[str]
 
     def statement(self, *, arrays: bool) -> Found:
-        """Find them by name and version."""
+        """Find their ids by name and version, then what is shown of them."""
         needs = [Condition(f"need{number}", terms) for number, terms in enumerate(self.needs)]
-        found: Found = select(*_SHOWN).where(*(need.holds_for(BlueprintTerm, Blueprint.id) for need in needs))
+        found = select(Blueprint.id).where(*(need.holds_for(BlueprintTerm, Blueprint.id) for need in needs))
         if self.few:
             found = found.where(one_of(Blueprint.id, "blueprints", arrays=arrays))
         if "status" in self.given:
@@ -47,7 +50,10 @@ class _Page:
         if "after_name" in self.given:
             place = tuple_(bindparam("after_name", type_=String), bindparam("after_version", type_=Integer))
             found = found.where(tuple_(Blueprint.name, Blueprint.version) > place)
-        return found.order_by(Blueprint.name, Blueprint.version).limit(bindparam("limit", type_=Integer))
+        order = (Blueprint.name, Blueprint.version)
+        page = found.order_by(*order).limit(bindparam("limit", type_=Integer)).subquery()
+        shown: Found = select(*_SHOWN).join(page, page.c.id == Blueprint.id).order_by(*order)
+        return shown
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,9 @@ async def page_of_blueprints(reader: Reader, query: BlueprintQuery) -> Blueprint
     filters: dict[str, object] = {} if query.status is None else {"status": query.status}
     if place is not None:
         filters |= {"after_name": place[0], "after_version": place[1]}
-    # Where few have what is looked for, they are sorted; where many have it, the list by name soon fills a page.
-    few = await fitting(reader, needs, FEW) if needs else None
+    if len(needs) > 2:
+        needs = await rarest_first(reader, needs)
+    few = await fitting(reader, needs, SORTED) if needs else None
     if few == []:
         return BlueprintPage(blueprints=[])
     values = filters | {"limit": query.limit + 1, "blueprints": few}

@@ -30,8 +30,8 @@ def after(beginning: str) -> str:
 
 
 def asked_for(name: str | None) -> list[str]:
-    """Return the words that a name which is looked for has; one without letters and digits has itself, and finds nothing."""
-    return (words_of(name) or [name]) if name else []
+    """Return the words that a name which is looked for has; for one without letters and digits what no term begins with."""
+    return (words_of(name) or [_LAST]) if name else []
 
 
 def bits_of(term: str) -> int:
