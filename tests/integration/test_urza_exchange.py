@@ -52,6 +52,20 @@ async def test_an_exported_library_comes_back_with_bytes_lineage_tags_and_figure
         assert await new.find(adapter(1).digest, BuildSpec()) is None
 
 
+async def test_text_with_every_kind_of_line_end_comes_back(tmp_path: Path) -> None:
+    ir, odd = adapter(1), "one\u2028two\u2029three\x85four\vfive\nsix"
+    design = BlueprintContract(
+        blueprint_id=ir.digest, name=odd, architecture_ir=ir.to_json(), tags=[odd], metadata={"of": odd}
+    )
+    async with await KernelManager.open(tmp_path / "a") as old:
+        await old.store_blueprint(design)
+        await export_library(old, tmp_path / "files")
+    async with await KernelManager.open(tmp_path / "b") as new:
+        await import_library(new, tmp_path / "files")
+        found = await new.get_blueprint(ir.digest)
+    assert (found.name, found.tags, found.metadata) == (odd, [odd], {"of": odd})
+
+
 async def test_files_that_were_changed_are_not_taken_in(tmp_path: Path) -> None:
     files = tmp_path / "files"
     async with await KernelManager.open(tmp_path / "a") as old:

@@ -146,16 +146,20 @@ async def _kernels(manager: KernelManager) -> AsyncIterator[KernelRecord]:
 
 
 def _lines(path: Path, kind: type[Line]) -> list[Line]:
+    found = []
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as lines:  # as text it would be cut at separators that JSON leaves in its strings
+            for number, line in enumerate(lines, 1):
+                found.append(_parsed(line, kind, f"line {number} of {path}"))
+    except OSError as error:
         raise ContractError(
             f"{path} cannot be read", why=str(error), todo="give what esper library export wrote"
         ) from error
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            found.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            raise ContractError(f"line {number} of {path} is no {kind.__name__}", code="ESP-3220") from error
     return found
+
+
+def _parsed(line: bytes, kind: type[Line], where: str) -> Line:
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        raise ContractError(f"{where} is no {kind.__name__}", code="ESP-3220") from error
