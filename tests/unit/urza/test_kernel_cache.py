@@ -55,6 +55,13 @@ async def test_the_bound_holds_for_what_was_there_before(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == [digest_of(C).removeprefix("sha256:")]
 
 
+async def test_the_bound_holds_for_all_who_share_the_folder(tmp_path: Path) -> None:
+    one, other = (PersistentKernelCache(tmp_path, max_bytes=250) for _ in range(2))
+    for cache, data in ((one, A), (other, B), (one, C), (other, bytes(100))):
+        await cache.get(digest_of(data), Source(data).fetch)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 250
+
+
 async def test_a_kernel_larger_than_the_bound_is_handed_on_and_not_kept(tmp_path: Path) -> None:
     cache = PersistentKernelCache(tmp_path, max_bytes=99)
     assert await cache.get(digest_of(A), Source(A).fetch) == A

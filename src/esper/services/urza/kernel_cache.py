@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class PersistentKernelCache:
         self.hits = self.misses = self.evicted = self.damaged = 0
         self._root, self._max_bytes = own_folder(root), max_bytes
         self._in_flight: dict[str, asyncio.Task[bytes]] = {}
-        self._held = sum(size for _, size, _ in self._files())
+        self._tidying = threading.Lock()
 
     async def get(self, kernel_id: str, fetch: Callable[[str], Awaitable[bytes]]) -> bytes:
         """Return the bytes of a kernel; whoever asks while somebody fetches it waits for the same bytes.
@@ -101,19 +102,18 @@ class PersistentKernelCache:
 
     def _keep(self, kernel_id: str, data: bytes) -> None:
         write_whole(self._path(kernel_id), data)
-        self._held += len(data)
-        if self._held > self._max_bytes:
+        with self._tidying:
             self._make_room()
 
     def _make_room(self) -> None:
         """Look what is there, other processes' kernels too, and let the oldest go."""
         files = sorted(self._files())
-        self._held = sum(size for _, size, _ in files)
+        held = sum(size for _, size, _ in files)
         for _, size, path in files:
-            if self._held <= self._max_bytes:
+            if held <= self._max_bytes:
                 return
             path.unlink(missing_ok=True)
-            self._held -= size
+            held -= size
             self.evicted += 1
 
     def _files(self) -> list[tuple[int, int, Path]]:
