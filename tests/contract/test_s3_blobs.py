@@ -8,6 +8,7 @@ import pytest
 from obstore.store import S3Store
 
 from esper.errors import StoreUnavailable
+from esper.services.urza.digests import address_of
 from esper.services.urza.s3_blobs import S3Blobs, S3Config
 from esper.testing.blob_contract import BlobContract
 from esper.testing.s3 import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3FolderServer, S3Server
@@ -46,6 +47,21 @@ class TestS3BlobsAsFiles(BlobContract):
     @pytest.fixture
     def blobs(self, folder_server: S3FolderServer) -> S3Blobs:
         return S3Blobs(config(folder_server))
+
+
+async def test_putting_sound_bytes_again_heals_damaged_ones_of_the_same_length(s3_server: S3Server) -> None:
+    given = config(s3_server)
+    blobs = S3Blobs(given)
+    digest = await blobs.put(b"sound")
+    bucket = S3Store(
+        given.bucket, endpoint=given.endpoint, client_options={"allow_http": True}, access_key_id=ACCESS_KEY_ID,
+        secret_access_key=SECRET_ACCESS_KEY, region=given.region,
+    )  # fmt: skip
+    await obstore.put_async(bucket, address_of(digest), b"sOund", mode="overwrite")
+    with pytest.raises(StoreUnavailable, match="damaged"):
+        await blobs.get(digest)
+    assert await blobs.put(b"sound") == digest
+    assert await blobs.get(digest) == b"sound"
 
 
 async def test_what_a_server_of_files_acknowledged_is_there_after_a_kill(folder_server: S3FolderServer) -> None:

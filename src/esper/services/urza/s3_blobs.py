@@ -87,7 +87,7 @@ class S3Blobs:
         )
 
     async def put(self, data: bytes) -> str:
-        """Store bytes and return their content address; what is there already is left as it is.
+        """Store bytes and return their content address; sound bytes that are there are left as they are, damaged ones replaced.
 
         Raises:
             StoreUnavailable: If the bucket does not answer.
@@ -98,9 +98,16 @@ class S3Blobs:
             try:
                 await obstore.put_async(self._store, address, data, mode="create", use_multipart=False)
             except AlreadyExistsError:
-                if await self.size(digest) != len(data):
+                if (await self._read(digest))[1] != digest:
                     await obstore.put_async(self._store, address, data, mode="overwrite", use_multipart=False)
         return digest
+
+    async def _read(self, digest: str) -> tuple[bytes, str]:
+        """Return the bytes at an address, and the digest that they have."""
+        with _translated(digest):
+            answer = await obstore.get_async(self._store, address_of(digest))
+            data = bytes(await answer.bytes_async())
+        return data, await asyncio.to_thread(digest_of, data)
 
     async def get(self, digest: str) -> bytes:
         """Return the bytes at an address.
@@ -110,10 +117,7 @@ class S3Blobs:
             NotFound: If there are none.
             StoreUnavailable: If they are damaged, or the bucket does not answer.
         """
-        with _translated(digest):
-            answer = await obstore.get_async(self._store, address_of(digest))
-            data = bytes(await answer.bytes_async())
-        found = await asyncio.to_thread(digest_of, data)
+        data, found = await self._read(digest)
         if found != digest:
             raise damaged(digest, len(data), found)
         return data
