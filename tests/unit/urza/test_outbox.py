@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esper.contracts.events import BlueprintSubmitted, CompilationEvent
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import SUBMITTED, Message
-from esper.errors import BusUnavailable, InvalidBlueprint
+from esper.errors import BusUnavailable, Conflict, ContractError, EsperError, InvalidBlueprint
 from esper.ports import Acknowledge, Delivery, DeliveryHandler
 from esper.services.oona.memory_bus import MemoryBus
 from esper.services.urza.blobs import LocalBlobs
@@ -166,6 +167,27 @@ async def test_an_outage_of_the_bus_is_counted_and_delays_but_loses_nothing(libr
         async with OutboxRelay(library.outbox, flaky, EAGER) as relay:
             assert await heard.count(1) == [adapter(1).digest]
         assert relay.outages == 3
+
+
+@pytest.mark.parametrize("fault", [ContractError("no message of this version"), Conflict("others were always first")])
+async def test_the_relay_outlives_what_it_cannot_publish_and_races_that_it_loses(
+    library: KernelManager, monkeypatch: pytest.MonkeyPatch, fault: EsperError
+) -> None:
+    async with listening() as (bus, heard):
+        publish, faults = bus.publish, [fault]
+
+        async def faulty(stream: str, message: Message, **given: Any) -> MessageId:
+            if stream == SUBMITTED.stream and faults:
+                raise faults.pop()
+            return await publish(stream, message, **given)
+
+        monkeypatch.setattr(bus, "publish", faulty)
+        async with OutboxRelay(library.outbox, bus, EAGER) as relay:
+            await library.submit(request_for(adapter(1)))
+            await library.submit(request_for(adapter(2)))
+            expected = [2] if isinstance(fault, ContractError) else [1, 2]
+            assert await heard.count(len(expected)) == [adapter(width).digest for width in expected]
+        assert relay.unreadable + relay.outages == 1
 
 
 async def test_a_lost_answer_means_a_second_delivery_under_the_same_id_and_never_none(library: KernelManager) -> None:

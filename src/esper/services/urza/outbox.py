@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from esper.contracts.ids import MessageId
 from esper.contracts.topics import Message
-from esper.errors import BusUnavailable, ContractError, StoreUnavailable
+from esper.errors import BusUnavailable, Conflict, ContractError, StoreUnavailable
 from esper.ports import MessageBus
 from esper.services.oona.codec import Codec, packed, unpacked
 from esper.services.urza.database import Database, once_committed
@@ -133,7 +133,7 @@ class OutboxRelay:
             self._outbox.filled.clear()
             try:
                 pause_s = 0.0 if await self._relay_batch() else self._config.poll_s
-            except (BusUnavailable, StoreUnavailable):
+            except (BusUnavailable, StoreUnavailable, Conflict):
                 self.outages += 1
                 pause_s = self._config.outage_s
             await self._wait(pause_s)
@@ -153,18 +153,23 @@ class OutboxRelay:
             for number, stream, announcement in waiting:
                 if self._closing.is_set():
                     break
-                if isinstance(announcement, ContractError):
+                try:
+                    await self._publish(stream, announcement)
+                except ContractError as error:
                     self.unreadable += 1
-                    _log.error("announcement_unreadable", stream=stream, number=number, why=str(announcement))
-                else:
-                    await self._bus.publish(stream, announcement.message, message_id=announcement.id)
-                    self.published += 1
+                    _log.error("announcement_unreadable", stream=stream, number=number, why=str(error))
                 sent.append(number)
         finally:
             # What was published before an outage is not published again after it.
             if sent:
                 await self._outbox.sent(sent)
         return len(waiting) == self._config.batch
+
+    async def _publish(self, stream: str, announcement: Announcement | ContractError) -> None:
+        if isinstance(announcement, ContractError):
+            raise announcement
+        await self._bus.publish(stream, announcement.message, message_id=announcement.id)
+        self.published += 1
 
     async def _wait(self, seconds: float) -> None:
         if not seconds:
