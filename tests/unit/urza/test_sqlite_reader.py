@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Integer, bindparam, func, select, text
 
-from esper.errors import ContractError
-from esper.services.urza.database import Database, prepare, sqlite_engine
+from esper.errors import ConfigError, ContractError
+from esper.services.urza.database import Database, engine_at, prepare, sqlite_engine
 from esper.services.urza.pages import Found
 from esper.services.urza.sqlite_thread import SqliteReader
 
@@ -84,3 +84,8 @@ async def test_a_number_that_sqlite_does_not_hold_is_a_fault_of_the_data(tmp_pat
     assert (await database.rows(Doubled(), {"number": 21}))[0][0] == 42
     await database.close()
     await engine.dispose()
+
+
+def test_a_database_that_lives_within_one_connection_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be used"):
+        engine_at("sqlite:///:memory:")

@@ -115,7 +115,7 @@ class Catalogue(Reads):
 
         async def stored(session: AsyncSession) -> str:
             await session.run_sync(_ensured, ir, name=blueprint.name, tags=blueprint.tags)
-            row = await session.get_one(Blueprint, ir.digest)
+            row = await session.get_one(Blueprint, ir.digest, with_for_update=True)
             row.details = {**row.details, **blueprint.metadata}
             await _adopt(session, row, parent_id or blueprint.parent_id)
             return row.id

@@ -44,6 +44,8 @@ READERS = 4
 
 _opened: WeakKeyDictionary[Engine, WeakSet[OneHopConnection]] = WeakKeyDictionary()
 _COMMITTED = "esper_committed"
+_MEMORY = (None, "", ":memory:")
+"""Names of a SQLite database that lives within one connection: no other sees it."""
 _joined: ContextVar[AsyncSession | None] = ContextVar("esper_joined", default=None)
 _PREPARING = 0x45535045
 """Number of the lock under which tables are made: two processes may start at once."""
@@ -82,7 +84,7 @@ class Database:
         self._turn = asyncio.Lock() if is_sqlite else None
         self._writer: SqliteWriter | None = None
         self.reader: Reader = SessionReader(self._sessions)
-        if is_sqlite and isinstance(bind, AsyncEngine):
+        if is_sqlite and isinstance(bind, AsyncEngine) and bind.url.database not in _MEMORY:
             self._writer, self.reader = SqliteWriter(bind.url), SqliteReader(bind.url)
         if engine is not None and engine.dialect.name == "postgresql":
             timeouts = CONNECT_TIMEOUT_S, POOL_TIMEOUT_S, STATEMENT_TIMEOUT_S
@@ -320,7 +322,7 @@ def engine_at(url: str, *, connections: int = 8) -> AsyncEngine:
         parsed = make_url(url)
     except ArgumentError as error:
         raise _no_database() from error
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
+    if parsed.get_backend_name() == "sqlite" and parsed.database not in _MEMORY:
         return sqlite_engine(Path(parsed.database))
     if parsed.get_backend_name() != "postgresql":
         raise _no_database()

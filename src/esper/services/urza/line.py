@@ -1,6 +1,7 @@
 """Builds that wait hear again where they stand, when that has changed."""
 
 import asyncio
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Self
 
@@ -66,7 +67,7 @@ class Line:
     def __init__(self, database: Database, outbox: Outbox, clock: Clock, *, every_s: float = EVERY_S) -> None:
         self._database, self._outbox, self._clock, self._every_s = database, outbox, clock, every_s
         self._pace = Pace(clock)
-        self._told: dict[str, _Told] = {}
+        self._told: OrderedDict[str, _Told] = OrderedDict()
         self._moved, self._closing = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -74,7 +75,7 @@ class Line:
         """Note what a build was told when it was queued."""
         self._told[job_id] = self._as_told(turn)
         if len(self._told) > LONGEST_LINE:  # nobody tells, or too many wait to be told
-            self._told.pop(next(iter(self._told)))
+            self._told.popitem(last=False)
 
     def moved(self) -> None:
         """Say that places may have changed."""
