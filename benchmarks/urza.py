@@ -161,6 +161,8 @@ def _judge(result: Answer, smallest: Costs, largest: Costs) -> None:
     result.targets += [
         Target("search_p50_ms", "<=", P50_MS, _percentile(every, 0.50)),
         Target("search_p99_ms", "<=", P99_MS, _percentile(every, 0.99)),
+        Target("blueprints_p50_ms", "<=", P50_MS, _percentile(largest.blueprints_ms, 0.50)),
+        Target("blueprints_p99_ms", "<=", P99_MS, _percentile(largest.blueprints_ms, 0.99)),
         Target(f"lineage_{CHAIN}_deep_ms", "<=", LINEAGE_MS, statistics.median(largest.lineage_ms)),
         Target("large_tables_read_whole", "==", 0, len(largest.scans)),
         Target("growth_of_the_mean_cost", "<=", GROWTH, growth),
