@@ -2,14 +2,17 @@
 
 import asyncio
 import atexit
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from esper.errors import DeadlineExceeded, Unavailable
@@ -29,6 +32,9 @@ with it the interpreter's lock for up to 5 ms."""
 
 CLOSING_S = 2.0
 """How long a loop that ends waits for what tasks began when they were cancelled, such as giving a connection back."""
+
+SHOWN_CALLS = 5
+"""Calls of a silent loop's thread that an error tells."""
 
 GLANCE_S = 0.05
 """How often a flush looks whether there was progress."""
@@ -77,6 +83,13 @@ class BackgroundLoop:
     def silent_s(self) -> float:
         """Seconds since it last looked for work; more than a few ``PICK_UP_S`` where something holds its thread up."""
         return time.monotonic() - self._looked_at
+
+    @property
+    def whereabouts(self) -> str:
+        """What its thread is doing, the innermost call first: for a person who asks why it is silent."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        calls = traceback.extract_stack(frame)[: -SHOWN_CALLS - 1 : -1] if frame is not None else []
+        return " in ".join(f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in calls) or "nothing"
 
     def close(self, *, limit_s: float = 10.0) -> None:
         """Cancel what still runs, wait for it up to ``limit_s`` (not on the loop's own thread), and end the thread."""
@@ -253,7 +266,7 @@ class Bridge:
             raise DeadlineExceeded(
                 "handing over what happened",
                 why=f"{len(late)} messages were not taken, and for {limit_s:g} s none was; the background loop last looked "
-                f"for work {self._loop.silent_s:.2g} s ago",
+                f"for work {self._loop.silent_s:.2g} s ago, and its thread is at {self._loop.whereabouts}",
             )
 
     @contextmanager

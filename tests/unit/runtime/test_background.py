@@ -87,6 +87,7 @@ def test_a_flush_that_gives_up_says_how_long_the_loop_is_held_up(loop: Backgroun
     told = re.search(r"last looked for work ([\d.]+) s ago", str(caught.value))
     assert told is not None
     assert float(told.group(1)) >= 0.4
+    assert re.search(r"its thread is at wait \(threading.py:\d+\)", str(caught.value))
     bridge.flush()
 
 
