@@ -65,7 +65,7 @@ def watched(owner, name, before="", after=""):
             return result
     setattr(owner, name, around)
 
-watched(catalogue.Catalogue, "_ensured", before="before the row", after="after the row")
+watched(catalogue, "_ensured", before="before the row", after="after the row")
 watched(Outbox, "write", before="before the announcement", after="after the announcement")
 watched(Outbox, "notify", before="after the commit")
 watched(RedisBus, "publish", before="before publishing", after="after publishing")
