@@ -37,6 +37,15 @@ class Bell:
             finally:
                 self.waiting.discard(rung)
 
+    async def holds_within(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Wait as `wait_for` does, but no longer than ``seconds``, and tell whether it holds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.wait_for(holds)
+        except TimeoutError:
+            return holds()
+        return True
+
 
 async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
     """Wait for an event, but no longer than ``seconds``, and tell whether it is set."""

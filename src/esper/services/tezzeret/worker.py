@@ -12,7 +12,7 @@ from esper.contracts.kernel import LEVELS, CompileJob
 from esper.contracts.topics import SUBMITTED
 from esper.errors import BusUnavailable, ConfigError, Conflict, ForgeUnavailable, NotFound, Unavailable
 from esper.ports import CompileQueue, Delivery, MessageBus
-from esper.runtime.waits import uncut
+from esper.runtime.waits import is_set_within, uncut
 from esper.services.tezzeret.assignment import Assignment, Desk, Ending
 from esper.services.tezzeret.config import WorkerConfig
 from esper.services.tezzeret.inference.sealing import Sealer
@@ -106,10 +106,7 @@ class TezzeretWorker:
         self._draining.set()
         self._stopping.set()
         self._news.set()
-        try:
-            async with asyncio.timeout(limit_s):
-                await self._ended.wait()
-        except TimeoutError:
+        if not await is_set_within(self._ended, limit_s):
             await self.close()
 
     async def close(self) -> None:
@@ -121,15 +118,12 @@ class TezzeretWorker:
         self._closing.set()
         self._stopping.set()
         self._news.set()
-        try:
-            async with asyncio.timeout(self.config.close_limit_s):
-                await self._ended.wait()
-        except TimeoutError as error:
+        if not await is_set_within(self._ended, self.config.close_limit_s):
             raise ForgeUnavailable(
                 "the forge cannot be closed",
                 why=f"its jobs did not end within {self.config.close_limit_s:g} s",
                 todo="cancel the task that runs it",
-            ) from error
+            )
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[CompileQueue]:
