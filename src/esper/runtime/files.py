@@ -1,7 +1,10 @@
 """Files that are there whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from esper.errors import ConfigError, StoreUnavailable
@@ -10,8 +13,6 @@ from esper.errors import ConfigError, StoreUnavailable
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that a crash at any moment leaves the old content or the new, and never a part.
 
-    It is written aside in the same folder, forced to the disk, renamed, and the rename forced to the disk too.
-
     Args:
         path: Where; its folder must exist.
         data: The whole content.
@@ -19,9 +20,27 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         StoreUnavailable: If the disk is full or fails.
     """
+    with written_whole(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Do the same for content that is written piece by piece; where the block ends with an error the old content stays.
+
+    It is written aside in the same folder, forced to the disk, renamed, and the rename forced to the disk too.
+
+    Args:
+        path: Where; its folder must exist.
+
+    Raises:
+        StoreUnavailable: If the disk is full or fails.
+    """
     aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
-        _write_synced(aside, data)
+        with aside.open("wb") as file:
+            yield file
+            _sync(file)
         aside.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -60,11 +79,9 @@ def own_folder(path: Path, *, argument: str = "root") -> Path:
     return path
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:

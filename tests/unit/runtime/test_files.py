@@ -8,7 +8,7 @@ import pytest
 
 from esper.errors import ConfigError, StoreUnavailable
 from esper.runtime import files
-from esper.runtime.files import own_folder, write_whole
+from esper.runtime.files import own_folder, write_whole, written_whole
 
 
 def test_a_file_holds_what_was_written_last_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ class Crash(Exception):
     """The process ends here."""
 
 
-STEPS = ("_write_synced", "replace", "sync_folder")
+STEPS = ("_sync", "replace", "sync_folder")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -46,20 +46,19 @@ def test_a_crash_at_any_step_leaves_the_old_content_or_the_new(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_half_written_file_is_never_seen_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_written_file_is_never_seen_under_its_name(tmp_path: Path) -> None:
     path = tmp_path / "state"
     write_whole(path, b"old")
-    seen: list[bytes] = []
 
-    def torn(aside: Path, data: bytes) -> None:
-        aside.write_bytes(data[:3])
-        seen.append(path.read_bytes())
-        raise OSError(28, "No space left on device")
+    def torn() -> None:
+        with written_whole(path) as file:
+            file.write(b"a l")
+            file.flush()
+            assert path.read_bytes() == b"old"
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_write_synced", torn)
     with pytest.raises(StoreUnavailable, match="No space left") as refused:
-        write_whole(path, b"a longer text")
-    assert seen == [b"old"]
+        torn()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     assert "free space" in refused.value.todo

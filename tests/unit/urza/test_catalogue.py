@@ -1,5 +1,7 @@
 """Searching kernels, and following them back to where they come from."""
 
+from itertools import pairwise
+
 import pytest
 from sqlalchemy import text
 
@@ -8,6 +10,7 @@ from esper.errors import ConfigError, InvalidBlueprint, KernelRejected, NotFound
 from esper.ir import digest_of
 from esper.services.urza.database import engine_at
 from esper.services.urza.kernel_manager import KernelManager
+from esper.services.urza.lineage import MAX_LINE
 from esper.services.urza.records import build_key
 from esper.testing.clock import ManualClock
 from esper.testing.forging import adapter, artifact_of, request_for, verdict_on
@@ -130,6 +133,24 @@ async def test_no_blueprint_becomes_its_own_ancestor(library: KernelManager) -> 
     oldest = BlueprintContract(blueprint_id="", name="line", architecture_ir=adapter(1).to_json())
     with pytest.raises(ConfigError, match="descends from it already"):
         await library.store_blueprint(oldest, parent_id=line[2])
+
+
+async def test_no_blueprint_becomes_its_own_ancestor_over_a_line_longer_than_any_answer(
+    library: KernelManager, database_url: str
+) -> None:
+    _, (oldest, youngest) = await descended(library, 2)
+    between = [f"sha256:{number:064x}" for number in range(MAX_LINE + 5)]
+    columns = "id, name, architecture_ir, status, version, parent_id, submitted_by, metadata, created_at, updated_at"
+    row = "'{id}', 'between', '{{}}', 'unvalidated', {version}, '{parent}', 'me', '{{}}', '2026-01-02', '2026-01-02'"
+    rows = [
+        row.format(id=key, version=number, parent=parent)
+        for number, (parent, key) in enumerate(pairwise([oldest, *between]))
+    ]
+    await by_hand(database_url, f"INSERT INTO blueprints ({columns}) VALUES {', '.join(f'({one})' for one in rows)}")
+    await by_hand(database_url, f"UPDATE blueprints SET parent_id = '{between[-1]}' WHERE id = '{youngest}'")
+    contract = BlueprintContract(blueprint_id="", name="line", architecture_ir=adapter(1).to_json())
+    with pytest.raises(ConfigError, match="descends from it already"):
+        await library.store_blueprint(contract, parent_id=youngest)
 
 
 async def test_descendants_are_found_nearest_first(library: KernelManager) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from esper.contracts.adaptation import Outcome, Verdict
-from esper.contracts.kernel import BlueprintContract, KernelStatus
+from esper.contracts.kernel import BlueprintContract, BlueprintSubmissionRequest, KernelStatus
 from esper.contracts.store import BlueprintQuery, KernelQuery
 from esper.errors import Conflict
 from esper.ir import digest_of
@@ -38,6 +38,29 @@ async def test_versions_of_a_name_are_counted_without_gap_or_double(writers: lis
     page = await writers[0].search_blueprints(BlueprintQuery(limit=200))
     assert [one.version for one in page.blueprints] == list(designs)
     assert {one.blueprint_id for one in page.blueprints} == {adapter(width).digest for width in designs}
+
+
+async def test_submissions_from_all_sides_make_a_blueprint_and_a_job_for_each_design(
+    writers: list[KernelManager],
+) -> None:
+    designs = range(1, 13)
+
+    def asked(number: int, width: int) -> BlueprintSubmissionRequest:
+        request = request_for(adapter(width), tags=(f"by{number}",), priority=1 + number)
+        return request.model_copy(update={"name": "one name"})
+
+    answers = await asyncio.gather(
+        *(writer.submit(asked(n, width)) for width in designs for n, writer in enumerate(writers))
+    )
+    assert {answer.status for answer in answers} == {"queued"}
+    found = (await writers[0].search_blueprints(BlueprintQuery(limit=200))).blueprints
+    assert sorted(one.version for one in found) == list(designs)
+    assert {one.blueprint_id for one in found} == {adapter(width).digest for width in designs}
+    assert {tuple(one.tags) for one in found} == {tuple(f"by{n}" for n in range(WRITERS))}
+    jobs = [await writers[n % WRITERS].claim("w", lease_s=60.0) for n in range(len(designs) + 1)]
+    assert jobs[-1] is None
+    assert {job.blueprint_id for job in jobs[:-1] if job is not None} == {one.blueprint_id for one in found}
+    assert {job.priority for job in jobs[:-1] if job is not None} == {WRITERS}, "the most urgent of those who asked"
 
 
 async def test_an_equal_design_from_all_sides_is_one_blueprint_with_every_tag(writers: list[KernelManager]) -> None:

@@ -19,6 +19,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Connection, Integer, Table, TextClause, create_engine, inspect, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from esper.errors import ConfigError
@@ -369,6 +370,33 @@ async def test_tags_and_words_become_terms_and_are_taken_apart_again(empty_url: 
     ]  # fmt: skip
     await migrated_to(empty_url, "0002")
     assert await run(empty_url, old) == before
+    assert await run(empty_url, structure) == first
+
+
+async def test_announcements_go_on_after_their_numbers_outgrew_32_bits(empty_url: str) -> None:
+    last = 2**31 - 1
+    await migrated_to(empty_url, "0005")
+    first = await run(empty_url, structure)
+
+    def at_the_end(opened: Connection) -> None:
+        opened.execute(text(
+            f"INSERT INTO outbox (id, stream, content, created_at) VALUES ({last}, 's', '', '2026-01-02 03:04:05')"
+        ))  # fmt: skip
+        if opened.dialect.name == "postgresql":
+            opened.execute(text(f"SELECT setval('outbox_id_seq', {last})"))
+
+    def announced(opened: Connection) -> list[int]:
+        opened.execute(text("INSERT INTO outbox (stream, content, created_at) VALUES ('s', '', '2026-01-02 03:04:05')"))
+        return list(opened.scalars(text("SELECT id FROM outbox ORDER BY id")))
+
+    await run(empty_url, at_the_end)
+    await migrated_to(empty_url, "0006")
+    assert await run(empty_url, announced) == [last, last + 1]
+    if not empty_url.startswith("sqlite"):
+        with pytest.raises(DBAPIError, match="out of range"):
+            await migrated_to(empty_url, "0005")
+    await run(empty_url, lambda opened: opened.execute(text("DELETE FROM outbox")))
+    await migrated_to(empty_url, "0005")
     assert await run(empty_url, structure) == first
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from esper.contracts.kernel import BuildSpec, CompiledKernelContract, Measurement
 from esper.services.urza.kernel_manager import KernelManager
-from esper.services.urza.standing import FEWEST_PEERS, TRAITS
+from esper.services.urza.standing import FEWEST_PEERS, TRAITS, Trait
 from esper.testing.forging import adapter, artifact_of, request_for, verdict_on
 
 SPEED = TRAITS[0]
@@ -28,7 +28,7 @@ async def tags(library: KernelManager, kernel: CompiledKernelContract) -> set[st
 
 
 @pytest.mark.parametrize("trait", TRAITS, ids=lambda trait: trait.tag)
-async def test_a_rule_decides_while_there_are_few_peers(library: KernelManager, trait: type[SPEED]) -> None:
+async def test_a_rule_decides_while_there_are_few_peers(library: KernelManager, trait: Trait) -> None:
     good = await measured(library, 1, trait.rule, metric=trait.metric)
     other = await measured(library, 2, trait.rule * 1.01, metric=trait.metric)
     assert await tags(library, good) == {"mine", trait.tag}
@@ -64,5 +64,8 @@ async def test_a_later_measurement_takes_a_tag_away(library: KernelManager) -> N
     finishing = await library.claim("w", lease_s=30.0)
     assert finishing is not None
     slower = Measurement(passed=True, metrics={SPEED.metric: SPEED.rule * 2}, hardware="a bench")
+    before = await library.get_blueprint(first.blueprint_id)
     await library.finish(finishing.job_id, "w", [], slower)
     assert await tags(library, first) == {"mine"}
+    after = await library.get_blueprint(first.blueprint_id)
+    assert (after.tags, after.updated_at > before.updated_at) == (["mine"], True)

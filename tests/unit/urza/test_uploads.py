@@ -3,10 +3,12 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from esper.contracts.kernel import CompiledKernelArtifact, KernelStatus
 from esper.errors import ContractError, KernelRejected, NotFound
 from esper.services.urza.kernel_manager import KernelManager
+from esper.services.urza.models import Blob
 from esper.testing.forging import adapter, artifact_of, request_for, verdict_on
 
 BYTES = bytes(range(256)) * 9_000
@@ -51,6 +53,27 @@ async def test_an_upload_that_is_not_what_it_says_can_be_tried_again(
         await library.complete_uploaded(job_id, "w", artifact, verdict_on(artifact))
     await library.upload(key, len(BYTES), pieces(BYTES))
     await library.complete_uploaded(job_id, "w", artifact, verdict_on(artifact))
+
+
+async def test_an_upload_that_fails_leaves_what_is_known_of_sound_bytes(
+    library: KernelManager, artifact: CompiledKernelArtifact
+) -> None:
+    key = artifact.artifact_id
+
+    async def size() -> int:
+        async def looked(session: AsyncSession) -> int:
+            return (await session.get_one(Blob, key)).size_bytes
+
+        return await library.database.transact(looked)
+
+    with pytest.raises(ContractError, match="were not stored"):
+        await library.upload(key, 7, pieces(b"another"))
+    await library.upload(key, len(BYTES), pieces(BYTES))
+    await library.register_uploaded(artifact)
+    assert await size() == len(BYTES)
+    with pytest.raises(ContractError, match="were not stored"):
+        await library.upload(key, 9, pieces(b"too short"))
+    assert await size() == len(BYTES)
 
 
 async def test_a_report_about_another_kernel_is_refused(

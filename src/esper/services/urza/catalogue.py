@@ -31,7 +31,7 @@ from esper.ports import BlobStore, Clock
 from esper.services.urza.database import Database, lock
 from esper.services.urza.door import Door
 from esper.services.urza.line import Line
-from esper.services.urza.lineage import ancestors
+from esper.services.urza.lineage import descends
 from esper.services.urza.listing import blueprint_record
 from esper.services.urza.models import (
     Blueprint,
@@ -266,10 +266,9 @@ async def _adopt(session: AsyncSession, row: Blueprint, parent_id: str | None) -
     if row.parent_id == parent_id:
         return
     await session.run_sync(lock, "lineage")
-    line = {entry.blueprint_id for entry in await ancestors(session, parent_id)}
-    if not line:
+    if await session.get(Blueprint, parent_id) is None:
         raise NotFound(f"there is no blueprint {parent_id[:80]}", todo="store the parent first")
-    if row.id in line:
+    if await descends(session, parent_id, row.id):
         raise ConfigError(
             "a blueprint cannot be its own parent",
             why="an equal design is the same blueprint"

@@ -30,7 +30,7 @@ from esper.services.urza.transitions import REFUSAL, UNPROVEN
 
 Result = TypeVar("Result")
 
-REVISION = "0005"
+REVISION = "0006"
 """Newest migration in ``migrations/versions``; a test holds the two together."""
 
 TURN_TIMEOUT_S = 60.0

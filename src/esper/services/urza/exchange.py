@@ -4,7 +4,7 @@ Taking in goes the way that everything else goes: designs are checked, bytes hav
 report only. Jobs, outcomes, keys and the audit log stay where they are.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from esper.contracts.kernel import BlueprintContract, CompiledKernelArtifact, KernelStatus, ValidationResult
 from esper.contracts.store import MAX_PAGE, BlueprintQuery, BlueprintRecord, KernelQuery, KernelRecord
 from esper.errors import ConfigError, ContractError, NotFound
-from esper.runtime.files import own_folder, write_whole
+from esper.runtime.files import own_folder, written_whole
 from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.kernel_manager import KernelManager
 
@@ -58,16 +58,19 @@ async def export_library(manager: KernelManager, folder: Path) -> Exchanged:
     if own_folder(folder, argument="DIR") and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty", todo="choose another folder", code="ESP-2580")
     blobs = LocalBlobs(folder / BLOBS)
-    kernels, size = [], 0
-    async for kernel in _kernels(manager):
-        await blobs.put_stream(kernel.kernel_id, kernel.size_bytes, await manager.stream(kernel.kernel_id))
-        line = KernelLine(kernel=kernel, report=await manager.get_report(kernel.kernel_id))
-        kernels.append(line.model_dump_json())
-        size += kernel.size_bytes
-    blueprints = [blueprint.model_dump_json() async for blueprint in _blueprints(manager)]
-    for name, lines in ((BLUEPRINTS, blueprints), (KERNELS, kernels)):
-        write_whole(folder / name, "".join(f"{line}\n" for line in lines).encode())
-    return Exchanged(len(blueprints), len(kernels), size)
+    kernels = size = 0
+    with written_whole(folder / KERNELS) as file:
+        async for kernel in _kernels(manager):
+            await blobs.put_stream(kernel.kernel_id, kernel.size_bytes, await manager.stream(kernel.kernel_id))
+            line = KernelLine(kernel=kernel, report=await manager.get_report(kernel.kernel_id))
+            file.write(line.model_dump_json().encode() + b"\n")
+            kernels, size = kernels + 1, size + kernel.size_bytes
+    blueprints = 0
+    with written_whole(folder / BLUEPRINTS) as file:
+        async for blueprint in _blueprints(manager):
+            file.write(blueprint.model_dump_json().encode() + b"\n")
+            blueprints += 1
+    return Exchanged(blueprints, kernels, size)
 
 
 async def import_library(manager: KernelManager, folder: Path) -> Exchanged:
@@ -78,17 +81,21 @@ async def import_library(manager: KernelManager, folder: Path) -> Exchanged:
         InvalidBlueprint: If a design breaks a rule.
         NotFound: If bytes are missing.
     """
-    blueprints = _lines(folder / BLUEPRINTS, BlueprintRecord)
-    for parents in (False, True):  # a parent may stand after its child
-        for line in blueprints:
-            if not parents or line.parent_id is not None:
-                await manager.store_blueprint(_contract(line), line.parent_id if parents else None)
-    blobs, size = LocalBlobs(folder / BLOBS), 0
-    kernels = _lines(folder / KERNELS, KernelLine)
-    for entry in kernels:
+    for name, kind in ((BLUEPRINTS, BlueprintRecord), (KERNELS, KernelLine)):
+        for _ in _lines(folder / name, kind):  # a line that is wrong is told of before anything is taken in
+            pass
+    blueprints = kernels = size = 0
+    for line in _lines(folder / BLUEPRINTS, BlueprintRecord):
+        await manager.store_blueprint(_contract(line))
+        blueprints += 1
+    for line in _lines(folder / BLUEPRINTS, BlueprintRecord):  # a parent may stand after its child
+        if line.parent_id is not None:
+            await manager.store_blueprint(_contract(line), line.parent_id)
+    blobs = LocalBlobs(folder / BLOBS)
+    for entry in _lines(folder / KERNELS, KernelLine):
         await _take_in(manager, blobs, entry)
-        size += entry.kernel.size_bytes
-    return Exchanged(len(blueprints), len(kernels), size)
+        kernels, size = kernels + 1, size + entry.kernel.size_bytes
+    return Exchanged(blueprints, kernels, size)
 
 
 async def _take_in(manager: KernelManager, blobs: LocalBlobs, line: KernelLine) -> None:
@@ -145,17 +152,15 @@ async def _kernels(manager: KernelManager) -> AsyncIterator[KernelRecord]:
             return
 
 
-def _lines(path: Path, kind: type[Line]) -> list[Line]:
-    found = []
+def _lines(path: Path, kind: type[Line]) -> Iterator[Line]:
     try:
         with path.open("rb") as lines:  # as text it would be cut at separators that JSON leaves in its strings
             for number, line in enumerate(lines, 1):
-                found.append(_parsed(line, kind, f"line {number} of {path}"))
+                yield _parsed(line, kind, f"line {number} of {path}")
     except OSError as error:
         raise ContractError(
             f"{path} cannot be read", why=str(error), todo="give what esper library export wrote"
         ) from error
-    return found
 
 
 def _parsed(line: bytes, kind: type[Line], where: str) -> Line:

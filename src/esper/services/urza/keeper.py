@@ -58,7 +58,7 @@ class BlobKeeper:
             ContractError: If they are not what was said; nothing is stored then.
             StoreUnavailable: If they could not be stored.
         """
-        await self.need(digest, size_bytes)
+        await self._database.apply(lambda session: self._say(session, digest, size_bytes, is_certain=False))
         await self.blobs.put_stream(digest, size_bytes, chunks)
 
     async def need(self, digest: str, size_bytes: int) -> None:
@@ -67,9 +67,15 @@ class BlobKeeper:
 
     def needed(self, session: Session, digest: str, size_bytes: int) -> None:
         """Do the same within a transaction: bytes are stored once it is committed."""
+        self._say(session, digest, size_bytes, is_certain=True)
+
+    def _say(self, session: Session, digest: str, size_bytes: int, *, is_certain: bool) -> None:
+        """Write the row of bytes; a size that a sender only claims takes the place of none that is there."""
         insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
         said = insert(Blob).values(digest=digest, size_bytes=size_bytes, touched_at=self._clock.now_s())
-        told = {name: said.excluded[name] for name in ("size_bytes", "touched_at")}
+        told = {
+            name: said.excluded[name] for name in ("size_bytes", "touched_at") if is_certain or name == "touched_at"
+        }
         session.execute(said.on_conflict_do_update(index_elements=[Blob.digest], set_=told))
 
     async def touch(self, digest: str) -> int:
@@ -82,11 +88,15 @@ class BlobKeeper:
             NotFound: If they are not there.
         """
 
-        def touched(session: Session) -> None:
+        def touched(session: Session) -> int:
             row = session.get(Blob, digest, with_for_update=True)
             if row is None:
                 raise NotFound(f"there are no bytes at {digest[:80]}", todo="upload them first")
             row.touched_at = self._clock.now_s()
+            return row.size_bytes
 
-        await self._database.apply(touched)
-        return await self.blobs.size(digest)
+        claimed = await self._database.apply(touched)
+        size = await self.blobs.size(digest)
+        if size != claimed:
+            await self.need(digest, size)
+        return size

@@ -21,11 +21,15 @@ MAX_LINE = 10_000
 
 async def ancestors(session: AsyncSession, blueprint_id: str) -> list[LineageEntry]:
     """Return the line from a blueprint to its origin; nothing where there is no such blueprint."""
-    line = _start(blueprint_id)
-    parent = aliased(Blueprint)
-    line = line.union(select(parent.id, parent.parent_id).where(parent.id == line.c.parent_id))
-    rows = await _rows(session, line, MAX_LINE)
+    rows = await _rows(session, _climbing(blueprint_id), MAX_LINE)
     return await _entries(session, rows, _climbed(blueprint_id, rows))
+
+
+async def descends(session: AsyncSession, blueprint_id: str, ancestor_id: str) -> bool:
+    """Say whether a blueprint is another one, or was made from it, however long the line is."""
+    line = _climbing(blueprint_id)
+    found = await session.execute(select(line.c.id).where(line.c.id == ancestor_id).limit(1))
+    return found.first() is not None
 
 
 async def descendants(session: AsyncSession, blueprint_id: str, limit: int = MAX_LINE) -> list[LineageEntry]:
@@ -41,6 +45,11 @@ async def descendants(session: AsyncSession, blueprint_id: str, limit: int = MAX
     line = line.union(select(child.id, child.parent_id).where(child.parent_id == line.c.id))
     rows = await _rows(session, line, min(limit, MAX_LINE))
     return await _entries(session, rows, _spread(blueprint_id, rows))
+
+
+def _climbing(blueprint_id: str) -> CTE:
+    line, parent = _start(blueprint_id), aliased(Blueprint)
+    return line.union(select(parent.id, parent.parent_id).where(parent.id == line.c.parent_id))
 
 
 def _start(blueprint_id: str) -> CTE:

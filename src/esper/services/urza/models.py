@@ -277,7 +277,11 @@ class CompileJobRow(Base):
 
 
 class OutcomeRow(Base):
-    """What a graft brought; one row for each decision."""
+    """What a graft brought; one row for each decision.
+
+    Its kernel has no foreign key: a run may report about a kernel of another library, or about one that was collected since, and
+    what it brought stays true.
+    """
 
     __tablename__ = "outcomes"
 
@@ -296,7 +300,7 @@ class OutboxRow(Base):
 
     __tablename__ = "outbox"
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
     stream: Mapped[str] = mapped_column(NAME)
     content: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime] = mapped_column(default=now)

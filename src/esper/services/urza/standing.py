@@ -6,10 +6,11 @@ They are tags of its blueprint like any other, and searched for as such; a measu
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import case, delete, func, select
+from sqlalchemy import case, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from esper.services.urza.models import BenchmarkResult, BlueprintTerm, Kernel
+from esper.services.urza.base import now
+from esper.services.urza.models import BenchmarkResult, Blueprint, BlueprintTerm, Kernel
 from esper.services.urza.terms import bits_of, tag_term
 
 FEWEST_PEERS = 30
@@ -67,6 +68,8 @@ def call(session: Session, kernel: Kernel, hardware: str, metrics: Mapping[str, 
     session.add_all(
         term(blueprint_id=kernel.blueprint_id, term=one, bits=bits_of(one)) for one in sorted(earned - held)
     )
+    if earned != held:
+        session.execute(update(Blueprint).where(Blueprint.id == kernel.blueprint_id).values(updated_at=now()))
     session.flush()
 
 
