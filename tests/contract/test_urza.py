@@ -15,6 +15,7 @@ from esper.services.urza.s3_blobs import S3Blobs, S3Config
 from esper.testing.clock import ManualClock
 from esper.testing.library_contract import LibraryContract
 from esper.testing.s3 import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3Server
+from esper.testing.store_contract import StoreContract
 from esper.testing.store_server import served
 
 FAST = (
@@ -27,7 +28,7 @@ STORES = [
 
 
 @pytest.mark.parametrize(("way", "database", "bytes_in"), STORES)
-class TestUrza(LibraryContract):
+class TestUrza(LibraryContract, StoreContract):
     @pytest.fixture
     def clock(self) -> ManualClock:
         return ManualClock()

@@ -16,6 +16,7 @@ from schemathesis import Case
 from schemathesis.checks import CHECKS
 from schemathesis.schemas import APIOperation
 
+from esper.services.urza.blobs import LocalBlobs
 from esper.services.urza.kernel_manager import KernelManager
 from esper.services.urza.keys import ApiKeys
 from esper.services.urza.rest.config import UrzaConfig
@@ -42,13 +43,14 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Running]:
+def running(folder: Path, url: str) -> Iterator[Running]:
     started, ending = threading.Event(), threading.Event()
     found: list[Running] = []
 
     async def serve() -> None:
         config = UrzaConfig(root=folder, require_keys=True, requests_per_s=0)
-        async with await KernelManager.open(folder / "library") as manager, served(manager, config) as address:
+        manager = await KernelManager.at(url, LocalBlobs(folder / "blobs"))
+        async with manager, served(manager, config) as address:
             token, _ = await ApiKeys(manager.database).create("fuzz", ["admin"])
             found.append(Running(address, token, await _filled(manager)))
             started.set()
@@ -122,8 +124,8 @@ def _made_real(case: Case, known: dict[str, list[str]], number: int) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_hundreds_of_drawn_requests_meet_no_fault(tmp_path: Path) -> None:
-    with running(tmp_path) as service:
+def test_hundreds_of_drawn_requests_meet_no_fault(tmp_path: Path, database_url: str) -> None:
+    with running(tmp_path, database_url) as service:
         asked(service, 6, first_seed=0)
     assert sum(service.statuses.values()) >= 150
     assert {200, 404, 422} <= service.statuses.keys()
@@ -132,8 +134,8 @@ def test_hundreds_of_drawn_requests_meet_no_fault(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_thousands_of_drawn_requests_meet_no_fault(tmp_path: Path) -> None:
-    with running(tmp_path) as service:
+def test_thousands_of_drawn_requests_meet_no_fault(tmp_path: Path, database_url: str) -> None:
+    with running(tmp_path, database_url) as service:
         asked(service, 190, first_seed=1)
     assert sum(service.statuses.values()) >= 5000
     assert not [status for status in service.statuses if status >= 500]
@@ -144,5 +146,8 @@ def test_a_fault_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise ZeroDivisionError
 
     monkeypatch.setattr(KernelManager, "get_report", faulty)
-    with running(tmp_path) as service, pytest.raises(BaseException, match="Server error"):
+    with (
+        running(tmp_path, f"sqlite:///{tmp_path / 'library.db'}") as service,
+        pytest.raises(BaseException, match="Server error"),
+    ):
         asked(service, 2, first_seed=0)

@@ -168,3 +168,37 @@ class OutcomeStatistics(BaseModel):
     cancelled: int = 0
     mean_gain: float | None = None
     measured: int = 0
+
+
+class AuditRecord(BaseModel):
+    """One write, as it is told."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    details: JsonObject
+
+
+class Health(BaseModel):
+    """Whether the process answers."""
+
+    status: str = "ok"
+
+
+class Status(BaseModel):
+    """How the service is.
+
+    Attributes:
+        waiting: Announcements that wait for the bus.
+        cached_bytes: Memory that answers take which cannot change.
+    """
+
+    version: str
+    database: str
+    draining: bool
+    waiting: int
+    cached_bytes: int

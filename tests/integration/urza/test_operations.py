@@ -41,6 +41,21 @@ async def test_health_readiness_metrics_and_status(service: Service) -> None:
     assert (status["database"], status["draining"]) == ("sqlite", False)
 
 
+async def test_the_client_reads_what_whoever_runs_the_store_wants_to_know(service: Service) -> None:
+    await service.client.ready()
+    status = await service.client.status()
+    assert (status.database, status.draining) == ("sqlite", False)
+    for width in (1, 2, 3):
+        await service.client.submit(request_for(adapter(width)))
+    log = await service.client.audit_log(limit=2)
+    assert [entry.subject for entry in log] == ["/api/v1/blueprints"] * 2
+    assert log[0].id > log[1].id
+    older = await service.client.audit_log(subject="/api/v1/blueprints", before=log[1].id)
+    assert [entry.id for entry in older] == [log[1].id - 1]
+    assert await service.client.audit_log(subject="/nowhere") == []
+    assert 'esper_urza_requests_total{endpoint="/api/v1/blueprints",method="POST"' in await service.client.metrics()
+
+
 class _Broken:
     async def rows(self, *_: object) -> None:
         raise OperationalError("SELECT 1", {}, OSError("unable to open database file"))

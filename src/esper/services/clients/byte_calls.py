@@ -2,8 +2,9 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from esper.contracts.kernel import (
@@ -14,11 +15,12 @@ from esper.contracts.kernel import (
 )
 from esper.contracts.store_calls import (
     ArtifactHead,
+    Link,
     Stored,
 )
 from esper.errors import KernelRejected, StoreUnavailable
 from esper.ir import digest_of, is_digest
-from esper.services.clients.messages import Request
+from esper.services.clients.messages import Request, unexpected
 from esper.services.clients.store_calls import API, StoreCalls, part
 
 PIECE_BYTES = 256 * 1024
@@ -42,11 +44,32 @@ class ByteCalls(StoreCalls):
         return reply.body
 
     @asynccontextmanager
-    async def stream(self, kernel_id: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open the bytes of a validated kernel in pieces; the last one is followed by an error where the digest is wrong."""
-        request = Request("GET", f"{API}/kernels/{part(kernel_id)}/bytes")
-        async with self.transport.download(request) as (_, pieces):
-            yield _verified(pieces, kernel_id)
+    async def stream(
+        self, kernel_id: str, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open the bytes of a validated kernel in pieces, or a range of one byte or more.
+
+        Args:
+            kernel_id: The kernel.
+            start: The first byte.
+            stop: The one after the last; the end of the kernel where none is said.
+
+        Returns:
+            Pieces. The last of the whole is followed by an error where the digest is wrong; of a part the store alone sees that.
+        """
+        is_part = start > 0 or stop is not None
+        headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if is_part else {}
+        request = Request("GET", f"{API}/kernels/{part(kernel_id)}/bytes", headers=headers)
+        async with self.transport.download(request) as (reply, pieces):
+            if is_part and reply.status != 206:
+                raise unexpected("the whole in place of a part")
+            yield pieces if is_part else _verified(pieces, kernel_id)
+
+    async def link(self, kernel_id: str, *, expires_s: float) -> str | None:
+        """Return an address from which a validated kernel can be read for a while, or None where the store has no such."""
+        query: dict[str, str] = {"expires_s": str(expires_s)}
+        request = Request("GET", f"{API}/kernels/{part(kernel_id)}/link", query=query)
+        return (await self.transport.call(request)).read_as(Link).url
 
     async def download(self, kernel_id: str, path: Path) -> int:
         """Write the bytes of a validated kernel to a file, which is there whole and verified or not at all.
@@ -70,16 +93,24 @@ class ByteCalls(StoreCalls):
         """Store bytes under their digest, from memory or from a file of any length."""
         digest = await _digest_of_file(data) if isinstance(data, Path) else digest_of(data)
         size = data.stat().st_size if isinstance(data, Path) else len(data)
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-        request = Request("PUT", f"{API}/blobs/{digest}", headers=headers)
         if isinstance(data, bytes) and size <= PIECE_BYTES:
-            return (await self.transport.call(Request("PUT", request.path, body=data, headers=headers))).read_as(Stored)
-        return (await self.transport.upload(request, _pieces(data))).read_as(Stored)
+            request = _upload(digest, size)
+            return (await self.transport.call(replace(request, body=data))).read_as(Stored)
+        await self.upload(digest, size, _pieces(data))
+        return Stored(digest=digest, size_bytes=size)
+
+    async def upload(self, digest: str, size_bytes: int, chunks: AsyncIterable[bytes]) -> None:
+        """Store bytes as they come, for `register_uploaded` or `complete_uploaded` to refer to; it is tried once."""
+        await self.transport.upload(_upload(digest, size_bytes), aiter(chunks))
 
     async def upload_kernel(self, artifact: CompiledKernelArtifact) -> CompiledKernelContract:
         """Store a kernel that waits for its validation; one that is there is left as it is."""
         check_bytes(artifact)
         await self.upload_bytes(artifact.kernel_binary)
+        return await self.register_uploaded(artifact)
+
+    async def register_uploaded(self, artifact: CompiledKernelArtifact) -> CompiledKernelContract:
+        """Do the same for a kernel whose bytes were uploaded before; its ``kernel_binary`` is not looked at."""
         return await self._posted("/kernels", ArtifactHead.of(artifact), CompiledKernelContract)
 
     async def store_report(self, report: ValidationResult) -> CompiledKernelContract:
@@ -90,6 +121,11 @@ class ByteCalls(StoreCalls):
     async def _upload_forms(self, forms: Sequence[InferenceArtifact]) -> None:
         for made in forms:
             await self.upload_bytes(made.data)
+
+
+def _upload(digest: str, size_bytes: int) -> Request:
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
+    return Request("PUT", f"{API}/blobs/{part(digest)}", headers=headers)
 
 
 def check_bytes(artifact: CompiledKernelArtifact) -> None:

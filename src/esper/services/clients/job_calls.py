@@ -51,6 +51,12 @@ class JobCalls(ByteCalls):
         check_bytes(artifact)
         await self.upload_bytes(artifact.kernel_binary)
         await self._upload_forms(artifact.inference)
+        return await self.complete_uploaded(job_id, worker, artifact, report)
+
+    async def complete_uploaded(
+        self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
+    ) -> CompiledKernelContract:
+        """Do the same for a kernel whose bytes were uploaded before; its ``kernel_binary`` is not looked at."""
         body = Completion(worker=worker, artifact=ArtifactHead.of(artifact), report=report)
         return await self._posted(f"/jobs/{part(job_id)}/complete", body, CompiledKernelContract)
 
@@ -65,6 +71,18 @@ class JobCalls(ByteCalls):
     ) -> None:
         """Add to the kernel of a finishing job, or of a review, what was made of it, and end the job."""
         await self._upload_forms(forms)
+        await self.finish_uploaded(job_id, worker, forms, performance, shortfall, report)
+
+    async def finish_uploaded(
+        self,
+        job_id: str,
+        worker: str,
+        forms: Sequence[InferenceArtifact],
+        performance: Measurement | None = None,
+        shortfall: str = "",
+        report: ValidationResult | None = None,
+    ) -> None:
+        """Do the same with forms whose bytes were uploaded before."""
         body = Finish(
             worker=worker,
             forms=tuple(map(FormHead.of, forms)),

@@ -13,10 +13,11 @@ from esper.services.clients.circuit_breaker import CircuitBreaker
 from esper.services.clients.job_calls import JobCalls
 from esper.services.clients.kernel_calls import KernelCalls
 from esper.services.clients.messages import TransportConfig
+from esper.services.clients.operation_calls import OperationCalls
 from esper.services.clients.transport import Transport
 
 
-class UrzaClient(BlueprintCalls, KernelCalls, JobCalls):
+class UrzaClient(BlueprintCalls, KernelCalls, JobCalls, OperationCalls):
     """Implements `esper.ports.Library` and `esper.ports.CompileQueue` over HTTP.
 
     ```python

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from esper.contracts.kernel import JsonObject
+from esper.contracts.store import AuditRecord
 from esper.services.urza.access import AuditRow
 
 if TYPE_CHECKING:
@@ -33,19 +32,6 @@ class Deed:
     action: str
     subject: str
     request_id: str = ""
-
-
-class AuditRecord(BaseModel):
-    """One write, as it is told."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
-
-    id: int
-    at: datetime
-    actor: str
-    action: str
-    subject: str
-    details: JsonObject
 
 
 _deed: ContextVar[Deed | None] = ContextVar("esper_deed", default=None)

@@ -1,6 +1,7 @@
 """Blueprints and kernels as whoever reads sees them."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
@@ -82,8 +83,16 @@ class Reads:
         """
         return await self._blobs.get((await self._readable(kernel_id)).kernel_binary_ref)
 
-    async def stream(self, kernel_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
-        """Return the bytes of a validated kernel as they are read, or a range of them.
+    @asynccontextmanager
+    async def stream(
+        self, kernel_id: str, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open the bytes of a validated kernel as they are read, or a range of them.
+
+        Args:
+            kernel_id: The kernel.
+            start: The first byte.
+            stop: The one after the last; the end of the kernel where none is said.
 
         Returns:
             Chunks; the last comes only if the digest of the whole is right.
@@ -93,7 +102,7 @@ class Reads:
             KernelRejected: If it is not validated.
             ContractError: If there are no such bytes in it.
         """
-        return self._blobs.stream((await self._readable(kernel_id)).kernel_binary_ref, start, stop)
+        yield self._blobs.stream((await self._readable(kernel_id)).kernel_binary_ref, start, stop)
 
     async def link(self, kernel_id: str, *, expires_s: float) -> str | None:
         """Return an address from which a validated kernel can be read for a while, or None where the store has no such.

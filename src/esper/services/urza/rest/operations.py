@@ -5,40 +5,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
 
 from esper import __version__
-from esper.contracts.store import MAX_PAGE, KernelQuery
+from esper.contracts.store import MAX_PAGE, AuditRecord, Health, KernelQuery, Status
 from esper.errors import StoreUnavailable
 from esper.services.rest.answers import json_answer, json_list
 from esper.services.rest.bodies import LimitedRoute
-from esper.services.urza.audit import AuditRecord, audit_log
+from esper.services.urza.audit import audit_log
 from esper.services.urza.rest.state import serving_of
 
 operations = APIRouter(tags=["operations"], route_class=LimitedRoute)
 
 READY_LIMIT_S = 2.0
-
-
-class Health(BaseModel):
-    """Whether the process answers."""
-
-    status: str = "ok"
-
-
-class Status(BaseModel):
-    """How the service is.
-
-    Attributes:
-        waiting: Announcements that wait for the bus.
-        cached_bytes: Memory that answers take which cannot change.
-    """
-
-    version: str
-    database: str
-    draining: bool
-    waiting: int
-    cached_bytes: int
 
 
 @operations.get("/health", response_model=Health)

@@ -1,0 +1,61 @@
+"""A kernel of one GiB goes up to the service and comes down again, and neither the service nor its caller grows with it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esper.testing.store_process import StoreProcess
+
+LIMIT_MB = 200.0
+SCRIPT = """
+import asyncio, hashlib, sys
+from pathlib import Path
+from esper.services.clients import UrzaClient
+from esper.testing.forging import adapter, artifact_of, request_for, verdict_on
+
+PIECE, COUNT = bytes(range(256)) * 1024, 4096
+
+async def pieces():
+    for _ in range(COUNT):
+        yield PIECE
+
+async def main(url, folder):
+    whole = hashlib.sha256()
+    for _ in range(COUNT):
+        whole.update(PIECE)
+    digest, size = f"sha256:{whole.hexdigest()}", len(PIECE) * COUNT
+    head = artifact_of(adapter().digest, b"").model_copy(update={"artifact_id": digest})
+    async with UrzaClient(url) as client:
+        await client.submit(request_for(adapter()))
+        await client.upload(digest, size, pieces())
+        await client.register_uploaded(head)
+        await client.store_report(verdict_on(head))
+        assert (await client.get_kernel(digest)).size_bytes == size == 2**30
+        assert await client.download(digest, folder / "whole") == size
+        async with client.stream(digest, size - 1000) as end:
+            assert b"".join([piece async for piece in end]) == PIECE[-1000:]
+        stored = await client.upload_bytes(folder / "whole")
+        assert (stored.digest, stored.size_bytes) == (digest, size)
+
+asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
+print(Path("/proc/self/status").read_text())
+"""
+
+
+def peak_mb(status: str) -> float:
+    # Not ru_maxrss: a child inherits that of the process which started it.
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_gib_goes_both_ways_in_bounded_memory(tmp_path: Path) -> None:
+    with StoreProcess(tmp_path) as service:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, service.url, str(tmp_path)], capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert peak_mb(done.stdout) < LIMIT_MB, "the caller"
+        assert peak_mb(Path(f"/proc/{service.pid}/status").read_text()) < LIMIT_MB, "the service"
