@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,10 @@ from esper.testing.server import Server
 
 _OPTIONS = {"listen_addresses": "127.0.0.1", "shared_buffers": "64MB", "max_connections": "60", "fsync": "off"}
 """A killed process loses nothing without fsync, only a killed machine does, and tests kill no machines."""
+
+
+_LEFT_BEHIND = "pre-existing shared memory block"
+"""What it says for a moment after it was killed, until the last of its children has ended too."""
 
 
 class PostgresServer(Server):
@@ -72,8 +77,16 @@ class PostgresServer(Server):
         settings = self._options | {"port": str(self.port), "unix_socket_directories": str(self.folder)}
         command = [self._program("postgres"), "-D", str(self.folder / "data")]
         command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        # A session of its own: whoever kills the server kills its children with it, as a lost machine would.
-        self._run(command, user=_ordinary_user(), start_new_session=True)
+        ends_at = time.monotonic() + self.start_limit_s
+        while True:
+            try:
+                # A session of its own: whoever kills the server kills its children with it, as a lost machine would.
+                self._run(command, user=_ordinary_user(), start_new_session=True)
+                return
+            except StoreUnavailable as error:
+                if _LEFT_BEHIND not in str(error) or time.monotonic() > ends_at:
+                    raise
+            time.sleep(0.1)
 
     def new_database(self, template: str = "template0") -> str:
         """Make a database, as a copy of another that nobody is connected to, and return its name."""
