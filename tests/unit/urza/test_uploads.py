@@ -39,9 +39,8 @@ async def test_a_kernel_is_complete_once_its_bytes_and_its_report_are_there(
     kernel = await library.complete_uploaded(job_id, "w", artifact, verdict_on(artifact))
     assert kernel.status is KernelStatus.VALIDATED
     assert (await library.get_kernel(key)).size_bytes == len(BYTES)
-    async with library.stream(key) as whole, library.stream(key, 10, 20) as part:
-        assert b"".join([chunk async for chunk in whole]) == BYTES
-        assert b"".join([chunk async for chunk in part]) == BYTES[10:20]
+    assert b"".join([chunk async for chunk in await library.stream(key)]) == BYTES
+    assert b"".join([chunk async for chunk in await library.stream(key, 10, 20)]) == BYTES[10:20]
 
 
 async def test_an_upload_that_is_not_what_it_says_can_be_tried_again(
@@ -93,5 +92,4 @@ async def test_a_kernel_that_was_retired_is_not_streamed(
     await library.complete_uploaded(artifact.metadata["job"], "w", artifact, verdict_on(artifact))
     await library.set_kernel_status(artifact.artifact_id, KernelStatus.RETIRED)
     with pytest.raises(KernelRejected, match="retired"):
-        async with library.stream(artifact.artifact_id):
-            raise AssertionError("it was opened")
+        await library.stream(artifact.artifact_id)

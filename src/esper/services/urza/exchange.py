@@ -61,8 +61,7 @@ async def export_library(manager: KernelManager, folder: Path) -> Exchanged:
     kernels = size = 0
     with written_whole(folder / KERNELS) as file:
         async for kernel in _kernels(manager):
-            async with manager.stream(kernel.kernel_id) as pieces:
-                await blobs.put_stream(kernel.kernel_id, kernel.size_bytes, pieces)
+            await blobs.put_stream(kernel.kernel_id, kernel.size_bytes, await manager.stream(kernel.kernel_id))
             line = KernelLine(kernel=kernel, report=await manager.get_report(kernel.kernel_id))
             file.write(line.model_dump_json().encode() + b"\n")
             kernels, size = kernels + 1, size + kernel.size_bytes

@@ -1,7 +1,6 @@
 """Blueprints and kernels as whoever reads sees them."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
@@ -83,11 +82,8 @@ class Reads:
         """
         return await self._blobs.get((await self._readable(kernel_id)).kernel_binary_ref)
 
-    @asynccontextmanager
-    async def stream(
-        self, kernel_id: str, start: int = 0, stop: int | None = None
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open the bytes of a validated kernel as they are read, or a range of them.
+    async def stream(self, kernel_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        """Return the bytes of a validated kernel as they are read, or a range of them.
 
         Args:
             kernel_id: The kernel.
@@ -102,7 +98,7 @@ class Reads:
             KernelRejected: If it is not validated.
             ContractError: If there are no such bytes in it.
         """
-        yield self._blobs.stream((await self._readable(kernel_id)).kernel_binary_ref, start, stop)
+        return self._blobs.stream((await self._readable(kernel_id)).kernel_binary_ref, start, stop)
 
     async def link(self, kernel_id: str, *, expires_s: float) -> str | None:
         """Return an address from which a validated kernel can be read for a while, or None where the store has no such.

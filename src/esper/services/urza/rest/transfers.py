@@ -1,7 +1,6 @@
 """Bytes of kernels on their way in and out, with memory for a few pieces of them."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -34,7 +33,7 @@ async def sent(
     if size <= SMALL_BYTES:
         return Response((await _small(serving, kernel_id))[first:end], status, headers, BINARY)
     headers["Content-Length"] = str(end - first)
-    return await streamed(_opened(serving.manager.stream(kernel_id, first, end)), status, headers)
+    return await streamed(await serving.manager.stream(kernel_id, first, end), status, headers)
 
 
 async def streamed(chunks: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> Response:
@@ -64,12 +63,6 @@ async def _small(serving: Serving, kernel_id: str) -> bytes:
         data = await serving.manager.read(kernel_id)
         serving.immutable.put(kernel_id, data)
     return data
-
-
-async def _opened(stream: AbstractAsyncContextManager[AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
-    async with stream as pieces:
-        async for piece in pieces:
-            yield piece
 
 
 async def _from(begun: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
