@@ -10,6 +10,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 JsonObject: TypeAlias = dict[str, JsonValue]
 
 
+MOST_TAGS = 64
+"""Tags that a design is given at once; what a search needs of them grows with their square."""
+
+
 class BlueprintStatus(StrEnum):
     """How far a blueprint has come."""
 
@@ -76,7 +80,7 @@ class BlueprintSubmissionRequest(Written):
     name: str = Field(min_length=1, max_length=128)
     architecture_ir: ArchitectureIR
     submitted_by: str = "system"
-    tags: list[str] = Field(default_factory=list, max_length=64)
+    tags: list[str] = Field(default_factory=list, max_length=MOST_TAGS)
     priority: int = Field(default=5, ge=1, le=10)
     build: BuildSpec = BuildSpec()
 

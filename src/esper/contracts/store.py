@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from esper.contracts.kernel import ArchitectureIR, BlueprintStatus, JsonObject, KernelStatus, Written
 
 MAX_PAGE = 200
+MAX_DESCENDANTS = 1000
 MAX_TAGS = 16
 
 

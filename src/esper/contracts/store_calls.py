@@ -1,6 +1,10 @@
 """What the artifact store is sent over HTTP, beside blueprints and queries."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from esper.contracts.kernel import (
     BlueprintContract,
@@ -13,8 +17,51 @@ from esper.contracts.kernel import (
     ValidationResult,
     Written,
 )
+from esper.errors import ContractError
 
 MAX_LEASE_S = 3600.0
+MAX_LINK_S = 3600.0
+MAX_REASON = 4000
+"""Letters of a reason that are kept."""
+
+
+@contextmanager
+def stated() -> Iterator[None]:
+    """Say what is wrong with the arguments of a call in the way of every other error.
+
+    Raises:
+        ContractError: If a body was made of what no store takes.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise ContractError("the store cannot be asked this", why=f"{place}: {wrong['msg']}") from error
+    except PydanticSerializationError as error:
+        raise ContractError("the store cannot be sent this", why=str(error)[:200]) from error
+
+
+def check_part(start: int, stop: int | None, size_bytes: int | None = None) -> bool:
+    """Say whether less than the whole is asked for.
+
+    Args:
+        start: The first byte.
+        stop: The one after the last; the end where none is said.
+        size_bytes: How many there are, where that is known.
+
+    Raises:
+        ContractError: If the part would have no byte.
+    """
+    if start == 0 and stop is None:
+        return False
+    ends = [end for end in (stop, size_bytes) if end is not None]
+    if start < 0 or any(end <= start for end in ends):
+        has = "" if size_bytes is None else f"; there are {size_bytes}"
+        raise ContractError(
+            "the bytes have no such part", why=f"it would go from {start} to {stop}{has}", code="ESP-3415"
+        )
+    return True
 
 
 class Body(Written):
@@ -132,14 +179,14 @@ class Finish(Held):
 
     forms: tuple[FormHead, ...] = Field(max_length=16)
     performance: Measurement | None = None
-    shortfall: str = Field(default="", max_length=4000)
+    shortfall: str = Field(default="", max_length=MAX_REASON)
     report: ValidationResult | None = None
 
 
 class Failure(Held):
     """Give a job up."""
 
-    reason: str = Field(max_length=4000)
+    reason: str = Field(max_length=MAX_REASON)
     retry: bool
     killed: bool = False
 

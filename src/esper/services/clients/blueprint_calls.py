@@ -11,6 +11,7 @@ from esper.contracts.kernel import (
     JsonObject,
 )
 from esper.contracts.store import (
+    MAX_PAGE,
     BlueprintPage,
     BlueprintQuery,
     BlueprintRecord,
@@ -22,8 +23,8 @@ from esper.contracts.store_calls import (
     BlueprintStatusChange,
 )
 from esper.ir import BlueprintIR, digest_of
-from esper.services.clients.messages import Request, unexpected
-from esper.services.clients.store_calls import API, StoreCalls, items, next_cursor, part
+from esper.services.clients.messages import unexpected
+from esper.services.clients.store_calls import StoreCalls, items, next_cursor, part
 
 
 class BlueprintCalls(StoreCalls):
@@ -60,13 +61,12 @@ class BlueprintCalls(StoreCalls):
         return TypeAdapter(JsonObject).validate_json(reply.body)
 
     async def get_ancestors(self, blueprint_id: str) -> list[LineageEntry]:
-        """Return the line from a blueprint to its origin."""
-        return items(await self._got(f"/blueprints/{part(blueprint_id)}/lineage"), LineageEntry)
+        """Return the line from a blueprint to its origin; nothing where there is none."""
+        return await self._line(f"/blueprints/{part(blueprint_id)}/lineage")
 
-    async def get_descendants(self, blueprint_id: str, *, limit: int = 200) -> list[LineageEntry]:
-        """Return what was made of a blueprint: itself first, the nearest next."""
-        path = f"{API}/blueprints/{part(blueprint_id)}/descendants"
-        return items(await self.transport.call(Request("GET", path, query={"limit": str(limit)})), LineageEntry)
+    async def get_descendants(self, blueprint_id: str, *, limit: int = MAX_PAGE) -> list[LineageEntry]:
+        """Return what was made of a blueprint: itself first, the nearest next; nothing where there is none."""
+        return await self._line(f"/blueprints/{part(blueprint_id)}/descendants", limit=str(limit))
 
     async def set_blueprint_status(self, blueprint_id: str, status: BlueprintStatus) -> BlueprintRecord:
         """Give a blueprint another status."""

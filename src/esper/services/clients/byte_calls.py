@@ -17,8 +17,10 @@ from esper.contracts.store_calls import (
     ArtifactHead,
     Link,
     Stored,
+    check_part,
+    stated,
 )
-from esper.errors import KernelRejected, StoreUnavailable
+from esper.errors import ContractError, KernelRejected, StoreUnavailable
 from esper.ir import digest_of, is_digest
 from esper.services.clients.messages import Request, unexpected
 from esper.services.clients.store_calls import API, StoreCalls, part
@@ -56,8 +58,11 @@ class ByteCalls(StoreCalls):
 
         Returns:
             Pieces. The last of the whole is followed by an error where the digest is wrong; of a part the store alone sees that.
+
+        Raises:
+            ContractError: If the part has no byte.
         """
-        is_part = start > 0 or stop is not None
+        is_part = check_part(start, stop)
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if is_part else {}
         request = Request("GET", f"{API}/kernels/{part(kernel_id)}/bytes", headers=headers)
         async with self.transport.download(request) as (reply, pieces):
@@ -100,8 +105,12 @@ class ByteCalls(StoreCalls):
         return Stored(digest=digest, size_bytes=size)
 
     async def upload(self, digest: str, size_bytes: int, chunks: AsyncIterable[bytes]) -> None:
-        """Store bytes as they come, for `register_uploaded` or `complete_uploaded` to refer to; it is tried once."""
-        await self.transport.upload(_upload(digest, size_bytes), aiter(chunks))
+        """Store bytes as they come, for `register_uploaded` or `complete_uploaded` to refer to; it is tried once.
+
+        Raises:
+            ContractError: If they are not what was said; nothing is stored then.
+        """
+        await self.transport.upload(_upload(digest, max(0, size_bytes)), _counted(digest, size_bytes, chunks))
 
     async def upload_kernel(self, artifact: CompiledKernelArtifact) -> CompiledKernelContract:
         """Store a kernel that waits for its validation; one that is there is left as it is."""
@@ -111,7 +120,9 @@ class ByteCalls(StoreCalls):
 
     async def register_uploaded(self, artifact: CompiledKernelArtifact) -> CompiledKernelContract:
         """Do the same for a kernel whose bytes were uploaded before; its ``kernel_binary`` is not looked at."""
-        return await self._posted("/kernels", ArtifactHead.of(artifact), CompiledKernelContract)
+        with stated():
+            body = ArtifactHead.of(artifact)
+        return await self._posted("/kernels", body, CompiledKernelContract)
 
     async def store_report(self, report: ValidationResult) -> CompiledKernelContract:
         """Store what the validator found about a kernel that waits for it."""
@@ -136,6 +147,23 @@ def check_bytes(artifact: CompiledKernelArtifact) -> None:
             f"artifact {artifact.artifact_id[:80]} was not stored",
             why=f"its bytes have the digest {found}",
             todo="compile it again",
+        )
+
+
+async def _counted(digest: str, size_bytes: int, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield as many bytes as were announced, or fail: the store would wait for what is missing until its patience ends."""
+    count = 0
+    async for chunk in chunks:
+        count += len(chunk)
+        if count > size_bytes:
+            break
+        yield chunk
+    if count != size_bytes:
+        raise ContractError(
+            f"the bytes of {digest[:19]} were not stored",
+            why=f"there are {'more' if count > size_bytes else count}, and {size_bytes} were announced",
+            todo="send them again",
+            code="ESP-3210",
         )
 
 

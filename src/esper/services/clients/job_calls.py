@@ -12,6 +12,7 @@ from esper.contracts.kernel import (
     ValidationResult,
 )
 from esper.contracts.store_calls import (
+    MAX_REASON,
     ArtifactHead,
     Became,
     Claim,
@@ -22,6 +23,7 @@ from esper.contracts.store_calls import (
     Held,
     Renewal,
     Review,
+    stated,
 )
 from esper.services.clients.byte_calls import ByteCalls, check_bytes
 from esper.services.clients.store_calls import part
@@ -32,17 +34,23 @@ class JobCalls(ByteCalls):
 
     async def claim(self, worker: str, *, lease_s: float, finishing: bool = True) -> CompileJob | None:
         """Take the most urgent job, or None where there is none; without ``finishing`` only one that builds."""
-        reply = await self._sent("POST", "/jobs/claim", Claim(worker=worker, lease_s=lease_s, finishing=finishing))
+        with stated():
+            body = Claim(worker=worker, lease_s=lease_s, finishing=finishing)
+        reply = await self._sent("POST", "/jobs/claim", body)
         return None if reply.status == 204 else reply.read_as(CompileJob)
 
     async def review(self, worker: str, hardware: str, *, lease_s: float) -> CompileJob | None:
         """Take the most used kernel that was not measured on some hardware, to prove it again; None where there is none."""
-        reply = await self._sent("POST", "/jobs/review", Review(worker=worker, hardware=hardware, lease_s=lease_s))
+        with stated():
+            body = Review(worker=worker, hardware=hardware, lease_s=lease_s)
+        reply = await self._sent("POST", "/jobs/review", body)
         return None if reply.status == 204 else reply.read_as(CompileJob)
 
     async def renew(self, job_id: str, worker: str, *, lease_s: float) -> None:
         """Keep a job that takes long."""
-        await self._sent("POST", f"/jobs/{part(job_id)}/renew", Renewal(worker=worker, lease_s=lease_s))
+        with stated():
+            body = Renewal(worker=worker, lease_s=lease_s)
+        await self._sent("POST", f"/jobs/{part(job_id)}/renew", body)
 
     async def complete(
         self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
@@ -57,7 +65,8 @@ class JobCalls(ByteCalls):
         self, job_id: str, worker: str, artifact: CompiledKernelArtifact, report: ValidationResult
     ) -> CompiledKernelContract:
         """Do the same for a kernel whose bytes were uploaded before; its ``kernel_binary`` is not looked at."""
-        body = Completion(worker=worker, artifact=ArtifactHead.of(artifact), report=report)
+        with stated():
+            body = Completion(worker=worker, artifact=ArtifactHead.of(artifact), report=report)
         return await self._posted(f"/jobs/{part(job_id)}/complete", body, CompiledKernelContract)
 
     async def finish(
@@ -83,25 +92,29 @@ class JobCalls(ByteCalls):
         report: ValidationResult | None = None,
     ) -> None:
         """Do the same with forms whose bytes were uploaded before."""
-        body = Finish(
-            worker=worker,
-            forms=tuple(map(FormHead.of, forms)),
-            performance=performance,
-            shortfall=shortfall[:4000],
-            report=report,
-        )
+        with stated():
+            body = Finish(
+                worker=worker,
+                forms=tuple(map(FormHead.of, forms)),
+                performance=performance,
+                shortfall=shortfall[:MAX_REASON],
+                report=report,
+            )
         await self._sent("POST", f"/jobs/{part(job_id)}/finish", body)
 
     async def fail(
         self, job_id: str, worker: str, reason: str, *, retry: bool, killed: bool = False
     ) -> BlueprintStatus:
         """Give a job up, for another try or for good."""
-        body = Failure(worker=worker, reason=reason[:4000], retry=retry, killed=killed)
+        with stated():
+            body = Failure(worker=worker, reason=reason[:MAX_REASON], retry=retry, killed=killed)
         return (await self._posted(f"/jobs/{part(job_id)}/fail", body, Became)).status
 
     async def release(self, job_id: str, worker: str) -> None:
         """Return a job untried, because the worker stops."""
-        await self._sent("POST", f"/jobs/{part(job_id)}/release", Held(worker=worker))
+        with stated():
+            body = Held(worker=worker)
+        await self._sent("POST", f"/jobs/{part(job_id)}/release", body)
 
 
 __all__ = ["JobCalls"]

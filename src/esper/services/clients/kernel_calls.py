@@ -67,8 +67,8 @@ class KernelCalls(StoreCalls):
         return (await self._got(f"/kernels/{part(kernel_id)}/report")).read_as(ValidationResult)
 
     async def get_kernel_lineage(self, kernel_id: str) -> list[LineageEntry]:
-        """Return the blueprints from which a kernel descends: its own first, the origin last."""
-        return items(await self._got(f"/kernels/{part(kernel_id)}/lineage"), LineageEntry)
+        """Return the blueprints from which a kernel descends: its own first, the origin last; nothing where there is none."""
+        return await self._line(f"/kernels/{part(kernel_id)}/lineage")
 
     async def forms(self, kernel_id: str) -> list[KernelForm]:
         """Return what levels added to a kernel, the lowest level first."""

@@ -5,6 +5,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from esper.contracts.store import LineageEntry
+from esper.contracts.store_calls import stated
+from esper.errors import NotFound
 from esper.services.clients.messages import Reply, Request, unexpected
 from esper.services.clients.transport import Transport
 
@@ -26,8 +29,16 @@ class StoreCalls:
 
     async def _sent(self, method: str, path: str, body: BaseModel) -> Reply:
         headers = {"Content-Type": "application/json"}
-        data = body.model_dump_json().encode()
+        with stated():
+            data = body.model_dump_json().encode()
         return await self.transport.call(Request(method, API + path, body=data, headers=headers))
+
+    async def _line(self, path: str, **query: str) -> list[LineageEntry]:
+        """Return a line of blueprints, as the store in process does: nothing where it has no beginning."""
+        try:
+            return items(await self.transport.call(Request("GET", API + path, query=query)), LineageEntry)
+        except NotFound:
+            return []
 
     async def _posted(self, path: str, body: BaseModel, kind: type[Item]) -> Item:
         return (await self._sent("POST", path, body)).read_as(kind)

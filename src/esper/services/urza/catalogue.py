@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
+from pydantic_core import from_json, to_json
 from sqlalchemy import Table, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from esper.contracts.adaptation import Outcome
 from esper.contracts.events import BlueprintSubmitted, CompilationEvent
 from esper.contracts.ids import new_id
 from esper.contracts.kernel import (
+    MOST_TAGS,
     BlueprintContract,
     BlueprintStatus,
     BlueprintSubmissionRequest,
@@ -24,10 +26,12 @@ from esper.contracts.store import (
     BlueprintRecord,
     KernelRecord,
 )
+from esper.contracts.store_calls import stated
 from esper.contracts.topics import COMPILATIONS, SUBMITTED
-from esper.errors import ConfigError, NotFound
+from esper.errors import ConfigError, ContractError, NotFound
 from esper.ir import BlueprintIR, check_birth
 from esper.ports import BlobStore, Clock
+from esper.services.urza.base import NAME
 from esper.services.urza.database import Database, lock
 from esper.services.urza.door import Door
 from esper.services.urza.line import Line
@@ -52,6 +56,8 @@ from esper.services.urza.terms import bits_of, tag_term, words_of
 _AT_ONCE = 4
 """Submissions that are checked and written side by side; one where the database has one writer. The others wait at the door: in
 the line of those who write, where the forge stands for each job, a crowd of strangers would hold every build up."""
+
+_LONGEST = NAME.length or 0
 
 _JOB = select(CompileJobRow).where(CompileJobRow.build_key == bindparam("key")).with_for_update()
 _NEWEST = select(func.max(Blueprint.version)).where(Blueprint.name == bindparam("name"))
@@ -108,6 +114,7 @@ class Catalogue(Reads):
             Its content address: equal designs are one blueprint.
 
         Raises:
+            ContractError: If its name or a tag is too long, or there are too many tags.
             InvalidBlueprint: If it breaks a rule.
             NotFound: If there is no such parent.
         """
@@ -116,7 +123,7 @@ class Catalogue(Reads):
         async def stored(session: AsyncSession) -> str:
             await session.run_sync(_ensured, ir, name=blueprint.name, tags=blueprint.tags)
             row = await session.get_one(Blueprint, ir.digest, with_for_update=True)
-            row.details = {**row.details, **blueprint.metadata}
+            row.details = {**row.details, **_json(blueprint.metadata)}
             await _adopt(session, row, parent_id or blueprint.parent_id)
             return row.id
 
@@ -234,6 +241,12 @@ def _ensured(
     session: Session, ir: BlueprintIR, *, name: str, tags: Iterable[str], submitted_by: str = "system"
 ) -> BlueprintStatus:
     """Write the row of a design, with the next version of its name where it is new, and add tags; return its status."""
+    tags = list(tags)
+    if len(tags) > MOST_TAGS or any(len(text) > _LONGEST for text in (name, submitted_by, *tags)):
+        raise ContractError(
+            "the blueprint was not stored",
+            why=f"it comes with more than {MOST_TAGS} tags, or with a tag or name of more than {_LONGEST} letters",
+        )
     status = session.execute(_STATUS, {"id": ir.digest}).scalar()
     terms = {tag_term(tag) for tag in tags}
     if status is None:
@@ -260,6 +273,13 @@ def _arrived(architecture_ir: JsonObject) -> BlueprintIR:
     return ir
 
 
+def _json(given: JsonObject) -> JsonObject:
+    """Return an object as it is once it went over a wire: what JSON has no number for becomes null."""
+    with stated():
+        found: JsonObject = from_json(to_json(given, inf_nan_mode="null"))
+    return found
+
+
 async def _adopt(session: AsyncSession, row: Blueprint, parent_id: str | None) -> None:
     if parent_id is None:
         return
@@ -279,6 +299,8 @@ async def _adopt(session: AsyncSession, row: Blueprint, parent_id: str | None) -
 
 
 def _outcome_row(outcome: Outcome) -> OutcomeRow:
+    """Return the row of an outcome; a gain that is no number, as of a loss that blew up, counts as not measured."""
+    outcome = Outcome.model_validate_json(outcome.model_dump_json())
     return OutcomeRow(
         decision_id=outcome.decision_id,
         run_id=outcome.run_id,

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from esper.contracts.kernel import BlueprintContract, CompiledKernelArtifact, KernelStatus, ValidationResult
+from esper.contracts.kernel import MOST_TAGS, BlueprintContract, CompiledKernelArtifact, KernelStatus, ValidationResult
 from esper.contracts.store import MAX_PAGE, BlueprintQuery, BlueprintRecord, KernelQuery, KernelRecord
 from esper.errors import ConfigError, ContractError, NotFound
 from esper.runtime.files import own_folder, written_whole
@@ -86,11 +86,12 @@ async def import_library(manager: KernelManager, folder: Path) -> Exchanged:
             pass
     blueprints = kernels = size = 0
     for line in _lines(folder / BLUEPRINTS, BlueprintRecord):
-        await manager.store_blueprint(_contract(line))
+        for contract in _contracts(line):
+            await manager.store_blueprint(contract)
         blueprints += 1
     for line in _lines(folder / BLUEPRINTS, BlueprintRecord):  # a parent may stand after its child
         if line.parent_id is not None:
-            await manager.store_blueprint(_contract(line), line.parent_id)
+            await manager.store_blueprint(next(_contracts(line)), line.parent_id)
     blobs = LocalBlobs(folder / BLOBS)
     for entry in _lines(folder / KERNELS, KernelLine):
         await _take_in(manager, blobs, entry)
@@ -122,14 +123,16 @@ async def _take_in(manager: KernelManager, blobs: LocalBlobs, line: KernelLine) 
     await manager.store_report(line.report)
 
 
-def _contract(record: BlueprintRecord) -> BlueprintContract:
-    return BlueprintContract(
-        blueprint_id=record.blueprint_id,
-        name=record.name,
-        architecture_ir=record.architecture_ir,
-        tags=record.tags,
-        metadata=record.metadata,
-    )
+def _contracts(record: BlueprintRecord) -> Iterator[BlueprintContract]:
+    """Yield what stores a blueprint, again for as many tags as are taken at once."""
+    for start in range(0, max(1, len(record.tags)), MOST_TAGS):
+        yield BlueprintContract(
+            blueprint_id=record.blueprint_id,
+            name=record.name,
+            architecture_ir=record.architecture_ir,
+            tags=record.tags[start : start + MOST_TAGS],
+            metadata=record.metadata,
+        )
 
 
 async def _blueprints(manager: KernelManager) -> AsyncIterator[BlueprintRecord]:

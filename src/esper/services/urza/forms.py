@@ -15,6 +15,7 @@ from esper.contracts.kernel import (
     Measurement,
     ValidationResult,
 )
+from esper.contracts.store_calls import MAX_REASON, Finish, FormHead, stated
 from esper.errors import Conflict, KernelRejected, NotFound
 from esper.ir import digest_of
 from esper.ports import BlobStore, Clock
@@ -109,10 +110,13 @@ class Forms:
             report: What a review found, in the place of the report that was there.
 
         Raises:
+            ContractError: If there are too many of them.
             KernelRejected: If a form is not what it says it is, or has no seal.
             Conflict: If the lease ran out and somebody else holds the job, or it finishes nothing.
             StoreUnavailable: If the bytes could not be stored.
         """
+        with stated():
+            Finish(worker=worker, forms=tuple(map(FormHead.of, forms)))
         await put_forms(self._keeper, forms)
         await self._finished(job_id, worker, forms, performance, shortfall, report)
 
@@ -153,7 +157,7 @@ class Forms:
             elif performance is not None:
                 measured(session, kernel, performance)
             kernel.optimization_level = max(kernel.optimization_level, *(made.form.level for made in forms), "")
-            row.reason = shortfall
+            row.reason = shortfall[:MAX_REASON]
             end(row, JobStatus.DONE, self._clock)
 
         await self._database.apply(finished)

@@ -14,6 +14,7 @@ from esper.contracts.kernel import (
     KernelStatus,
     ValidationResult,
 )
+from esper.contracts.store_calls import MAX_REASON, ArtifactHead, Claim, Renewal, stated
 from esper.errors import KernelRejected
 from esper.ir import digest_of
 from esper.ports import Clock
@@ -59,7 +60,12 @@ class JobQueue:
             worker: Who takes it.
             lease_s: For how long it is theirs without a sign of life.
             finishing: Whether a job that finishes a kernel will do.
+
+        Raises:
+            ContractError: If nobody takes a job by that name, or for that long.
         """
+        with stated():
+            Claim(worker=worker, lease_s=lease_s, finishing=finishing)
         # Where there was a job there are more, as a rule.
         if not self._found and not await self._may_claim(finishing):
             return None
@@ -90,8 +96,11 @@ class JobQueue:
         """Keep a job that takes long.
 
         Raises:
+            ContractError: If no lease is that long.
             Conflict: If the lease ran out and somebody else holds the job.
         """
+        with stated():
+            Renewal(worker=worker, lease_s=lease_s)
 
         def renewed(session: Session) -> None:
             row = held(session, job_id, worker)
@@ -111,10 +120,13 @@ class JobQueue:
         never a row without bytes.
 
         Raises:
+            ContractError: If no store takes what is said of the artifact, such as the name of its device.
             KernelRejected: If the artifact is not what it says it is.
             Conflict: If the lease ran out and somebody else holds the job.
             StoreUnavailable: If the bytes could not be stored.
         """
+        with stated():
+            ArtifactHead.of(artifact)
         _check_artifact(artifact, report)
         check_forms(artifact.inference)
         kept = [artifact.kernel_binary, *(made.data for made in artifact.inference)]
@@ -201,7 +213,7 @@ class JobQueue:
 
         def failed(session: Session) -> BlueprintStatus:
             row = held(session, job_id, worker)
-            row.reason = reason
+            row.reason = reason[:MAX_REASON]
             row.deaths += int(killed)
             session.flush()
             if row.phase is not JobPhase.BUILD:

@@ -32,7 +32,7 @@ async def descends(session: AsyncSession, blueprint_id: str, ancestor_id: str) -
     return found.first() is not None
 
 
-async def descendants(session: AsyncSession, blueprint_id: str, limit: int = MAX_LINE) -> list[LineageEntry]:
+async def descendants(session: AsyncSession, blueprint_id: str, limit: int) -> list[LineageEntry]:
     """Return what was made of a blueprint, itself first, then what is near before what is far.
 
     Args:
@@ -43,7 +43,7 @@ async def descendants(session: AsyncSession, blueprint_id: str, limit: int = MAX
     line = _start(blueprint_id)
     child = aliased(Blueprint)
     line = line.union(select(child.id, child.parent_id).where(child.parent_id == line.c.id))
-    rows = await _rows(session, line, min(limit, MAX_LINE))
+    rows = await _rows(session, line, limit)
     return await _entries(session, rows, _spread(blueprint_id, rows))
 
 

@@ -7,6 +7,8 @@ from sqlalchemy.orm import joinedload
 
 from esper.contracts.kernel import BuildSpec, CompiledKernelContract, KernelStatus, ValidationResult
 from esper.contracts.store import (
+    MAX_DESCENDANTS,
+    MAX_PAGE,
     BlueprintPage,
     BlueprintQuery,
     BlueprintRecord,
@@ -16,10 +18,11 @@ from esper.contracts.store import (
     LineageEntry,
     OutcomeStatistics,
 )
-from esper.errors import KernelRejected, NotFound
+from esper.contracts.store_calls import MAX_LINK_S, check_part
+from esper.errors import ContractError, KernelRejected, NotFound
 from esper.ports import BlobStore
 from esper.services.urza.database import Database
-from esper.services.urza.lineage import MAX_LINE, ancestors, descendants
+from esper.services.urza.lineage import ancestors, descendants
 from esper.services.urza.listing import blueprint_record, page_of_blueprints
 from esper.services.urza.models import (
     Blueprint,
@@ -83,7 +86,7 @@ class Reads:
         return await self._blobs.get((await self._readable(kernel_id)).kernel_binary_ref)
 
     async def stream(self, kernel_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
-        """Return the bytes of a validated kernel as they are read, or a range of them.
+        """Return the bytes of a validated kernel as they are read, or a range of one byte or more.
 
         Args:
             kernel_id: The kernel.
@@ -98,15 +101,20 @@ class Reads:
             KernelRejected: If it is not validated.
             ContractError: If there are no such bytes in it.
         """
-        return self._blobs.stream((await self._readable(kernel_id)).kernel_binary_ref, start, stop)
+        kernel = await self._readable(kernel_id)
+        check_part(start, stop, kernel.size_bytes)
+        return self._blobs.stream(kernel.kernel_binary_ref, start, stop)
 
     async def link(self, kernel_id: str, *, expires_s: float) -> str | None:
         """Return an address from which a validated kernel can be read for a while, or None where the store has no such.
 
         Raises:
+            ContractError: If ``expires_s`` is not above 0, or longer than an hour.
             NotFound: If there is no such kernel.
             KernelRejected: If it is not validated.
         """
+        if not 0 < expires_s <= MAX_LINK_S:
+            raise ContractError(f"no address is good for {expires_s} s", todo=f"ask for {MAX_LINK_S:g} s at most")
         return await self._blobs.link((await self._readable(kernel_id)).kernel_binary_ref, expires_s)
 
     async def _readable(self, kernel_id: str) -> Kernel:
@@ -225,8 +233,14 @@ class Reads:
         async with self._database.reading() as session:
             return await ancestors(session, blueprint_id)
 
-    async def get_descendants(self, blueprint_id: str, *, limit: int = MAX_LINE) -> list[LineageEntry]:
-        """Return what was made of a blueprint: itself first, the nearest next; nothing where there is none."""
+    async def get_descendants(self, blueprint_id: str, *, limit: int = MAX_PAGE) -> list[LineageEntry]:
+        """Return what was made of a blueprint: itself first, the nearest next; nothing where there is none.
+
+        Raises:
+            ContractError: If ``limit`` is not from 1 to 1000.
+        """
+        if not 1 <= limit <= MAX_DESCENDANTS:
+            raise ContractError(f"no answer has {limit} descendants", todo=f"ask for 1 to {MAX_DESCENDANTS}")
         async with self._database.reading() as session:
             return await descendants(session, blueprint_id, limit)
 

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session, joinedload
 
 from esper.contracts.ids import new_id
 from esper.contracts.kernel import CompileJob, JobPhase, KernelStatus
+from esper.contracts.store_calls import Review, stated
 from esper.ir import digest_of
 from esper.ports import Clock
 from esper.services.urza.database import Database
@@ -38,7 +39,12 @@ class Reviews:
         Returns:
             A job that proves the kernel again and finishes it; one that was given back is taken first. Each kernel is
             looked at once on one hardware, however that ends.
+
+        Raises:
+            ContractError: If nobody takes a job by that name, on that hardware, or for that long.
         """
+        with stated():
+            Review(worker=worker, hardware=hardware, lease_s=lease_s)
 
         def taken(session: Session) -> CompileJob | None:
             row = session.scalar(_given_back()) or self._fresh(session, hardware)

@@ -3,6 +3,7 @@
 from sqlalchemy.orm import Session
 
 from esper.contracts.kernel import CompiledKernelArtifact, CompiledKernelContract, KernelStatus, ValidationResult
+from esper.contracts.store_calls import ArtifactHead, stated
 from esper.errors import Conflict, KernelRejected, NotFound
 from esper.ir import digest_of
 from esper.services.urza.database import Database
@@ -27,11 +28,14 @@ class Uploads:
         """Store a kernel that waits for its validation; one that is there is left as it is.
 
         Raises:
+            ContractError: If no store takes what is said of it, such as the name of its device.
             KernelRejected: If its bytes do not have the digest that is its id.
             NotFound: If its blueprint is not there.
             Conflict: If the kernel is there, made from another blueprint.
             StoreUnavailable: If its bytes could not be stored.
         """
+        with stated():
+            ArtifactHead.of(artifact)
         found = digest_of(artifact.kernel_binary)
         if found != artifact.artifact_id:
             raise KernelRejected(

@@ -12,7 +12,14 @@ from esper.contracts.kernel import (
     BuildSpec,
     CompiledKernelContract,
 )
-from esper.contracts.store import MAX_PAGE, BlueprintQuery, BlueprintRecord, LineageEntry, OutcomeStatistics
+from esper.contracts.store import (
+    MAX_DESCENDANTS,
+    MAX_PAGE,
+    BlueprintQuery,
+    BlueprintRecord,
+    LineageEntry,
+    OutcomeStatistics,
+)
 from esper.contracts.store_calls import BlueprintPut, BlueprintStatusChange
 from esper.errors import ContractError, NotFound
 from esper.ir import BlueprintIR, digest_of
@@ -129,7 +136,7 @@ async def get_ancestors(request: Request, blueprint_id: Digest) -> Response:
 
 @blueprints.get("/{blueprint_id}/descendants", response_model=list[LineageEntry])
 async def get_descendants(
-    request: Request, blueprint_id: Digest, limit: Annotated[int, Query(ge=1, le=MAX_PAGE * 5)] = MAX_PAGE
+    request: Request, blueprint_id: Digest, limit: Annotated[int, Query(ge=1, le=MAX_DESCENDANTS)] = MAX_PAGE
 ) -> Response:
     """Return what was made of a blueprint: itself first, the nearest next."""
     line = await serving_of(request).manager.get_descendants(blueprint_id, limit=limit)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from esper.contracts.kernel import CompiledKernelContract, KernelForm, ValidationResult
 from esper.contracts.store import KernelQuery, KernelRecord, LineageEntry, OutcomeStatistics
-from esper.contracts.store_calls import ArtifactHead, KernelStatusChange, KernelSummary, Link
+from esper.contracts.store_calls import MAX_LINK_S, ArtifactHead, KernelStatusChange, KernelSummary, Link
 from esper.errors import ContractError, NotFound
 from esper.services.rest.answers import IMMUTABLE, json_answer, json_list, matches, next_page
 from esper.services.rest.bodies import LimitedRoute
@@ -71,7 +71,9 @@ async def get_kernel_bytes(request: Request, kernel_id: Digest) -> Response:
 
 @kernels.get("/{kernel_id}/link", response_model=Link)
 async def get_link(
-    request: Request, kernel_id: Digest, expires_s: Annotated[float, Query(gt=0, le=3600, allow_inf_nan=False)] = 300.0
+    request: Request,
+    kernel_id: Digest,
+    expires_s: Annotated[float, Query(gt=0, le=MAX_LINK_S, allow_inf_nan=False)] = 300.0,
 ) -> Response:
     """Return an address from which anybody may read a validated kernel for a while, or null where the store has no such."""
     url = await serving_of(request).manager.link(kernel_id, expires_s=expires_s)
