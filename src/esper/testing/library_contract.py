@@ -1,44 +1,29 @@
 """What every library and its compile queue must do, as a suite; subclasses give fixtures ``library`` and ``clock``."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Protocol
 
-from esper.contracts.adaptation import Outcome, Verdict
-from esper.contracts.kernel import (
-    CERTIFICATE,
-    BlueprintStatus,
-    BuildSpec,
-    CompiledKernelContract,
-    CompileJob,
-    JobPhase,
-    KernelForm,
-    KernelStatus,
-    Measurement,
-)
+from esper.contracts.kernel import CERTIFICATE, BlueprintStatus, BuildSpec, JobPhase, KernelStatus, Measurement
 from esper.errors import Conflict, EsperError, InvalidBlueprint, KernelRejected, NotFound
-from esper.ports import CompileQueue, Library
 from esper.testing.clock import ManualClock
 from esper.testing.forging import adapter, artifact_of, form_of, request_for, verdict_on
-
-LEASE_S = 30.0
-
-
-O3 = BuildSpec(level="O3")
-
-
-class Store(Library, CompileQueue, Protocol):
-    """A library with its queue, and what levels add to its kernels."""
-
-    async def forms(self, kernel_id: str) -> list[KernelForm]: ...
-
-    async def read_form(self, kernel_id: str, digest: str) -> bytes: ...
+from esper.testing.stocking import (
+    LEASE_S,
+    O3,
+    Stock,
+    built,
+    claimed,
+    compiled,
+    finishing,
+    outcome_of,
+    refused,
+    unmeasured,
+)
 
 
 class LibraryContract:
     """The laws of `esper.ports.Library` and `esper.ports.CompileQueue`, one test each."""
 
-    async def test_a_kernel_is_found_and_read_once_its_report_is_stored(self, library: Store) -> None:
+    async def test_a_kernel_is_found_and_read_once_its_report_is_stored(self, library: Stock) -> None:
         ir = adapter()
         response = await library.submit(request_for(ir))
         assert response.blueprint_id == ir.digest
@@ -48,7 +33,7 @@ class LibraryContract:
         assert await library.find(ir.digest, BuildSpec()) == kernel
         assert await library.read(kernel.kernel_id) == b"bytes of a kernel"
 
-    async def test_a_blueprint_that_breaks_a_rule_is_refused_with_its_path(self, library: Store) -> None:
+    async def test_a_blueprint_that_breaks_a_rule_is_refused_with_its_path(self, library: Stock) -> None:
         request = request_for(adapter())
         broken = {**request.architecture_ir, "output": "nowhere"}
         error = await refused(library.submit(request.model_copy(update={"architecture_ir": broken})), InvalidBlueprint)
@@ -56,7 +41,7 @@ class LibraryContract:
         assert error.path == "$.output"
         assert await library.claim("w", lease_s=LEASE_S) is None
 
-    async def test_a_graft_that_would_be_dead_is_refused(self, library: Store) -> None:
+    async def test_a_graft_that_would_be_dead_is_refused(self, library: Stock) -> None:
         ir = adapter()
         document = ir.to_json()
         nodes = document["nodes"]
@@ -67,19 +52,19 @@ class LibraryContract:
         request = request_for(ir).model_copy(update={"architecture_ir": document})
         assert "dead" in str(await refused(library.submit(request), InvalidBlueprint))
 
-    async def test_equal_submissions_make_one_job(self, library: Store) -> None:
+    async def test_equal_submissions_make_one_job(self, library: Stock) -> None:
         await asyncio.gather(*(library.submit(request_for(adapter())) for _ in range(10)))
         assert await library.claim("a", lease_s=LEASE_S) is not None
         assert await library.claim("b", lease_s=LEASE_S) is None
 
-    async def test_another_build_of_a_blueprint_is_another_job(self, library: Store) -> None:
+    async def test_another_build_of_a_blueprint_is_another_job(self, library: Stock) -> None:
         for seed in (0, 1):
             await library.submit(request_for(adapter(), build=BuildSpec(weight_seed=seed)))
         first, second = await claimed(library, "a"), await claimed(library, "a")
         assert {first.build.weight_seed, second.build.weight_seed} == {0, 1}
 
     async def test_the_most_urgent_job_is_claimed_first_and_then_the_oldest(
-        self, library: Store, clock: ManualClock
+        self, library: Stock, clock: ManualClock
     ) -> None:
         for width, priority in ((1, 5), (2, 9), (3, 5)):
             await library.submit(request_for(adapter(width), priority=priority))
@@ -87,7 +72,7 @@ class LibraryContract:
         order = [(await claimed(library, "w")).blueprint_id for _ in range(3)]
         assert order == [adapter(width).digest for width in (2, 1, 3)]
 
-    async def test_a_job_is_not_passed_for_ever_by_more_urgent_ones(self, library: Store, clock: ManualClock) -> None:
+    async def test_a_job_is_not_passed_for_ever_by_more_urgent_ones(self, library: Stock, clock: ManualClock) -> None:
         await library.submit(request_for(adapter(1), priority=1))
         passed = 0
         for width in range(2, 60):
@@ -99,7 +84,7 @@ class LibraryContract:
             passed += 1
         assert 9 <= passed <= 30, "nine steps of priority are worth minutes, not hours"
 
-    async def test_a_build_that_waits_can_be_withdrawn_and_asked_for_again(self, library: Store) -> None:
+    async def test_a_build_that_waits_can_be_withdrawn_and_asked_for_again(self, library: Stock) -> None:
         ir = adapter()
         await refused(library.withdraw(ir.digest, BuildSpec()), NotFound)
         await library.submit(request_for(ir))
@@ -110,7 +95,7 @@ class LibraryContract:
         await library.submit(request_for(ir))
         assert (await compiled(library, b"after all")).status is KernelStatus.VALIDATED
 
-    async def test_a_build_that_is_withdrawn_at_work_is_not_its_workers_any_more(self, library: Store) -> None:
+    async def test_a_build_that_is_withdrawn_at_work_is_not_its_workers_any_more(self, library: Stock) -> None:
         await library.submit(request_for(adapter()))
         job = await claimed(library, "w")
         await library.withdraw(job.blueprint_id, job.build)
@@ -118,14 +103,14 @@ class LibraryContract:
         artifact = artifact_of(job.blueprint_id, b"too late")
         await refused(library.complete(job.job_id, "w", artifact, verdict_on(artifact)), Conflict)
 
-    async def test_a_job_is_claimed_by_one_of_many_workers(self, library: Store) -> None:
+    async def test_a_job_is_claimed_by_one_of_many_workers(self, library: Stock) -> None:
         for width in range(1, 6):
             await library.submit(request_for(adapter(width)))
         jobs = await asyncio.gather(*(library.claim(f"w{n}", lease_s=LEASE_S) for n in range(12)))
         ids = [job.job_id for job in jobs if job is not None]
         assert len(ids) == len(set(ids)) == 5
 
-    async def test_a_lease_that_ran_out_returns_the_job(self, library: Store, clock: ManualClock) -> None:
+    async def test_a_lease_that_ran_out_returns_the_job(self, library: Stock, clock: ManualClock) -> None:
         await library.submit(request_for(adapter()))
         first = await claimed(library, "a")
         clock.advance(LEASE_S + 1)
@@ -134,7 +119,7 @@ class LibraryContract:
         assert second.attempt == first.attempt + 1
         await refused(library.renew(first.job_id, "a", lease_s=LEASE_S), Conflict)
 
-    async def test_a_renewed_lease_keeps_the_job(self, library: Store, clock: ManualClock) -> None:
+    async def test_a_renewed_lease_keeps_the_job(self, library: Stock, clock: ManualClock) -> None:
         await library.submit(request_for(adapter()))
         job = await claimed(library, "a")
         for _ in range(3):
@@ -142,7 +127,7 @@ class LibraryContract:
             await library.renew(job.job_id, "a", lease_s=LEASE_S)
         assert await library.claim("b", lease_s=LEASE_S) is None
 
-    async def test_who_lost_the_lease_cannot_complete(self, library: Store, clock: ManualClock) -> None:
+    async def test_who_lost_the_lease_cannot_complete(self, library: Stock, clock: ManualClock) -> None:
         await library.submit(request_for(adapter()))
         job = await claimed(library, "a")
         clock.advance(LEASE_S + 1)
@@ -151,7 +136,7 @@ class LibraryContract:
         await refused(library.complete(job.job_id, "a", artifact, verdict_on(artifact)), Conflict)
         await refused(library.read(artifact.artifact_id), NotFound)
 
-    async def test_bytes_with_another_digest_are_not_stored(self, library: Store) -> None:
+    async def test_bytes_with_another_digest_are_not_stored(self, library: Stock) -> None:
         await library.submit(request_for(adapter()))
         job = await claimed(library, "a")
         honest = artifact_of(job.blueprint_id, b"honest")
@@ -159,14 +144,14 @@ class LibraryContract:
         await refused(library.complete(job.job_id, "a", forged, verdict_on(honest)), KernelRejected)
         await refused(library.read(honest.artifact_id), NotFound)
 
-    async def test_a_kernel_whose_validation_failed_is_never_handed_out(self, library: Store) -> None:
+    async def test_a_kernel_whose_validation_failed_is_never_handed_out(self, library: Stock) -> None:
         await library.submit(request_for(adapter()))
         kernel = await compiled(library, b"wrong", reasons=("off by 0.5",))
         assert kernel.status is KernelStatus.REJECTED
         assert "off by 0.5" in str(await refused(library.find(kernel.blueprint_id, BuildSpec()), KernelRejected))
         await refused(library.read(kernel.kernel_id), KernelRejected)
 
-    async def test_a_job_that_failed_for_good_says_why(self, library: Store) -> None:
+    async def test_a_job_that_failed_for_good_says_why(self, library: Stock) -> None:
         await library.submit(request_for(adapter()))
         job = await claimed(library, "a")
         await library.fail(job.job_id, "a", "the op has no body", retry=False)
@@ -175,7 +160,7 @@ class LibraryContract:
         assert "no body" in again.message
         assert await library.claim("a", lease_s=LEASE_S) is None
 
-    async def test_a_job_that_killed_two_workers_is_quarantined(self, library: Store) -> None:
+    async def test_a_job_that_killed_two_workers_is_quarantined(self, library: Stock) -> None:
         await library.submit(request_for(adapter()))
         for n in (1, 2):
             job = await claimed(library, "a")
@@ -186,7 +171,7 @@ class LibraryContract:
         assert "quarantined" in str(error)
         assert "signal 2" in str(error)
 
-    async def test_another_build_of_a_quarantined_blueprint_is_not_tried(self, library: Store) -> None:
+    async def test_another_build_of_a_quarantined_blueprint_is_not_tried(self, library: Stock) -> None:
         await library.submit(request_for(adapter()))
         for _ in range(2):
             job = await claimed(library, "a")
@@ -194,7 +179,7 @@ class LibraryContract:
         await library.submit(request_for(adapter(), build=BuildSpec(weight_seed=1)))
         assert await library.claim("a", lease_s=LEASE_S) is None
 
-    async def test_a_higher_level_follows_behind_every_build_as_a_job_of_its_own(self, library: Store) -> None:
+    async def test_a_higher_level_follows_behind_every_build_as_a_job_of_its_own(self, library: Stock) -> None:
         await library.submit(request_for(adapter(1), build=O3))
         kernel = await compiled(library, b"proven")
         assert await library.find(kernel.blueprint_id, O3) == kernel
@@ -210,14 +195,14 @@ class LibraryContract:
         await refused(library.read_form(kernel.kernel_id, kernel.kernel_id), NotFound)
         assert await library.claim("w", lease_s=LEASE_S) is None
 
-    async def test_a_later_form_of_the_same_make_takes_the_place_of_the_first(self, library: Store) -> None:
+    async def test_a_later_form_of_the_same_make_takes_the_place_of_the_first(self, library: Stock) -> None:
         kernel = await finishing(library)
         job = await claimed(library, "w")
         await library.finish(job.job_id, "w", [form_of(b"old"), form_of(b"new")])
         found = await library.forms(kernel.kernel_id)
         assert [kept.form.digest for kept in found] == [form_of(b"new").form.digest]
 
-    async def test_forms_come_with_a_kernel_too(self, library: Store) -> None:
+    async def test_forms_come_with_a_kernel_too(self, library: Stock) -> None:
         await library.submit(request_for(adapter()))
         job = await claimed(library, "w")
         made = artifact_of(job.blueprint_id, b"k").model_copy(
@@ -226,7 +211,7 @@ class LibraryContract:
         kernel = await library.complete(job.job_id, "w", made, verdict_on(made))
         assert [kept.form.level for kept in await library.forms(kernel.kernel_id)] == ["O1"]
 
-    async def test_what_may_carry_code_is_kept_with_a_seal_or_not_at_all(self, library: Store) -> None:
+    async def test_what_may_carry_code_is_kept_with_a_seal_or_not_at_all(self, library: Stock) -> None:
         kernel = await finishing(library)
         job = await claimed(library, "w")
         for seal in (b"", b"signed, honestly"):
@@ -237,7 +222,7 @@ class LibraryContract:
         await refused(library.finish(job.job_id, "w", [wrong]), EsperError)
         assert await library.forms(kernel.kernel_id) == []
 
-    async def test_a_kernel_that_cannot_be_finished_stays_proven(self, library: Store) -> None:
+    async def test_a_kernel_that_cannot_be_finished_stays_proven(self, library: Stock) -> None:
         kernel = await finishing(library)
         for n in (1, 2):
             job = await claimed(library, "w")
@@ -249,7 +234,7 @@ class LibraryContract:
         await library.submit(request_for(adapter(), build=BuildSpec(weight_seed=7)))
         assert await library.claim("w", lease_s=LEASE_S) is not None
 
-    async def test_a_kernel_is_handed_out_before_it_is_measured_and_is_measured_once(self, library: Store) -> None:
+    async def test_a_kernel_is_handed_out_before_it_is_measured_and_is_measured_once(self, library: Stock) -> None:
         kernel = await unmeasured(library)
         assert kernel.status is KernelStatus.VALIDATED
         assert "latency_p50_ms" not in kernel.validation_metrics
@@ -263,7 +248,7 @@ class LibraryContract:
         assert found.validation_metrics["latency_p50_ms"] == 0.25
         assert await library.claim("w", lease_s=LEASE_S) is None
 
-    async def test_builds_alone_are_claimed_where_nothing_else_will_do(self, library: Store) -> None:
+    async def test_builds_alone_are_claimed_where_nothing_else_will_do(self, library: Stock) -> None:
         await unmeasured(library)
         await library.submit(request_for(adapter(2), priority=1))
         job = await library.claim("w", lease_s=LEASE_S, finishing=False)
@@ -272,7 +257,7 @@ class LibraryContract:
         assert await library.claim("w", lease_s=LEASE_S, finishing=False) is None
 
     async def test_the_most_used_kernel_is_reviewed_once_on_each_hardware_and_never_claimed(
-        self, library: Store
+        self, library: Stock
     ) -> None:
         seldom, often = [await built(library, width) for width in (2, 3)]
         for number, kernel in enumerate((seldom, often, often)):
@@ -299,7 +284,7 @@ class LibraryContract:
         assert await library.read(seldom.kernel_id) == b"kernel 2", "it stays proven"
         assert await library.review("w", "newer still", lease_s=LEASE_S) is not None
 
-    async def test_a_kernel_that_does_not_pass_a_review_is_withdrawn(self, library: Store) -> None:
+    async def test_a_kernel_that_does_not_pass_a_review_is_withdrawn(self, library: Stock) -> None:
         kernel = await built(library, 2)
         await library.report(outcome_of("decision-1", kernel.kernel_id))
         job = await library.review("w", "new", lease_s=LEASE_S)
@@ -308,11 +293,11 @@ class LibraryContract:
         await library.finish(job.job_id, "w", [], wrong.performance, report=wrong)
         await refused(library.read(kernel.kernel_id), KernelRejected)
 
-    async def test_kernels_that_nobody_used_are_not_reviewed(self, library: Store) -> None:
+    async def test_kernels_that_nobody_used_are_not_reviewed(self, library: Stock) -> None:
         await built(library, 2)
         assert await library.review("w", "new", lease_s=LEASE_S) is None
 
-    async def test_a_later_measurement_takes_the_place_of_the_first_and_may_withdraw(self, library: Store) -> None:
+    async def test_a_later_measurement_takes_the_place_of_the_first_and_may_withdraw(self, library: Stock) -> None:
         kernel = await finishing(library)
         job = await claimed(library, "w")
         slow = Measurement(passed=False, metrics={"latency_p50_ms": 9e3}, reasons=("too slow",))
@@ -320,7 +305,7 @@ class LibraryContract:
         await refused(library.read(kernel.kernel_id), KernelRejected)
 
     async def test_a_build_cannot_be_finished_and_who_lost_the_lease_finishes_nothing(
-        self, library: Store, clock: ManualClock
+        self, library: Stock, clock: ManualClock
     ) -> None:
         await library.submit(request_for(adapter(2)))
         job = await claimed(library, "w")
@@ -333,7 +318,7 @@ class LibraryContract:
         await refused(library.finish(job.job_id, "a", [form_of(b"late")]), Conflict)
         assert await library.forms(kernel.kernel_id) == []
 
-    async def test_a_job_that_never_ends_well_is_given_up_and_can_be_asked_for_again(self, library: Store) -> None:
+    async def test_a_job_that_never_ends_well_is_given_up_and_can_be_asked_for_again(self, library: Stock) -> None:
         await library.submit(request_for(adapter()))
         tries = 0
         while (job := await library.claim("a", lease_s=LEASE_S)) is not None:
@@ -345,68 +330,17 @@ class LibraryContract:
         await library.submit(request_for(adapter()))
         assert await library.claim("a", lease_s=LEASE_S) is not None
 
-    async def test_a_released_job_counts_as_untried(self, library: Store) -> None:
+    async def test_a_released_job_counts_as_untried(self, library: Stock) -> None:
         await library.submit(request_for(adapter()))
         for _ in range(20):
             job = await claimed(library, "a")
             assert job.attempt == 1
             await library.release(job.job_id, "a")
 
-    async def test_an_outcome_is_recorded_once(self, library: Store) -> None:
+    async def test_an_outcome_is_recorded_once(self, library: Stock) -> None:
         outcome = outcome_of("decision-1", "sha256:" + "0" * 64)
         await asyncio.gather(*(library.report(outcome) for _ in range(4)))
 
-    async def test_an_unknown_kernel_is_not_found(self, library: Store) -> None:
+    async def test_an_unknown_kernel_is_not_found(self, library: Stock) -> None:
         await refused(library.read("sha256:" + "0" * 64), NotFound)
         assert await library.find("sha256:" + "0" * 64, BuildSpec()) is None
-
-
-async def claimed(library: CompileQueue, worker: str) -> CompileJob:
-    """Claim a job that must be there."""
-    job = await library.claim(worker, lease_s=LEASE_S)
-    assert job is not None, "there is no job to claim"
-    return job
-
-
-async def compiled(library: CompileQueue, data: bytes, *, reasons: tuple[str, ...] = ()) -> CompiledKernelContract:
-    """Claim the next job and complete it with the given bytes."""
-    job = await claimed(library, "forge")
-    artifact = artifact_of(job.blueprint_id, data)
-    return await library.complete(job.job_id, "forge", artifact, verdict_on(artifact, reasons=reasons))
-
-
-async def built(library: Store, width: int) -> CompiledKernelContract:
-    """Have a kernel that was measured."""
-    await library.submit(request_for(adapter(width)))
-    return await compiled(library, f"kernel {width}".encode())
-
-
-def outcome_of(decision_id: str, kernel_id: str) -> Outcome:
-    """Return what a decision about a kernel brought."""
-    return Outcome(
-        decision_id=decision_id, run_id="run-1", slot="fc", seed_idx=0, blueprint="adapter", kernel_id=kernel_id,
-        verdict=Verdict.KEPT, gain=0.1, gain_error=None, params=10, steps=100,
-    )  # fmt: skip
-
-
-async def unmeasured(library: Store) -> CompiledKernelContract:
-    """Have a kernel that is proven and was not measured."""
-    await library.submit(request_for(adapter()))
-    job = await claimed(library, "forge")
-    artifact = artifact_of(job.blueprint_id, b"not measured")
-    return await library.complete(job.job_id, "forge", artifact, verdict_on(artifact, measured=False))
-
-
-async def refused(work: Awaitable[object], kind: type[EsperError]) -> EsperError:
-    """Return the error with which work must fail."""
-    try:
-        await work
-    except kind as error:
-        return error
-    raise AssertionError(f"{kind.__name__} was expected")
-
-
-async def finishing(library: Store) -> CompiledKernelContract:
-    """Have a kernel that waits for what level 3 adds."""
-    await library.submit(request_for(adapter(), build=O3))
-    return await compiled(library, b"proven")

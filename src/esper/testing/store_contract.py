@@ -5,29 +5,35 @@ Searches are held against a plain filter over everything that is stored.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from typing import TypeAlias
+import math
+from collections.abc import AsyncIterator
+from itertools import product
 
-from esper.contracts.adaptation import Outcome, Verdict
+from esper.contracts.adaptation import Verdict
 from esper.contracts.kernel import (
-    BlueprintContract,
     BlueprintStatus,
     BuildSpec,
     CompiledKernelContract,
-    GateResult,
     KernelStatus,
 )
-from esper.contracts.store import BlueprintQuery, BlueprintRecord, KernelQuery, KernelRecord, LineageEntry, Match
+from esper.contracts.store import (
+    MAX_DESCENDANTS,
+    MAX_PAGE,
+    BlueprintQuery,
+    BlueprintRecord,
+    KernelQuery,
+    KernelRecord,
+    LineageEntry,
+    OutcomeStatistics,
+)
 from esper.errors import Conflict, ContractError, IllegalTransition, KernelRejected, NotFound
 from esper.ir import digest_of
-from esper.services.clients import UrzaClient
 from esper.services.urza.kernel_manager import KernelManager
+from esper.services.urza.transitions import KERNEL, PAIRS
 from esper.testing.forging import adapter, artifact_of, form_of, request_for, verdict_on
-from esper.testing.library_contract import built, claimed, finishing, refused
+from esper.testing.questions import BLUEPRINTS, KERNELS, Store, catalogue, stored
+from esper.testing.stocking import LEASE_S, built, claimed, finishing, outcome_of, refused
 
-Store: TypeAlias = KernelManager | UrzaClient
-
-NAMES = ("Gated Convolution", "gated-mixer", "Plain convolution")
 LONG = bytes(range(256)) * 8_192
 """Two MiB: it goes in pieces everywhere."""
 
@@ -56,6 +62,20 @@ class StoreContract:
                 if (cursor := page.cursor) is None:
                     break
             assert found == [kernel for kernel in known if fits(kernel)], query
+
+    async def test_pages_hold_each_kernel_once_while_others_come_and_go(self, library: Store) -> None:
+        known = [await built(library, width) for width in range(1, 9)]
+        found: list[str] = []
+        cursor, width = None, 20
+        while True:
+            page = await library.search(KernelQuery(limit=2, cursor=cursor))
+            found += [kernel.kernel_id for kernel in page.kernels]
+            if (cursor := page.cursor) is None:
+                break
+            await built(library, width := width + 1)
+            await library.set_kernel_status(found[0], KernelStatus.RETIRED)
+        assert len(found) == len(set(found))
+        assert {kernel.kernel_id for kernel in known} <= set(found)
 
     async def test_a_cursor_that_no_page_gave_is_refused(self, library: Store) -> None:
         await refused(library.search(KernelQuery(cursor="nothing of yours")), ContractError)
@@ -109,6 +129,21 @@ class StoreContract:
         assert (await library.get_blueprint(aside)).parent_id == line[0]
         await refused(stored(library, 10, parent_id=ZERO), NotFound)
 
+    async def test_what_is_not_there_has_no_line_and_no_outcomes(self, library: Store) -> None:
+        for line in (library.get_ancestors(ZERO), library.get_descendants(ZERO), library.get_kernel_lineage(ZERO)):
+            assert await line == []
+        for counted in (library.kernel_statistics(ZERO), library.blueprint_statistics(ZERO)):
+            assert await counted == OutcomeStatistics()
+
+    async def test_a_long_answer_ends_at_the_same_length_everywhere(self, library: Store) -> None:
+        first = await stored(library, 1)
+        for width in range(2, MAX_PAGE + 3):
+            await stored(library, width, parent_id=first)
+        assert len(await library.get_descendants(first)) == MAX_PAGE
+        assert len(await library.get_descendants(first, limit=MAX_DESCENDANTS)) == MAX_PAGE + 2
+        for limit in (-1, 0, MAX_DESCENDANTS + 1):
+            await refused(library.get_descendants(first, limit=limit), ContractError)
+
     async def test_outcomes_are_counted_for_a_kernel_and_for_its_blueprint(self, library: Store) -> None:
         first, second = await built(library, 1), await built(library, 2)
         told = [
@@ -116,26 +151,38 @@ class StoreContract:
             (first, Verdict.ROLLED_BACK, None), (second, Verdict.CANCELLED, None),
         ]  # fmt: skip
         for number, (kernel, verdict, gain) in enumerate(told):
-            await library.report(outcome(number, kernel, verdict, gain))
+            await library.report(outcome_of(f"decision-{number}", kernel.kernel_id, verdict, gain))
         found = await library.kernel_statistics(first.kernel_id)
         assert (found.kept, found.culled, found.rolled_back, found.cancelled, found.measured) == (2, 1, 1, 0, 2)
         assert found.mean_gain == 0.125
         assert await library.blueprint_statistics(first.blueprint_id) == found
         other = await library.kernel_statistics(second.kernel_id)
         assert (other.cancelled, other.measured, other.mean_gain) == (1, 0, None)
-        await library.report(outcome(0, first, Verdict.CULLED, None))
+        await library.report(outcome_of("decision-0", first.kernel_id, Verdict.CULLED, None))
         again = await library.kernel_statistics(first.kernel_id)
         assert (again.kept, again.culled, again.mean_gain) == (1, 2, -0.25)
 
-    async def test_a_kernel_follows_its_table_of_statuses(self, library: Store) -> None:
+    async def test_a_gain_that_is_no_number_counts_as_not_measured(self, library: Store) -> None:
         kernel = await built(library, 1)
-        assert (await library.set_kernel_status(kernel.kernel_id, KernelStatus.RETIRED)).status is KernelStatus.RETIRED
-        await refused(library.read(kernel.kernel_id), KernelRejected)
-        await refused(library.set_kernel_status(kernel.kernel_id, KernelStatus.PENDING_VALIDATION), IllegalTransition)
-        await library.set_kernel_status(kernel.kernel_id, KernelStatus.VALIDATED)
-        assert await library.read(kernel.kernel_id) == b"kernel 1"
-        await library.set_kernel_status(kernel.kernel_id, KernelStatus.REJECTED)
-        await refused(library.set_kernel_status(kernel.kernel_id, KernelStatus.VALIDATED), IllegalTransition)
+        for number, gain in enumerate((0.5, math.nan, math.inf, -math.inf)):
+            await library.report(outcome_of(f"decision-{number}", kernel.kernel_id, Verdict.CULLED, gain))
+        found = await library.kernel_statistics(kernel.kernel_id)
+        assert (found.culled, found.measured, found.mean_gain) == (4, 1, 0.5)
+
+    async def test_a_kernel_follows_its_table_of_statuses(self, library: Store) -> None:
+        for number, (source, target) in enumerate(product(KernelStatus, KernelStatus)):
+            key = await kernel_that_is(library, source, number + 1)
+            if source is target or target in PAIRS[KERNEL][source]:
+                if source is KernelStatus.PENDING_VALIDATION and target is KernelStatus.VALIDATED:
+                    await refused(library.set_kernel_status(key, target), Conflict)  # it has no report
+                    continue
+                assert (await library.set_kernel_status(key, target)).status is target
+            else:
+                await refused(library.set_kernel_status(key, target), IllegalTransition)
+            found = (await library.get_kernel(key)).status
+            assert found is (target if target in (source, *PAIRS[KERNEL][source]) else source)
+            if found is not KernelStatus.VALIDATED:
+                await refused(library.read(key), KernelRejected)
         await refused(library.set_kernel_status(ZERO, KernelStatus.RETIRED), NotFound)
 
     async def test_a_blueprint_follows_its_table_of_statuses(self, library: Store) -> None:
@@ -157,7 +204,8 @@ class StoreContract:
         size = len(LONG)
         for start, stop in ((0, 1), (7, 300_000), (1_000_001, None), (size - 1, size)):
             assert await part(library, kernel.kernel_id, start, stop) == LONG[start:stop], (start, stop)
-        await refused(part(library, kernel.kernel_id, size + 1), ContractError)
+        for start, nothing in ((size, None), (size + 1, None), (-1, None), (0, 0), (5, 3), (7, 7), (size, size + 9)):
+            await refused(part(library, kernel.kernel_id, start, nothing), ContractError)
         await refused(part(library, ZERO, 0), NotFound)
         await library.set_kernel_status(kernel.kernel_id, KernelStatus.RETIRED)
         await refused(part(library, kernel.kernel_id, 0), KernelRejected)
@@ -166,9 +214,18 @@ class StoreContract:
         await library.submit(request_for(adapter()))
         artifact = artifact_of(adapter().digest, LONG)
         head = artifact.model_copy(update={"kernel_binary": b""})
-        for size, data in ((len(LONG), LONG[:-1] + b"x"), (len(LONG) - 1, LONG[:-1])):
-            await refused(library.upload(artifact.artifact_id, size, cut(data)), ContractError)
+        size = len(LONG)
+        for announced, data in (
+            (size, LONG[:-1] + b"x"),
+            (size - 1, LONG[:-1]),
+            (size + 1, LONG),
+            (9, LONG),
+            (-1, b""),
+        ):
+            await refused(library.upload(artifact.artifact_id, announced, cut(data)), ContractError)
             await refused(library.register_uploaded(head), NotFound)
+        await refused(library.upload(artifact.artifact_id, size, broken(LONG)), Conflict)
+        await refused(library.register_uploaded(head), NotFound)
         await library.upload(artifact.artifact_id, len(LONG), cut(LONG))
         assert (await library.register_uploaded(head)).status is KernelStatus.PENDING_VALIDATION
 
@@ -201,87 +258,35 @@ class StoreContract:
         assert [kept.form for kept in await library.forms(kernel_id)] == [made.form]
         assert await library.read_form(kernel_id, made.form.digest) == b"a program"
 
+    async def test_what_no_store_takes_is_refused_in_the_same_way(self, library: Store) -> None:
+        await library.submit(request_for(adapter()))
+        for lease_s in (0.0, -1.0, math.nan, math.inf, 3601.0):
+            await refused(library.claim("w", lease_s=lease_s), ContractError)
+            await refused(library.review("w", "new", lease_s=lease_s), ContractError)
+        for worker in ("", "w" * 129):
+            await refused(library.claim(worker, lease_s=LEASE_S), ContractError)
+        job, made = await claimed(library, "w"), artifact_of(adapter().digest, b"k")
+        await refused(library.renew(job.job_id, "w", lease_s=math.nan), ContractError)
+        for wrong in ({"target_device": "d" * 65}, {"optimization_level": "O" * 9}, {"compilation_time_ms": math.nan}):
+            other = made.model_copy(update=wrong)
+            await refused(library.complete(job.job_id, "w", other, verdict_on(made)), ContractError)
+            await refused(library.upload_kernel(other), ContractError)
+        await refused(library.finish(job.job_id, "w", [form_of(b"p")] * 17), ContractError)
+        for name, tags in (("n" * 129, ["t"]), ("n", ["t" * 129]), ("n", [f"t{number}" for number in range(65)])):
+            await refused(stored(library, 9, name=name, tags=tags), ContractError)
+        await library.fail(job.job_id, "w", "r" * 9_000, retry=False)
+        assert str(await refused(library.find(adapter().digest, BuildSpec()), KernelRejected)).count("r" * 4_000) == 1
+
     async def test_a_kernel_has_an_address_for_others_or_none(self, library: Store) -> None:
         kernel = await built(library, 1)
         link = await library.link(kernel.kernel_id, expires_s=60.0)
         assert link is None or link.startswith("http")
         await refused(library.link(ZERO, expires_s=60.0), NotFound)
+        for expires_s in (0.0, 3601.0, math.nan):
+            await refused(library.link(kernel.kernel_id, expires_s=expires_s), ContractError)
 
 
 ZERO = "sha256:" + "0" * 64
-
-KERNELS: list[tuple[dict[str, object], Callable[[KernelRecord], bool]]] = [
-    ({}, lambda kernel: True),
-    ({"tags": ["t0", "t2"]}, lambda kernel: bool({"t0", "t2"} & set(kernel.tags))),
-    ({"tags": ["t0", "even"], "match": Match.ALL}, lambda kernel: {"t0", "even"} <= set(kernel.tags)),
-    ({"status": KernelStatus.REJECTED}, lambda kernel: kernel.status is KernelStatus.REJECTED),
-    ({"device": "cuda:0"}, lambda kernel: kernel.target_device == "cuda:0"),
-    ({"min_performance": 5.0}, lambda kernel: kernel.throughput is not None and kernel.throughput >= 5.0),
-    ({"max_latency_ms": 0.75}, lambda kernel: kernel.latency_ms is not None and kernel.latency_ms <= 0.75),
-    ({"max_memory_mb": 0.5}, lambda kernel: kernel.size_bytes <= 2**19),
-    ({"has_params": True}, lambda kernel: kernel.num_params is not None and kernel.num_params > 0),
-    ({"has_params": False}, lambda kernel: kernel.num_params == 0),
-    ({"name": "gat"}, lambda kernel: kernel.name.lower().startswith("gated")),
-    ({"name": "CONV gated"}, lambda kernel: kernel.name == "Gated Convolution"),
-    ({"blueprint_id": adapter(3).digest}, lambda kernel: kernel.blueprint_id == adapter(3).digest),
-    (
-        {"tags": ["even"], "status": KernelStatus.VALIDATED, "min_performance": 2.0},
-        lambda kernel: "even" in kernel.tags and kernel.status is KernelStatus.VALIDATED and (kernel.throughput or 0) >= 2,
-    ),
-]  # fmt: skip
-"""A question, and the plain filter that answers it."""
-
-BLUEPRINTS: list[tuple[dict[str, object], Callable[[BlueprintRecord], bool]]] = [
-    ({}, lambda blueprint: True),
-    ({"tags": ["t1", "t2"]}, lambda blueprint: bool({"t1", "t2"} & set(blueprint.tags))),
-    ({"tags": ["t2", "even"], "match": Match.ALL}, lambda blueprint: {"t2", "even"} <= set(blueprint.tags)),
-    ({"status": BlueprintStatus.REJECTED}, lambda blueprint: blueprint.status is BlueprintStatus.REJECTED),
-    ({"name": "convol"}, lambda blueprint: "onvolution" in blueprint.name),
-    ({"name": "mix", "tags": ["t1"]}, lambda blueprint: blueprint.name == "gated-mixer" and "t1" in blueprint.tags),
-]
-
-
-async def catalogue(library: Store) -> list[KernelRecord]:
-    """Store a dozen kernels that differ in all that can be asked for; return them in the order of every list."""
-    for width in range(1, 13):
-        await stored(
-            library, width, name=NAMES[width % 3], tags=[f"t{width % 4}", *(["even"] if width % 2 == 0 else [])]
-        )
-        await library.submit(request_for(adapter(width)))
-        job = await claimed(library, "w")
-        size = 2**20 if width % 5 == 0 else 1_000
-        artifact = artifact_of(job.blueprint_id, bytes([width]) * size)
-        artifact = artifact.model_copy(update={"target_device": "cuda:0" if width % 3 == 0 else "cpu"})
-        report = verdict_on(
-            artifact, throughput=None if width == 7 else float(width), reasons=("off",) if width == 4 else ()
-        )
-        assert report.performance is not None
-        speed = report.performance.model_copy(
-            update={"metrics": report.performance.metrics | {"latency_p50_ms": width / 8}}
-        )
-        counted = GateResult(passed=True, metrics={"params": float(width % 2 * 100)})
-        report = report.model_copy(update={"performance": speed, "safety": counted})
-        await library.complete(job.job_id, "w", artifact, report)
-    records = [await library.get_kernel(digest_of(bytes([n]) * (2**20 if n % 5 == 0 else 1_000))) for n in range(1, 13)]
-    return sorted(
-        records, key=lambda kernel: (kernel.throughput is None, -(kernel.throughput or 0.0), kernel.kernel_id)
-    )
-
-
-async def stored(
-    library: Store,
-    width: int,
-    *,
-    name: str = "line",
-    tags: list[str] | None = None,
-    parent_id: str | None = None,
-) -> str:
-    """Store a design without asking for its build; return its address."""
-    ir = adapter(width)
-    contract = BlueprintContract(
-        blueprint_id=ir.digest, name=name, architecture_ir=ir.to_json(), tags=tags or [], metadata={"of": "the suite"}
-    )
-    return await library.store_blueprint(contract, parent_id)
 
 
 async def long_kernel(library: Store) -> CompiledKernelContract:
@@ -297,6 +302,21 @@ async def cut(data: bytes) -> AsyncIterator[bytes]:
     """Yield bytes piece by piece."""
     for start in range(0, len(data), 100_000):
         yield data[start : start + 100_000]
+
+
+async def broken(data: bytes) -> AsyncIterator[bytes]:
+    """Yield bytes, and fail before the last of them."""
+    yield data[:-1]
+    raise Conflict("the source of these bytes fails")
+
+
+async def kernel_that_is(library: Store, status: KernelStatus, width: int) -> str:
+    """Have a kernel of a status; return its id."""
+    if status is KernelStatus.PENDING_VALIDATION:
+        design = await stored(library, width)
+        return (await library.upload_kernel(artifact_of(design, bytes([width])))).kernel_id
+    kernel = await built(library, width)
+    return (await library.set_kernel_status(kernel.kernel_id, status)).kernel_id
 
 
 async def streamed(library: Store, kernel_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
@@ -318,11 +338,3 @@ async def part(library: Store, kernel_id: str, start: int, stop: int | None = No
 def in_short(line: list[LineageEntry]) -> list[tuple[str, int]]:
     """Return who is in a line and how far."""
     return [(entry.blueprint_id, entry.depth) for entry in line]
-
-
-def outcome(number: int, kernel: CompiledKernelContract, verdict: Verdict, gain: float | None) -> Outcome:
-    """Return what one decision brought."""
-    return Outcome(
-        decision_id=f"decision-{number}", run_id="run", slot="fc", seed_idx=0, blueprint="adapter",
-        kernel_id=kernel.kernel_id, verdict=verdict, gain=gain, gain_error=None, params=10, steps=100,
-    )  # fmt: skip
