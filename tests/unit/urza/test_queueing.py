@@ -28,9 +28,10 @@ async def served(arrivals: list[tuple[int, float]], claims_after: list[bool]) ->
             order: list[tuple[int, float, float]] = []
 
             async def claim() -> None:
-                job = await library.claim("w", lease_s=1e6)
+                job = await library.claim("w", lease_s=60.0)
                 if job is not None:
                     order.append((*jobs[job.blueprint_id], clock.now_s()))
+                    await library.fail(job.job_id, "w", "it was served", retry=False)
 
             for width, ((priority, gap), claims) in enumerate(zip(arrivals, claims_after, strict=True), start=1):
                 clock.advance(gap)
