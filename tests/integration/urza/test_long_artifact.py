@@ -1,11 +1,15 @@
 """A kernel of one GiB goes up to the service and comes down again, and neither the service nor its caller grows with it."""
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from esper.testing.s3 import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3FolderServer
 from esper.testing.store_process import StoreProcess
 
 LIMIT_MB = 200.0
@@ -49,13 +53,38 @@ def peak_mb(status: str) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
+@contextmanager
+def settings_of(bytes_in: str, folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the settings that let a service keep bytes in its folder, or in a bucket whose server keeps them in files."""
+    if bytes_in == "folder":
+        yield {}
+        return
+    folder.mkdir()
+    with S3FolderServer(folder) as server:
+        yield {
+            "ESPER_URZA_S3_BUCKET": server.new_bucket(),
+            "ESPER_URZA_S3_ENDPOINT": server.url,
+            "ESPER_URZA_S3_ACCESS_KEY_ID": ACCESS_KEY_ID,
+            "ESPER_URZA_S3_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY,
+        }
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_gib_goes_both_ways_in_bounded_memory(tmp_path: Path) -> None:
-    with StoreProcess(tmp_path) as service:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bytes_in", ["folder", "bucket"])
+def test_a_gib_goes_both_ways_in_bounded_memory(bytes_in: str, tmp_path: Path) -> None:
+    with settings_of(bytes_in, tmp_path / "s3") as settings, StoreProcess(tmp_path, settings=settings) as service:
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, service.url, str(tmp_path)], capture_output=True, text=True, timeout=280
+            [sys.executable, "-c", SCRIPT, service.url, str(tmp_path)], capture_output=True, text=True, timeout=560
         )
         assert done.returncode == 0, done.stderr[-2000:]
         assert peak_mb(done.stdout) < LIMIT_MB, "the caller"
         assert peak_mb(Path(f"/proc/{service.pid}/status").read_text()) < LIMIT_MB, "the service"
+    shutil.rmtree(tmp_path)  # pytest keeps such folders for a while, and these are three GiB
+
+
+@pytest.mark.slow
+def test_a_caller_that_holds_what_it_sends_would_be_seen() -> None:
+    held = "from pathlib import Path; held = bytes(range(256)) * 2**20; print(Path('/proc/self/status').read_text())"
+    done = subprocess.run([sys.executable, "-c", held], capture_output=True, text=True, timeout=60, check=True)
+    assert peak_mb(done.stdout) > LIMIT_MB
