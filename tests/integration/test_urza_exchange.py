@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from esper.cli.app import app
-from esper.contracts.kernel import BlueprintContract, BuildSpec, KernelStatus
+from esper.contracts.kernel import MOST_TAGS, BlueprintContract, BuildSpec, KernelStatus
 from esper.contracts.store import KernelQuery
 from esper.errors import ConfigError, ContractError, NotFound, StoreUnavailable
 from esper.services.urza.exchange import Exchanged, export_library, import_library
@@ -64,6 +64,18 @@ async def test_text_with_every_kind_of_line_end_comes_back(tmp_path: Path) -> No
         await import_library(new, tmp_path / "files")
         found = await new.get_blueprint(ir.digest)
     assert (found.name, found.tags, found.metadata) == (odd, [odd], {"of": odd})
+
+
+async def test_a_design_with_more_tags_than_are_given_at_once_comes_back(tmp_path: Path) -> None:
+    ir, tags = adapter(1), sorted(f"tag-{number}" for number in range(MOST_TAGS + 6))
+    async with await KernelManager.open(tmp_path / "a") as old:
+        for part in (tags[:40], tags[40:]):
+            design = BlueprintContract(blueprint_id="", name="many", architecture_ir=ir.to_json(), tags=part)
+            await old.store_blueprint(design)
+        await export_library(old, tmp_path / "files")
+    async with await KernelManager.open(tmp_path / "b") as new:
+        assert await import_library(new, tmp_path / "files") == Exchanged(1, 0, 0)
+        assert (await new.get_blueprint(ir.digest)).tags == tags
 
 
 async def test_files_that_were_changed_are_not_taken_in(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from esper.contracts.store_calls import MAX_LEASE_S
 from esper.errors import ConfigError
 from esper.runtime.supervision import ChildCommand, SupervisedChild
 from esper.services.tezzeret.orders import MACHINE_CODE, Compiled
@@ -56,7 +57,7 @@ class WorkerConfig(BaseModel):
     backend: Compiled = "onnx"
     scratch_mb: int = Field(default=256, ge=1)
     signing_key: Path | None = None
-    lease_s: float = Field(default=30.0, gt=0)
+    lease_s: float = Field(default=30.0, gt=0, le=MAX_LEASE_S)
     poll_s: float = Field(default=1.0, gt=0)
     deadline_s: float = Field(default=60.0, gt=0)
     memory_limit_mb: int = Field(default=2048, ge=64)
